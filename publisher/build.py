@@ -1,0 +1,228 @@
+"""Building trees: records in key order are cut into leaves, compressed and put in parallel, and indexed."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
+from operator import add
+
+import xxhash
+
+from puller.wire import nodes
+from puller.wire.checksum import MODULUS, run_sum
+from puller.wire.codec import DIFFS, Ref, path_of, seal
+from puller.wire.nodes import Entry, Large, Tree, Value
+from publisher.stores.base import Store
+
+CHUNK_SIZE = 1 << 20
+DIFF_LEAF_SIZE = 8 << 20
+IN_FLIGHT = 64 << 20
+INDEX_LEAST, INDEX_MOST, INDEX_MASK = 256, 4096, 511
+
+
+def make_pool() -> ThreadPoolExecutor:
+    """Threads for compressing and writing; zstandard, hashlib and the system calls release the GIL."""
+    return ThreadPoolExecutor(max(2, os.cpu_count() or 1))
+
+
+def separator(before: bytes, first: bytes) -> bytes:
+    """The shortest key above `before` and not above `first`: a bound that stays put when records come and go."""
+    common = len(os.path.commonprefix((before, first)))
+    return first[: common + 1]
+
+
+class Sink:
+    """Puts immutable files into an area of a store, from several threads; counts nothing, remembers nothing."""
+
+    def __init__(self, store: Store, area: str, level: int = 3) -> None:
+        self.store = store
+        self.area = area
+        self.level = level
+
+    def put(self, raw: bytes) -> Ref:
+        """Compress `raw` and put it; return its reference."""
+        ref, stored = seal(raw, self.level)
+        self.store.put(path_of(self.area, ref.sha256), stored)
+        return ref
+
+
+class TreeBuilder:
+    """Builds one tree from runs that come in key order.
+
+    Memory is bounded by the leaves in flight, and one entry a leaf. The first leaf waits until `finish`, so
+    that records known only at the end (`lead`, below all other keys) can still join it.
+    """
+
+    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, leaf_size: int | None = None) -> None:
+        self._sink = sink
+        self._pool = pool
+        self._leaf_size = leaf_size or (DIFF_LEAF_SIZE if sink.area == DIFFS else CHUNK_SIZE)
+        self._keys: list[bytes] = []
+        self._values: list[Value] = []
+        self._size = 0
+        self._first: tuple[list[bytes], list[Value]] | None = None
+        self._last_key = b""
+        self._bound = b""
+        self._done: list[Entry] = []
+        self._waiting: deque[tuple[int, Future[Entry]]] = deque()
+        self._in_flight = 0
+        self._extra_files = 0
+        self._extra_bytes = 0
+        self.checksum = 0
+        """The sum of the hashes of all records; only after `finish`."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added yet."""
+        return not (self._keys or self._first or self._done or self._waiting)
+
+    def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
+        """Add records above all that were added before."""
+        if set(map(type, values)) == {bytes}:
+            sizes = map(add, map(len, keys), map(len, values))  # type: ignore[arg-type]
+        else:
+            sizes = map(add, map(len, keys), map(_weight, values))
+            for value in values:
+                if isinstance(value, Large):
+                    self._count(value)
+        ends = list(accumulate(sizes))
+        start = 0
+        while start < len(keys):
+            base = ends[start - 1] if start else 0
+            stop = bisect_left(ends, base + self._leaf_size - self._size, start)
+            stop = min(stop + 1, len(keys))
+            self._keys += keys[start:stop]
+            self._values += values[start:stop]
+            self._size += ends[stop - 1] - base
+            start = stop
+            if self._size >= self._leaf_size:
+                self.cut()
+
+    def cut(self) -> None:
+        """End the leaf at hand."""
+        if not self._keys:
+            return
+        keys, values = self._keys, self._values
+        self._keys, self._values, self._size = [], [], 0
+        if self._first is None and not self._done and not self._waiting:
+            self._first = keys, values
+        else:
+            bound = self._bound or separator(self._last_key, keys[0])
+            self._submit(bound, keys, values)
+        self._last_key = keys[-1]
+        self._bound = b""
+
+    def start(self, bound: bytes) -> None:
+        """Begin a leaf at a given bound (above all keys so far)."""
+        self.cut()
+        self._bound = bound
+
+    def keep(self, entry: Entry) -> None:
+        """Take over a leaf as it is, with its bound."""
+        self.cut()
+        done: Future[Entry] = Future()
+        done.set_result(entry)
+        self._waiting.append((0, done))
+        self._last_key = entry.bound
+        self._bound = b""
+
+    @property
+    def size(self) -> int:
+        """Raw bytes of the leaf at hand."""
+        return self._size
+
+    def finish(self, lead: tuple[list[bytes], list[Value]] | None = None) -> Tree:
+        """Write what is left, the first leaf with `lead` before it, and the indexes; return the root."""
+        lead_keys, lead_values = lead or ([], [])
+        if self._first is None and not self._waiting and not self._done:
+            self._first, self._keys, self._values = (self._keys, self._values), [], []
+        self.cut()
+        if self._first is not None:
+            keys, values = lead_keys + self._first[0], lead_values + self._first[1]
+            first = self._pool.submit(self._leaf, b"", keys, values)
+            self._waiting.appendleft((0, first))
+            entries = [first.result(), *self._done]
+            self._waiting.popleft()
+        else:
+            entries = self._done
+        while self._waiting:
+            entries.append(self._waiting.popleft()[1].result())
+        self.checksum = sum(int.from_bytes(entry.checksum, "big") for entry in entries) % MODULUS
+        return self._index(entries)
+
+    def _submit(self, bound: bytes, keys: list[bytes], values: list[Value]) -> None:
+        size = self._leaf_size
+        while self._waiting and (self._in_flight + size > IN_FLIGHT or self._waiting[0][1].done()):
+            used, future = self._waiting.popleft()
+            self._in_flight -= used
+            self._done.append(future.result())
+        self._waiting.append((size, self._pool.submit(self._leaf, bound, keys, values)))
+        self._in_flight += size
+
+    def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:
+        ref = self._sink.put(nodes.encode_leaf(keys, values))
+        checksum = run_sum(keys, values).to_bytes(16, "big")
+        return Entry(bound, ref, 0, len(keys), nodes.large_bytes(values), checksum)
+
+    def _count(self, value: Large) -> None:
+        if value.depth == 0:
+            refs = _piece_refs(nodes.pieces(value.entries))
+            self._extra_files += len(refs)
+            self._extra_bytes += sum(ref.stored for ref in refs)
+        else:
+            self._extra_files += len(value.entries)
+            self._extra_bytes += value.size
+
+    def _index(self, entries: list[Entry]) -> Tree:
+        files = len(entries) + self._extra_files
+        size = sum(entry.ref.stored for entry in entries) + self._extra_bytes
+        level = 0
+        while len(entries) > 1:
+            level += 1
+            entries = list(self._pool.map(lambda group, at=level: self._node(group, at), groups(entries)))
+            files += len(entries)
+            size += sum(entry.ref.stored for entry in entries)
+        return Tree(entries[0].ref, level, files, size)
+
+    def _node(self, group: list[Entry], level: int) -> Entry:
+        ref = self._sink.put(nodes.encode_index(group))
+        checksum = sum(int.from_bytes(entry.checksum, "big") for entry in group) % MODULUS
+        return Entry(
+            group[0].bound,
+            ref,
+            level,
+            sum(entry.records for entry in group),
+            sum(entry.large for entry in group),
+            checksum.to_bytes(16, "big"),
+        )
+
+
+def _weight(value: Value) -> int:
+    if isinstance(value, bytes):
+        return len(value) + 10
+    return 10 if value is None else 100 + 60 * len(value.entries)
+
+
+def _piece_refs(pieces: Sequence[nodes.Piece]) -> set[Ref]:
+    refs: set[Ref] = set()
+    for piece in pieces:
+        refs.add(piece.ref)
+        refs |= _piece_refs(piece.bases)
+    return refs
+
+
+def groups(entries: list[Entry]) -> list[list[Entry]]:
+    """Cut the entries of one level into index files, at places that depend on their bounds alone."""
+    found: list[list[Entry]] = [[]]
+    for entry in entries:
+        group = found[-1]
+        at_cut = len(group) >= INDEX_LEAST and xxhash.xxh3_64_intdigest(entry.bound) & INDEX_MASK == 0
+        if at_cut or len(group) >= INDEX_MOST:
+            group = []
+            found.append(group)
+        group.append(entry)
+    return found

@@ -1,0 +1,260 @@
+"""The command `publisher`: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from puller.console import EXIT_CODES, common, console, count, run, size
+
+if TYPE_CHECKING:
+    from puller.wire.head import Head
+    from puller.wire.rows import Schema
+    from publisher.publish import Outcome
+    from publisher.sources.base import Source
+
+INTERVAL_HELP = "Seconds that pullers should wait between polls (a new dataset)."
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headwater")
+def main() -> None:
+    """Publish datasets as static files that `puller` keeps exact copies of.
+
+    \b
+    Examples:
+      publisher publish ./catalogue /srv/data/catalogue
+      publisher publish prices.jsonl /srv/data/prices --key sku
+      publisher log /srv/data/prices
+      publisher serve /srv/data/prices
+    """
+
+
+@main.command("init", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("--name", help="The dataset's name (default: the last part of DEST).")
+@click.option("--kind", type=click.Choice(["files", "table", "bytes"]), required=True, help="What its records mean.")
+@click.option("--interval", type=click.IntRange(1, 86400), default=30, show_default=True, help=INTERVAL_HELP)
+@common
+def init_command(
+    dest: str, name: str | None, kind: str, interval: int, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Create an empty dataset at DEST, a local folder. `publish` does this by itself where it is needed.
+
+    \b
+    Example:
+      publisher init /srv/data/prices --kind table
+    """
+    from publisher.publish import create
+    from publisher.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    head = create(open_store(dest), name or default_name(dest), kind, interval=interval)
+    out.result(f"{dest}: created the empty dataset {head.name} of kind {head.kind}", **_fields(head, dest))
+
+
+@main.command("publish", epilog=EXIT_CODES)
+@click.argument("source")
+@click.argument("dest")
+@click.option("--name", help="The dataset's name (a new dataset; default: the last part of DEST).")
+@click.option("--as", "form", type=click.Choice(["folder", "jsonl"]), help="What SOURCE is, if its name does not tell.")
+@click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
+@click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
+@click.option("--interval", type=click.IntRange(1, 86400), default=30, show_default=True, help=INTERVAL_HELP)
+@click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
+@click.option("--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty or lost over half its records.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@common
+def publish_command(
+    source: str,
+    dest: str,
+    name: str | None,
+    form: str | None,
+    key: tuple[str, ...],
+    table: str | None,
+    interval: int,
+    strict: bool,
+    allow_shrink: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
+
+    SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
+    folder; where there is no dataset yet, one is created.
+
+    \b
+    Examples:
+      publisher publish ./catalogue /srv/data/catalogue
+      publisher publish prices.jsonl /srv/data/prices --key sku
+      make-prices | publisher publish - /srv/data/prices --key country --key sku
+    """
+    from publisher.publish import Options, publish
+    from publisher.sources import open_source
+    from publisher.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    _check_apart(source, dest)
+    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run)
+
+    def find(dataset: str, schema: Schema) -> Source:
+        return open_source(source, form, key=key, table=table, name=dataset, schema=schema, strict=strict)
+
+    with out.progress() as progress:
+        outcome = publish(open_store(dest), find, default_name(dest), options, progress=progress)
+    for skipped, reason in outcome.report.skipped:
+        out.warn(f"skipped {skipped}: {reason}")
+    fields, text = _describe(outcome, dest, dry_run)
+    out.result(text, **fields)
+
+
+def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any], str]:
+    head = outcome.head
+    fields = _fields(head, dest) | {
+        "changed": outcome.changed,
+        "created": outcome.created,
+        "dry_run": dry_run,
+        "added": outcome.added,
+        "updated": outcome.updated,
+        "deleted": outcome.deleted,
+        "new_snapshot": outcome.snapshot,
+        "written": outcome.written,
+        "skipped": [{"name": name, "reason": reason} for name, reason in outcome.report.skipped],
+    }
+    if not outcome.changed:
+        return fields, f"{dest}: nothing new; {head.name} stays at version {head.version}"
+    what = f"{outcome.added:,} added, {outcome.updated:,} updated, {outcome.deleted:,} deleted"
+    verb = "would publish" if dry_run else "published"
+    written = f"{size(outcome.written)} {'to write' if dry_run else 'written'}"
+    start = "" if not outcome.created else f"{dest}: {'would create' if dry_run else 'created'} the dataset {head.name}\n"
+    return fields, f"{start}{dest}: {verb} version {head.version}: {what}; {written}"
+
+
+@main.command("status", epilog=EXIT_CODES)
+@click.argument("dest")
+@common
+def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Say what is published at DEST.
+
+    \b
+    Example:
+      publisher status /srv/data/prices
+    """
+    out = console(as_json, quiet, verbose)
+    head = _head(dest)
+    text = (
+        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), {count(head.records, 'record')} of kind {head.kind}\n"
+        f"  published  {_time(head.time)}\n"
+        f"  checksum   {head.checksum:032x}\n"
+        f"  snapshot   version {head.snapshot_version}, {size(head.snapshot.bytes)} in {count(head.snapshot.files, 'file')}\n"
+        f"  signed     no"
+    )
+    out.result(text, **_fields(head, dest))
+
+
+@main.command("log", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many versions to show.")
+@common
+def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """List the newest versions at DEST, newest first. With --json, an object a line.
+
+    \b
+    Example:
+      publisher log /srv/data/prices -n 5
+    """
+    from publisher.publish import versions
+    from publisher.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    for head in versions(open_store(dest), limit):
+        text = f"{head.version:>8}  {_time(head.time)}  {head.records:>12,} records  {head.checksum:032x}"
+        out.result(text, **_fields(head, dest))
+
+
+@main.command("serve", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port (0: any).")
+@common
+def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Serve DEST over HTTP for trying things, with the right cache headers. Not for production.
+
+    \b
+    Example:
+      publisher serve /srv/data/prices --port 8000
+    """
+    from puller.errors import UsageError
+    from publisher.serve import make_server
+
+    out = console(as_json, quiet, verbose)
+    head = _head(dest)
+    try:
+        server = make_server(dest, bind, port, quiet=not verbose)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {bind}:{port}: {error.strerror}") from error
+    url = f"http://{bind}:{server.server_address[1]}"
+    out.result(f"serving {head.name} at {url} (Ctrl-C ends it)", url=url, name=head.name)
+    with server:
+        server.serve_forever()
+
+
+def default_name(dest: str) -> str:
+    """The name of a dataset that is created at `dest`."""
+    return os.path.basename(os.path.abspath(dest.removeprefix("file://")))
+
+
+def _check_apart(source: str, dest: str) -> None:
+    from puller.errors import UsageError
+
+    if source == "-":
+        return
+    here, there = os.path.realpath(source), os.path.realpath(dest.removeprefix("file://"))
+    if os.path.commonpath([here, there]) in (here, there):
+        raise UsageError(f"{source} and {dest} lie one in the other; publish to a folder of its own")
+
+
+def _head(dest: str) -> Head:
+    from puller.errors import NotFound
+    from publisher.publish import read_head
+    from publisher.stores import open_store
+
+    head, _, _ = read_head(open_store(dest))
+    if head is None:
+        raise NotFound(f"there is no dataset at {dest}; `publisher publish SOURCE {dest}` makes one")
+    return head
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
+
+
+def _fields(head: Head, dest: str) -> dict[str, Any]:
+    return {
+        "dest": dest,
+        "name": head.name,
+        "kind": head.kind,
+        "epoch": head.epoch,
+        "version": head.version,
+        "time": head.time,
+        "records": head.records,
+        "checksum": f"{head.checksum:032x}",
+        "snapshot_version": head.snapshot_version,
+        "snapshot_bytes": head.snapshot.bytes,
+        "snapshot_files": head.snapshot.files,
+        "publish_id": head.publish_id,
+    }
+
+
+def entry() -> None:
+    """The `publisher` command."""
+    run(main, "publisher")
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,493 @@
+"""One publish: read HEAD, read the source, write what changed, swap HEAD. This is where the parts meet."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
+from puller.plan import route
+from puller.runs import Cursor, live, merge, overlay
+from puller.tree import Reader
+from puller.wire import nodes
+from puller.wire.checksum import MODULUS, run_sum
+from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW, Ref
+from puller.wire.head import MAX_HEAD, Head, archive_path, format_head, is_name, parse_head
+from puller.wire.nodes import Diff, Large, Log, Run, Tree, Value
+from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
+from publisher.build import CHUNK_SIZE, Sink, TreeBuilder, make_pool
+from publisher.changes import Changed, compare
+from publisher.history import grow
+from publisher.large import hash_stream, put_stream
+from publisher.sources.base import Report, Source, Unsorted
+from publisher.stores.base import ABSENT, Store, Token
+
+DIFFS_IN_HEAD = 8
+SNAPSHOT_SHARE = 0.25
+"""A new snapshot is written when the diffs since the last one come to more than this share of its bytes."""
+INTERVAL = 30
+ATTEMPTS = 5
+_HEAD_ROOM = 400
+"""Bytes of HEAD left free for signature lines."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to publish. `name` and `interval` (seconds between polls) are for a new dataset."""
+
+    name: str | None = None
+    interval: int = INTERVAL
+    allow_shrink: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a publish did."""
+
+    head: Head
+    created: bool = False
+    changed: bool = True
+    added: int = 0
+    updated: int = 0
+    deleted: int = 0
+    written: int = 0
+    snapshot: bool = False
+    report: Report = field(default_factory=Report)
+
+
+Progress = Callable[[str, int, int], None]
+OpenSource = Callable[[str, Schema], Source]
+"""Opens the source, given the dataset's name and the schema published before."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+class StoreFetcher:
+    """Reads a store's files as a puller would."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.requests = 0
+        self.received = 0
+
+    def fetch(self, path: str, size: int) -> bytes:
+        data = self._store.get(path)
+        self.requests += 1
+        self.received += len(data)
+        return data
+
+    def fetch_head(self, etag: str | None) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+class DryStore:
+    """Counts what would be written to a store, and writes nothing."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self.where = inner.where
+        self.written = 0
+        self.get = inner.get
+        self.read_head = inner.read_head
+        self.list = inner.list
+        self.foreign = inner.foreign
+
+    def put(self, path: str, data: bytes) -> None:
+        self.written += len(data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
+        return expected
+
+    def delete(self, path: str) -> None:
+        pass
+
+
+def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
+    """The store's HEAD and its bytes, or None where there is provably none. Raises Invalid if it is no HEAD."""
+    try:
+        data, token = store.read_head()
+    except NotFound:
+        return None, b"", ABSENT
+    if len(data) > MAX_HEAD:
+        raise Invalid(f"HEAD in {store.where} is over 4096 bytes long; nothing was written")
+    return parse_head(data), data, token
+
+
+def versions(store: Store, limit: int) -> Iterator[Head]:
+    """The newest HEAD and up to `limit` - 1 archived ones, newest first. Raises NotFound without a dataset."""
+    head, _, _ = read_head(store)
+    if head is None:
+        raise NotFound(f"there is no dataset at {store.where}")
+    yield head
+    for version in range(head.version - 1, max(0, head.version - limit), -1):
+        try:
+            yield parse_head(store.get(archive_path(head.epoch, version)))
+        except NotFound:
+            return
+
+
+def check_unused(store: Store) -> None:
+    """Raise Refused if the store holds something that is no part of a dataset."""
+    foreign = store.foreign()
+    if foreign is not None:
+        raise Refused(
+            f"{store.where} is no dataset, but is not empty ({foreign}); nothing was written. Publish to a folder of its own"
+        )
+
+
+def create(store: Store, name: str, kind: str, *, interval: int = INTERVAL, now: Callable[[], float] = time.time) -> Head:
+    """Create an empty dataset (version 1). Raises Refused if there is one already."""
+    head, _, token = read_head(store)
+    if head is not None:
+        raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
+    _check_name(name)
+    check_unused(store)
+    with make_pool() as pool:
+        tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
+    first = _first_head(name, kind, tree, 0, 0, interval, int(now()))
+    store.flush()
+    try:
+        store.swap_head(token, format_head(first), first.time)
+    except Conflict as error:
+        raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
+    return first
+
+
+def publish(
+    store: Store,
+    open_source: OpenSource,
+    default_name: str,
+    options: Options,
+    *,
+    progress: Progress = _silent,
+    now: Callable[[], float] = time.time,
+) -> Outcome:
+    """Publish the state of a source as a new version, if it differs from the newest one.
+
+    Another publisher that comes first makes this one start again, reading the source again. Raises
+    HeadwaterError; then HEAD is as it was.
+    """
+    if options.dry_run:
+        store = DryStore(store)
+    for _ in range(ATTEMPTS):
+        with make_pool() as pool:
+            try:
+                return _Publish(store, open_source, default_name, options, pool, progress, now).run()
+            except Conflict:
+                continue
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    raise Conflict(f"other publishers kept coming first to {store.where}; nothing was published. Try again")
+
+
+class _Publish:
+    def __init__(
+        self,
+        store: Store,
+        open_source: OpenSource,
+        default_name: str,
+        options: Options,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+        now: Callable[[], float],
+    ) -> None:
+        self.store = store
+        self.open_source = open_source
+        self.default_name = default_name
+        self.options = options
+        self.pool = pool
+        self.progress = progress
+        self.now = now
+        self.reader = Reader(StoreFetcher(store), pool)
+        self.chunks = Sink(store, CHUNKS)
+
+    def run(self) -> Outcome:
+        head, data, token = read_head(self.store)
+        if head is None:
+            return self._first(token)
+        log = Log(list(head.diffs), []) if head.log is None else self.reader.log(head.log)
+        chain = self._chain(head, log)
+        source = self._source(head, chain)
+        if head.records == 0:
+            outcome = self._whole(head, source)
+        else:
+            outcome = self._changes(head, log, chain, source)
+        if outcome.changed:
+            self._swap(head, data, token, outcome.head)
+        outcome.written = self.store.written
+        return outcome
+
+    def _first(self, token: Token) -> Outcome:
+        name = self.options.name or self.default_name
+        _check_name(name)
+        check_unused(self.store)
+        source = self.open_source(name, [])
+        tree, checksum, records = self._snapshot_of(source)
+        if not records and not self.options.allow_shrink:
+            raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
+        head = _first_head(name, source.kind, tree, checksum, records, self.options.interval, int(self.now()))
+        self.store.flush()
+        self.store.swap_head(token, format_head(head), head.time)
+        return Outcome(head, created=True, added=records, written=self.store.written, snapshot=True, report=source.report)
+
+    def _source(self, head: Head, chain: list[Diff]) -> Source:
+        if self.options.name is not None and self.options.name != head.name:
+            raise UsageError(f"{self.store.where} holds the dataset {head.name!r}, not {self.options.name!r}")
+        schema: Schema = []
+        if head.kind == "table":
+            first = next(self._state(head, chain), ([], []))
+            if first[0] and first[0][0] == SCHEMA_KEY and isinstance(first[1][0], bytes):
+                schema = decode_schema(first[1][0])
+        source = self.open_source(head.name, schema)
+        if source.kind != head.kind:
+            raise UsageError(
+                f"{self.store.where} holds a dataset of kind {head.kind}, the source is of kind {source.kind}; "
+                "nothing was written"
+            )
+        return source
+
+    def _whole(self, head: Head, source: Source) -> Outcome:
+        """The first state of a dataset that was created empty."""
+        tree, checksum, records = self._snapshot_of(source)
+        if (checksum, records) == (head.checksum, head.records):
+            return Outcome(head, changed=False, report=source.report)
+        new = self._next_head(head, checksum, records, snapshot=(head.version + 1, tree), diffs=[], log=None)
+        return Outcome(new, added=records, snapshot=True, report=source.report)
+
+    def _changes(self, head: Head, log: Log, chain: list[Diff], source: Source) -> Outcome:
+        outcome, diff_tree, checksum = self._compare(head, chain, source)
+        if diff_tree is None:
+            return outcome
+        records = head.records + outcome.added - outcome.deleted
+        self._guard(head, records)
+        diff = Diff(head.version, head.version + 1, diff_tree)
+        chain = [*chain, diff]
+        snapshot = (head.snapshot_version, head.snapshot)
+        if sum(d.tree.bytes for d in chain) > SNAPSHOT_SHARE * head.snapshot.bytes + CHUNK_SIZE // 8:
+            snapshot = (diff.b, self._compact(head, chain))
+            outcome.snapshot = True
+        put_log = Sink(self.store, DIFFS)
+        log = grow(log, diff, lambda part: put_log.put(nodes.encode_log(part)))
+        listed = log.diffs[-DIFFS_IN_HEAD:]
+        ref = put_log.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
+        outcome.head = self._next_head(head, checksum, records, snapshot=snapshot, diffs=listed, log=ref)
+        return outcome
+
+    def _chain(self, head: Head, log: Log) -> list[Diff]:
+        """The diffs that lead from HEAD's snapshot to HEAD."""
+        diffs = list(head.diffs)
+        way = route(head.snapshot_version, head.version, diffs)
+        if way is None:
+            diffs += self._older(log, head.snapshot_version)
+            way = route(head.snapshot_version, head.version, diffs)
+        if way is None:
+            raise Invalid(f"HEAD in {self.store.where} and its log do not lead from the snapshot to HEAD's version")
+        return way
+
+    def _older(self, log: Log, start: int) -> list[Diff]:
+        found = [diff for diff in log.diffs if diff.b > start]
+        for segment in log.segments:
+            if segment.b > start:
+                found += self._older(self.reader.log(segment.ref), start)
+        return found
+
+    def _state(self, head: Head, chain: list[Diff]) -> Iterator[Run]:
+        return live(merge([self.reader.snapshot(head.snapshot), *(self.reader.diff(diff) for diff in chain)]))
+
+    def _runs(self, source: Source) -> Iterator[Run]:
+        for keys, values in source.runs():
+            self.progress("read", source.report.bytes_read, 0)
+            yield keys, values
+
+    def _snapshot_of(self, source: Source) -> tuple[Tree, int, int]:
+        """Build the snapshot of a source's state; return it with its checksum and number of records."""
+        for _ in range(2):
+            builder = TreeBuilder(self.chunks, self.pool)
+            checksum = records = 0
+            try:
+                for keys, given in self._runs(source):
+                    values = [self._settle(k, v, None) for k, v in zip(keys, given, strict=True)]
+                    builder.add(keys, values)
+                    records += len(keys)
+            except Unsorted:
+                continue
+            keys, values = source.lead()
+            tree = builder.finish((keys, values))
+            return tree, builder.checksum, records + len(keys)
+        raise AssertionError("a source that sorts is in order")
+
+    def _compare(self, head: Head, chain: list[Diff], source: Source) -> tuple[Outcome, Tree | None, int]:
+        for _ in range(2):
+            outcome = Outcome(head, report=source.report)
+            builder = TreeBuilder(Sink(self.store, DIFFS), self.pool)
+            checksum = head.checksum
+            lead: Run = ([], [])
+            before = Cursor(self._state(head, chain))
+            below = before.take_below(b"\0")
+            try:
+                for changed in compare(_rest(before), self._runs(source), self._settle):
+                    checksum += _count(outcome, changed)
+                    builder.add(changed.keys, changed.values)
+            except Unsorted:
+                continue
+            for changed in compare([below], [source.lead()]):
+                checksum += _count(outcome, changed)
+                lead = changed.keys, changed.values
+            outcome.report = source.report
+            if builder.empty and not lead[0]:
+                outcome.changed = False
+                return outcome, None, head.checksum
+            self._guard(head, head.records + outcome.added - outcome.deleted)
+            return outcome, builder.finish(lead), checksum % MODULUS
+        raise AssertionError("a source that sorts is in order")
+
+    def _settle(self, key: bytes, given: Any, before: Value) -> Value:
+        """The value of what a source gave for a key; an unchanged large value keeps its pieces."""
+        if isinstance(given, bytes):
+            return given
+        if isinstance(before, Large):
+            if hash_stream(key, given.prefix, given.open()) == (before.size, before.record_hash):
+                return before
+        return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
+
+    def _compact(self, head: Head, chain: list[Diff]) -> Tree:
+        """The snapshot of a state that is given as an older snapshot and diffs; untouched chunks stay."""
+        changes = Cursor(merge([self.reader.diff(diff) for diff in chain]))
+        builder = TreeBuilder(self.chunks, self.pool, leaf_size=MAX_RAW // 2)
+        for leaf in self.reader.leaves(CHUNKS, head.snapshot):
+            touched = changes.take_below(leaf.upper)
+            if not touched[0] and leaf.entry is not None and (builder.size == 0 or builder.size > CHUNK_SIZE // 4):
+                builder.keep(leaf.entry)
+                continue
+            if builder.size > CHUNK_SIZE // 4:
+                builder.start(leaf.lower)
+            old = self.reader.leaf(CHUNKS, leaf)
+            for run in live([overlay([old, touched])] if touched[0] else [old]):
+                for part in split(run):
+                    builder.add(*part)
+                    if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
+                        builder.cut()
+        return builder.finish()
+
+    def _guard(self, head: Head, records: int) -> None:
+        if records * 2 < head.records and not self.options.allow_shrink:
+            raise Shrunk(
+                f"the source has {records:,} records where {head.records:,} are published; nothing was published. "
+                "If that is meant: --allow-shrink"
+            )
+
+    def _next_head(
+        self, head: Head, checksum: int, records: int, *, snapshot: tuple[int, Tree], diffs: list[Diff], log: Ref | None
+    ) -> Head:
+        return fit(
+            msgspec.structs.replace(
+                head,
+                version=head.version + 1,
+                time=max(int(self.now()), head.time + 1),
+                checksum=checksum,
+                records=records,
+                snapshot_version=snapshot[0],
+                snapshot=snapshot[1],
+                diffs=diffs,
+                log=log,
+                publish_id=secrets.token_hex(16),
+            )
+        )
+
+    def _swap(self, head: Head, data: bytes, token: Token, new: Head) -> None:
+        self.store.flush()
+        path = archive_path(head.epoch, head.version)
+        if not self.store.create(path, data):
+            archived = parse_head(self.store.get(path))
+            if archived.publish_id != head.publish_id:
+                raise HeadwaterError(
+                    f"{path} in {self.store.where} is not the HEAD that stands there; nothing was published. "
+                    "Two histories were mixed in this folder"
+                )
+        self.store.swap_head(token, format_head(new), new.time)
+
+
+def fit(head: Head) -> Head:
+    """`head` with as many of its diffs as HEAD has room for, newest first; the log has them all."""
+    while True:
+        try:
+            if len(format_head(head)) <= MAX_HEAD - _HEAD_ROOM:
+                return head
+        except Invalid:
+            if not head.diffs:
+                raise
+        if head.log is None:
+            raise Invalid("HEAD has no room for its diffs, and no log that lists them")
+        head = msgspec.structs.replace(head, diffs=head.diffs[1:])
+
+
+def split(run: Run) -> list[Run]:
+    """A run that has grown over twice the size of a chunk, in even parts; any other as it is."""
+    keys, values = run
+    total = sum(map(len, keys)) + sum(len(value) for value in values if isinstance(value, bytes))
+    if total <= 2 * CHUNK_SIZE:
+        return [run]
+    step = -(-len(keys) // round(total / CHUNK_SIZE))
+    return [(keys[n : n + step], values[n : n + step]) for n in range(0, len(keys), step)]
+
+
+def _rest(cursor: Cursor) -> Iterator[Run]:
+    while cursor.fill():
+        yield cursor.take(cursor.last)
+
+
+def _count(outcome: Outcome, changed: Changed) -> int:
+    """Count the changes; return what they add to the checksum."""
+    for value, before in zip(changed.values, changed.before, strict=True):
+        if before is None:
+            outcome.added += 1
+        elif value is None:
+            outcome.deleted += 1
+        else:
+            outcome.updated += 1
+    return run_sum(changed.keys, changed.values) - run_sum(changed.keys, changed.before)
+
+
+def _check_name(name: str) -> None:
+    if not is_name(name):
+        raise UsageError(
+            f"{name!r} cannot name a dataset: use up to 64 letters, digits, '.', '_' and '-', beginning with a letter or "
+            "digit (--name)"
+        )
+
+
+def _first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
+    return Head(
+        name=name,
+        epoch=1,
+        version=1,
+        time=now,
+        kind=kind,
+        checksum=checksum,
+        records=records,
+        snapshot_version=1,
+        snapshot=tree,
+        diffs=[],
+        log=None,
+        interval=interval,
+        publish_id=secrets.token_hex(16),
+    )

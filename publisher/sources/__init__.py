@@ -1,0 +1,42 @@
+"""Sources: what is published. `open_source` finds the one that fits."""
+
+from __future__ import annotations
+
+import os
+
+from puller.errors import SourceError, UsageError
+from puller.wire.rows import Schema
+from publisher.sources.base import Source
+
+FORMS = ("folder", "jsonl")
+
+
+def form_of(path: str) -> str:
+    """Which form of source `path` is. Raises SourceError if there is nothing, UsageError for another kind of file."""
+    if path == "-":
+        return "jsonl"
+    if not os.path.lexists(path):
+        raise SourceError(f"there is no {path}; nothing was published")
+    if os.path.isdir(path):
+        return "folder"
+    if os.path.splitext(path)[1].lower() in (".jsonl", ".ndjson"):
+        return "jsonl"
+    raise UsageError(f"{path}: cannot tell what this is; name it *.jsonl, or say --as jsonl")
+
+
+def open_source(
+    path: str, form: str | None, *, key: tuple[str, ...], table: str | None, name: str, schema: Schema, strict: bool
+) -> Source:
+    """The source at `path`. `schema` is what was published before, `name` the dataset's."""
+    form = form or form_of(path)
+    if form == "folder":
+        from publisher.sources.folder import FolderSource
+
+        if key or table:
+            raise UsageError("--key and --table belong to tables; a folder has none")
+        return FolderSource(path, strict=strict)
+    from publisher.sources.jsonl import JsonLinesSource
+
+    if table is None:
+        table = schema[0].name if len(schema) == 1 else name
+    return JsonLinesSource(path, key, table, schema)

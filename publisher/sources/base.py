@@ -1,0 +1,48 @@
+"""What a source is: one consistent state of a dataset, read in key order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from puller.wire.nodes import Run
+from publisher.large import Stream
+
+
+class LazyFile(Protocol):
+    """A value too large to be handed over whole: `prefix` and then the bytes of the stream it opens."""
+
+    prefix: bytes
+
+    def open(self) -> Stream: ...
+
+
+@dataclass
+class Report:
+    """What a source left out, as (name, reason), and what it read."""
+
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    bytes_read: int = 0
+
+
+class Source(Protocol):
+    """Reads a state. `report` is complete once `runs` is exhausted.
+
+    A value in a run may be a LazyFile in place of a Value.
+    """
+
+    kind: str
+    report: Report
+
+    def runs(self) -> Iterator[Run]:
+        """All records but those of `lead`, in key order. May be called again, and then reads again."""
+        ...
+
+    def lead(self) -> Run:
+        """Records below all others that are known only when `runs` is exhausted."""
+        ...
+
+
+class Unsorted(Exception):
+    """A source that was read as it came turned out not to be in key order: call `runs` again."""

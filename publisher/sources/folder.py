@@ -1,0 +1,194 @@
+"""A folder as source (kind `files`)."""
+
+from __future__ import annotations
+
+import os
+import stat as stats
+from collections.abc import Iterator
+from typing import Any
+
+from puller.errors import Invalid, SourceError
+from puller.wire import files
+from puller.wire.codec import MAX_INLINE, MAX_KEY
+from puller.wire.nodes import Run
+from publisher.large import Stream
+from publisher.sources.base import Report
+
+ATTEMPTS = 3
+_BATCH = 1 << 20
+
+
+class FolderSource:
+    """Reads files, executables, symlinks and empty folders; what a dataset cannot hold is reported.
+
+    With `strict`, such a thing is an error instead.
+    """
+
+    kind = "files"
+
+    def __init__(self, root: str, *, strict: bool = False) -> None:
+        self.where = root
+        self._root = os.fsencode(root)
+        self._strict = strict
+        self.report = Report()
+
+    def lead(self) -> Run:
+        return [], []
+
+    def runs(self) -> Iterator[Run]:
+        self.report = Report()
+        entries = sorted(self._scan())
+        keys: list[bytes] = []
+        values: list[Any] = []
+        size = 0
+        for key, kind in entries:
+            value = self._value(key, kind)
+            if value is None:
+                continue
+            keys.append(key)
+            values.append(value)
+            size += len(value) if isinstance(value, bytes) else 0
+            if size >= _BATCH or len(keys) >= 4096:
+                self.report.bytes_read += size
+                yield keys, values
+                keys, values, size = [], [], 0
+        self.report.bytes_read += size
+        if keys:
+            yield keys, values
+
+    def _scan(self) -> Iterator[tuple[bytes, bytes]]:
+        """Paths with their kinds, in any order."""
+        pending = [b""]
+        while pending:
+            folder = pending.pop()
+            try:
+                with os.scandir(os.path.join(self._root, folder)) as found:
+                    entries = list(found)
+            except OSError as error:
+                raise SourceError(f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published") from error
+            named = 0
+            for entry in entries:
+                key = folder + b"/" + entry.name if folder else entry.name
+                if key == files.RESERVED:
+                    continue
+                if not self._fits(key):
+                    continue
+                named += 1
+                if entry.is_symlink():
+                    yield key, files.SYMLINK
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append(key)
+                elif entry.is_file(follow_symlinks=False):
+                    yield key, files.FILE
+                else:
+                    named -= 1
+                    self._skip(key, "it is no file, folder or symbolic link")
+            if folder and not named:
+                yield folder, files.FOLDER
+
+    def _value(self, key: bytes, kind: bytes) -> Any:
+        path = os.path.join(self._root, key)
+        try:
+            if kind == files.FOLDER:
+                return files.FOLDER
+            if kind == files.SYMLINK:
+                return self._link(key, path)
+            return self._file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SourceError(f"{self._name(key)} cannot be read: {error.strerror}; nothing was published") from error
+
+    def _link(self, key: bytes, path: bytes) -> bytes | None:
+        value = files.SYMLINK + os.readlink(path)
+        try:
+            files.check_values([key], [value])
+        except Invalid as error:
+            self._skip(key, str(error))
+            return None
+        return value
+
+    def _file(self, path: bytes) -> Any:
+        for _ in range(ATTEMPTS):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                before = os.fstat(descriptor)
+                prefix = files.EXECUTABLE if before.st_mode & 0o100 else files.FILE
+                if before.st_size >= MAX_INLINE:
+                    return _Large(path, prefix)
+                data = os.read(descriptor, before.st_size + 1)
+                if len(data) == before.st_size and _same(before, os.fstat(descriptor)):
+                    return prefix + data
+            finally:
+                os.close(descriptor)
+        raise SourceError(
+            f"{os.fsdecode(path)} keeps changing while it is read; nothing was published. Publish when it is still"
+        )
+
+    def _fits(self, key: bytes) -> bool:
+        try:
+            files.check_path(key)
+        except Invalid as error:
+            self._skip(key, str(error))
+            return False
+        if len(key) > MAX_KEY:
+            self._skip(key, "the path is longer than 4096 bytes")
+            return False
+        return True
+
+    def _skip(self, key: bytes, reason: str) -> None:
+        name = key.decode(errors="backslashreplace")
+        if self._strict:
+            raise SourceError(f"{name}: {reason}; nothing was published (--strict)")
+        self.report.skipped.append((name, reason))
+
+    def _name(self, key: bytes) -> str:
+        return os.path.join(self.where, os.fsdecode(key)) if key else self.where
+
+
+def _same(before: os.stat_result, after: os.stat_result) -> bool:
+    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
+
+
+class _Large:
+    """A file over 1 MiB, read as it is needed."""
+
+    def __init__(self, path: bytes, prefix: bytes) -> None:
+        self._path = path
+        self.prefix = prefix
+
+    def open(self) -> Stream:
+        try:
+            return _Watched(self._path)
+        except OSError as error:
+            raise SourceError(
+                f"{os.fsdecode(self._path)} cannot be read: {error.strerror}; nothing was published"
+            ) from error
+
+
+class _Watched:
+    """Reads a file and complains at its end if it changed meanwhile."""
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._before = os.fstat(self._file.fileno())
+        if not stats.S_ISREG(self._before.st_mode):
+            raise SourceError(f"{os.fsdecode(path)} is no file any more; nothing was published")
+
+    def read(self, n: int, /) -> bytes:
+        if self._file.closed:
+            return b""
+        part = self._file.read(n)
+        if not part:
+            same = _same(self._before, os.fstat(self._file.fileno()))
+            self._file.close()
+            if not same:
+                raise SourceError(
+                    f"{os.fsdecode(self._path)} changed while it was read; nothing was published. Publish when it is still"
+                )
+        return part

@@ -1,0 +1,160 @@
+"""A local folder as store: files appear whole by rename, HEAD is swapped under a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+
+from puller.durable import sync_files, sync_folder
+from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
+from puller.wire.head import HEAD
+from publisher.stores.base import ABSENT, Token
+
+_TEMPORARY = ".tmp-"
+_OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
+
+
+class StoreError(HeadwaterError):
+    """The store cannot be written; what is published there stays as it was."""
+
+
+class FolderStore:
+    """Keeps a dataset in a folder that any web server can serve as it is."""
+
+    def __init__(self, root: str) -> None:
+        self.where = root
+        self.written = 0
+        self._made: set[str] = set()
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> bytes:
+        try:
+            with open(os.path.join(self.where, path), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise self._unread(path, error) from error
+
+    def put(self, path: str, data: bytes) -> None:
+        full = os.path.join(self.where, path)
+        try:
+            temporary = self._write(full, data)
+            os.replace(temporary, full)
+        except OSError as error:
+            raise self._unwritten(path, error) from error
+        with self._lock:
+            self.written += len(data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        full = os.path.join(self.where, path)
+        try:
+            temporary = self._write(full, data, durable=True)
+            try:
+                os.link(temporary, full)
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(temporary)
+            sync_folder(os.path.dirname(full))
+        except OSError as error:
+            raise self._unwritten(path, error) from error
+        return True
+
+    def flush(self) -> None:
+        try:
+            sync_files(os.fsencode(self.where))
+        except OSError as error:
+            raise self._unwritten("the new files", error) from error
+
+    def read_head(self) -> tuple[bytes, Token]:
+        data = self.get(HEAD)
+        return data, _token(data)
+
+    def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
+        full = os.path.join(self.where, HEAD)
+        try:
+            folder = os.open(self._folder(full), os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                if self._current() != expected:
+                    raise Conflict(f"another publisher wrote to {self.where} in the meantime")
+                temporary = self._write(full, data, durable=True)
+                os.utime(temporary, (time, time))
+                os.replace(temporary, full)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise self._unwritten(HEAD, error) from error
+        return _token(data)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        top = os.path.join(self.where, os.path.dirname(prefix))
+
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise self._unread(prefix, error)
+
+        for folder, _, names in os.walk(top, onerror=fail):
+            for name in names:
+                path = os.path.relpath(os.path.join(folder, name), self.where)
+                if path.startswith(prefix) and not name.startswith(_TEMPORARY):
+                    yield path
+
+    def delete(self, path: str) -> None:
+        try:
+            os.unlink(os.path.join(self.where, path))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unwritten(path, error) from error
+
+    def foreign(self) -> str | None:
+        try:
+            with os.scandir(self.where) as entries:
+                return next((entry.name for entry in entries if entry.name not in _OURS), None)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unread("the folder", error) from error
+
+    def _current(self) -> Token:
+        try:
+            return _token(self.get(HEAD))
+        except NotFound:
+            return ABSENT
+
+    def _folder(self, full: str) -> str:
+        folder = os.path.dirname(full)
+        if folder not in self._made:
+            os.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
+        return folder
+
+    def _write(self, full: str, data: bytes, *, durable: bool = False) -> str:
+        folder = self._folder(full)
+        name = f"{_TEMPORARY}{os.path.basename(full)}-{os.getpid()}-{threading.get_ident()}"
+        temporary = os.path.join(folder, name)
+        with open(temporary, "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            if durable:
+                os.fsync(file.fileno())
+        return temporary
+
+    def _unread(self, path: str, error: OSError) -> FetchError:
+        if isinstance(error, FileNotFoundError):
+            return NotFound(f"there is no {path} in {self.where}")
+        return Unavailable(f"{path} in {self.where} cannot be read: {error.strerror}")
+
+    def _unwritten(self, path: str, error: OSError) -> StoreError:
+        return StoreError(
+            f"{path} cannot be written to {self.where}: {error.strerror}; what is published there stays as it was"
+        )
+
+
+def _token(data: bytes) -> Token:
+    return hashlib.sha256(data).hexdigest()

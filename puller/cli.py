@@ -1,0 +1,234 @@
+"""The command `puller`: parse, call one function, print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from puller.console import EXIT_CODES, common, console, count, run, size
+
+UNCHANGED = 10
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headwater")
+def main() -> None:
+    """Keep exact, verified copies of datasets that `publisher` publishes as static files.
+
+    \b
+    Examples:
+      puller pull https://data.example.org/catalogue ./catalogue
+      puller pull https://data.example.org/prices prices.db
+      puller status prices.db
+      puller verify prices.db
+    """
+
+
+@main.command("pull", epilog=EXIT_CODES)
+@click.argument("url")
+@click.argument("target")
+@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
+@click.option("--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten.")
+@click.option("--overwrite", is_flag=True, help="Write everything again, over local edits.")
+@click.option("--dry-run", is_flag=True, help="Say what would be fetched and why, and change nothing.")
+@click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@common
+def pull_command(
+    url: str,
+    target: str,
+    form: str | None,
+    adopt: bool,
+    overwrite: bool,
+    dry_run: bool,
+    exit_code: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
+
+    URL is http://, https://, file:// or a path. TARGET is a folder (kind files), a SQLite database
+    (*.db, *.sqlite; kinds table and bytes) or a JSON Lines file (*.jsonl; kind table).
+
+    \b
+    Examples:
+      puller pull https://data.example.org/catalogue ./catalogue
+      puller pull https://data.example.org/prices prices.db
+      puller pull --dry-run /srv/data/prices prices.db
+      puller pull --exit-code -q URL /etc/rules && systemctl reload app
+    """
+    from puller.fetch import open_fetcher
+    from puller.pull import Options, pull
+    from puller.targets import open_target
+    from puller.targets.base import Target
+    from puller.wire.head import Head
+
+    out = console(as_json, quiet, verbose)
+    opened: list[Target] = []
+
+    def find(head: Head | None) -> Target:
+        for old in opened:
+            old.close()
+        opened.append(open_target(target, None if head is None else head.kind, form))
+        return opened[-1]
+
+    fetcher = open_fetcher(url)
+    try:
+        with out.progress() as progress:
+            options = Options(overwrite=overwrite, adopt=adopt, dry_run=dry_run)
+            outcome = pull(url, fetcher, find, options, progress=progress)
+    finally:
+        fetcher.close()
+        for old in opened:
+            old.close()
+    fields, text = _describe(outcome, target, dry_run)
+    for name in outcome.changes.overwritten:
+        out.warn(f"{'would overwrite' if dry_run else 'overwrote'} {name}")
+    out.detail(f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received")
+    if outcome.plan.reason == "older_head":
+        out.warn("the host serves an older HEAD than was seen before (a lagging cache?); kept the newer state")
+    out.result(text, **fields)
+    return UNCHANGED if exit_code and not outcome.changed and not dry_run else 0
+
+
+def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any], str]:
+    plan, changes = outcome.plan, outcome.changes
+    before = None if outcome.before is None else {"epoch": outcome.before[0], "version": outcome.before[1]}
+    fields = {
+        "dataset": outcome.dataset,
+        "kind": outcome.kind,
+        "target": target,
+        "changed": outcome.changed and not dry_run,
+        "dry_run": dry_run,
+        "way": plan.way,
+        "reason": plan.reason,
+        "from": before,
+        "to": {"epoch": outcome.after[0], "version": outcome.after[1]},
+        "records": outcome.records,
+        "checksum": outcome.checksum,
+        "planned_bytes": plan.bytes,
+        "planned_files": plan.files,
+        "planned_diffs": len(plan.diffs),
+        "written": changes.written,
+        "deleted": changes.deleted,
+        "overwritten": changes.overwritten,
+        "requests": outcome.requests,
+        "received": outcome.received,
+    }
+    version = f"{outcome.dataset} version {outcome.after[1]}"
+    if plan.way == "nothing":
+        return fields, f"{target}: up to date with {version} ({count(outcome.records, 'record')})"
+    start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
+    if dry_run:
+        files = f"{size(plan.bytes)} in {count(plan.files, 'file')}"
+        return fields, f"{target}: would go from {start} to {version} by {plan.way} ({plan.reason}), fetching {files}"
+    done = f"{changes.written:,} written, {changes.deleted:,} deleted"
+    cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
+    return fields, f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
+
+
+@main.command("status", epilog=EXIT_CODES)
+@click.argument("target")
+@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
+@common
+def status_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Say which version of which dataset TARGET holds. Reads only bookkeeping.
+
+    \b
+    Example:
+      puller status prices.db
+    """
+    from datetime import UTC, datetime
+
+    out = console(as_json, quiet, verbose)
+    state, opened = _held(target, form)
+    opened.close()
+    fields = {
+        "target": target,
+        "dataset": state.dataset,
+        "kind": state.kind,
+        "source": state.source,
+        "epoch": state.epoch,
+        "version": state.version,
+        "records": state.records,
+        "checksum": state.checksum,
+        "published": state.time,
+        "pulled": state.pulled,
+        "publish_id": state.publish_id,
+    }
+    published, pulled = (datetime.fromtimestamp(t, UTC).isoformat(" ", "seconds") for t in (state.time, state.pulled))
+    text = (
+        f"{target}: {state.dataset} version {state.version} (epoch {state.epoch}), {count(state.records, 'record')}\n"
+        f"  published  {published}\n  pulled     {pulled} from {state.source}\n  checksum   {state.checksum}"
+    )
+    out.result(text, **fields)
+
+
+@main.command("verify", epilog=EXIT_CODES)
+@click.argument("target")
+@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
+@common
+def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Read everything in TARGET again and compare it with what was pulled. Changes nothing; asks no host.
+
+    Exits with 1 if TARGET differs.
+
+    \b
+    Example:
+      puller verify ./catalogue
+    """
+    out = console(as_json, quiet, verbose)
+    state, opened = _held(target, form)
+    try:
+        check = opened.check()
+    finally:
+        opened.close()
+    same = (f"{check.checksum:032x}", check.records) == (state.checksum, state.records)
+    same = same and not check.differing and not check.missing
+    for name in check.differing:
+        out.warn(f"differs: {name}")
+    for name in check.missing:
+        out.warn(f"missing: {name}")
+    text = f"{target}: {count(check.records, 'record')} equal {state.dataset} version {state.version}"
+    if not same:
+        text = (
+            f"{target}: differs from {state.dataset} version {state.version}: "
+            f"{check.records:,} records where {state.records:,} belong. "
+            "To bring it back: puller pull --overwrite"
+        )
+    out.result(
+        text,
+        target=target,
+        ok=same,
+        dataset=state.dataset,
+        version=state.version,
+        records=check.records,
+        expected_records=state.records,
+        checksum=f"{check.checksum:032x}",
+        expected_checksum=state.checksum,
+        differing=check.differing,
+        missing=check.missing,
+    )
+    return 0 if same else 1
+
+
+def _held(path: str, form: str | None) -> tuple[Any, Any]:
+    from puller.errors import TargetError
+    from puller.targets import open_target
+
+    target = open_target(path, None, form)
+    state = target.state()
+    if state is None:
+        target.close()
+        raise TargetError(f"nothing was pulled into {path} yet")
+    return state, target
+
+
+def entry() -> None:
+    """The `puller` command."""
+    run(main, "puller")
+
+
+if __name__ == "__main__":
+    entry()

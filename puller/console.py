@@ -1,0 +1,141 @@
+"""What the commands of both packages print, and with which exit status: results, errors, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import msgspec
+
+from puller.errors import HeadwaterError, LocalEdits
+
+INTERRUPTED = 130
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  failed; the old state was kept
+  2  the command line makes no sense
+  3  refused: going on would lose something (a flag says it is meant)
+  4  the host or the store is unavailable; try again later
+  5  what was read breaks the format or its promises; nothing of it was used
+  130  interrupted; the old state was kept
+"""
+
+
+class Console:
+    """Results on stdout (text, or one JSON object), everything else on stderr. `level` is -1 quiet, 0, 1 verbose."""
+
+    def __init__(self, *, as_json: bool, level: int) -> None:
+        self.as_json = as_json
+        self.level = level
+
+    def result(self, text: str, **fields: Any) -> None:
+        """The command's result."""
+        if self.as_json:
+            click.echo(msgspec.json.encode(fields).decode())
+        elif self.level >= 0:
+            click.echo(text)
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, though the command went on."""
+        if self.level >= 0:
+            click.echo(f"warning: {text}", err=True)
+
+    def detail(self, text: str) -> None:
+        """What only -v shows."""
+        if self.level > 0:
+            click.echo(text, err=True)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A callback (what, done, total in bytes, 0 where unknown) that draws on a terminal and nowhere else."""
+        if self.as_json or self.level < 0 or not sys.stderr.isatty():
+            yield lambda what, done, total: None
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            drawn = 0.0
+
+            def update(what: str, done: int, total: int) -> None:
+                nonlocal drawn
+                if time.monotonic() - drawn > 0.1:
+                    drawn = time.monotonic()
+                    bar.update(task, description=what, completed=done, total=max(total, done) or None)
+
+            yield update
+
+
+def size(n: int) -> str:
+    """A number of bytes for people."""
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def count(n: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def run(main: click.Command, name: str) -> None:
+    """Run a command: every error becomes a message on stderr (an object on stdout with --json) and its exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        status = main.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what was there was kept", err=True)
+        status = INTERRUPTED
+    except HeadwaterError as error:
+        status = error.exit_code
+        _fail(str(error), type(error).__name__, status, as_json, getattr(error, "names", []) if isinstance(error, LocalEdits) else [])
+    except BrokenPipeError:
+        status = 1
+    except (OSError, MemoryError) as error:
+        status = 1
+        _fail(f"{error}; what was there was kept", type(error).__name__, status, as_json, [])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str]) -> None:
+    if as_json:
+        error = {"error": kind, "message": message, "exit_code": status, "names": names}
+        click.echo(msgspec.json.encode(error).decode())
+    click.echo(f"error: {message}", err=True)
+
+
+Common = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr."),
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def console(as_json: bool, quiet: bool, verbose: bool) -> Console:
+    """The console that the common options ask for."""
+    return Console(as_json=as_json, level=-1 if quiet else int(verbose))

@@ -1,0 +1,94 @@
+"""Every error a user can meet: one tree, each class with its exit code.
+
+A message says what happened, what was kept, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(HeadwaterError):
+    """The command, or a combination of its arguments, makes no sense."""
+
+    exit_code = 2
+
+
+class Refused(HeadwaterError):
+    """Going on would lose or overwrite something; a flag says it is meant."""
+
+    exit_code = 3
+
+
+class NotOurs(Refused):
+    """The target holds data that headwater did not put there."""
+
+
+class LocalEdits(Refused):
+    """The target was changed by somebody else since it was pulled.
+
+    `names` lists what differs, as far as the target can tell.
+    """
+
+    def __init__(self, message: str, names: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.names = names or []
+
+
+class Shrunk(Refused):
+    """The source lost more records than is plausible."""
+
+
+class SourceError(HeadwaterError):
+    """The source cannot be read, or holds something that cannot be published."""
+
+
+class TargetError(HeadwaterError):
+    """The target cannot be read or written."""
+
+
+class FetchError(HeadwaterError):
+    """A file could not be had from the host."""
+
+
+class NotFound(FetchError):
+    """The host says that the file does not exist (proven absence, never an outage)."""
+
+
+class Unavailable(FetchError):
+    """The host did not answer, or answered that it cannot now; worth another try.
+
+    `retry_after` is the number of seconds the host asked to wait, if it did.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Invalid(HeadwaterError):
+    """What was read breaks the format (SPEC.md); nothing of it was used."""
+
+    exit_code = 5
+
+
+class Corrupt(Invalid):
+    """A file's bytes are not what its name or its reference promises."""
+
+
+class Unsupported(Invalid):
+    """The dataset needs a feature that this release does not know."""
+
+
+class ChecksumMismatch(Invalid):
+    """Applying would give a state whose checksum is not the one in HEAD."""
+
+
+class Conflict(HeadwaterError):
+    """Somebody else published between our reading of HEAD and our writing of it."""

@@ -1,0 +1,285 @@
+"""One pull: read HEAD, plan, fetch, check, apply in one step. This is where the parts meet."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgspec
+
+from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, NotFound, UsageError
+from puller.fetch import THREADS, Fetcher
+from puller.plan import Plan, Reason, Way, needs_log, plan
+from puller.runs import live, merge
+from puller.targets.base import Changes, Opening, State, Target, Writer
+from puller.tree import Reader
+from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
+from puller.wire.head import Head, parse_head
+from puller.wire.nodes import Diff, Log, Run
+
+READ_AGAIN = 3600
+"""Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to pull. `overwrite`: local edits may be lost; `adopt`: data that is not ours may be; `dry_run`: only plan."""
+
+    overwrite: bool = False
+    adopt: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a pull did: the plan, the position before and after, and what it took."""
+
+    plan: Plan
+    dataset: str
+    kind: str
+    before: tuple[int, int] | None
+    after: tuple[int, int]
+    records: int
+    checksum: str
+    changes: Changes = field(default_factory=Changes)
+    requests: int = 0
+    received: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether the target moved."""
+        return self.before != self.after
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and the bytes of how many are there."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def read_head(fetcher: Fetcher, state: State | None, now: int) -> tuple[Head | None, str | None, bool]:
+    """HEAD (None: not modified), its tag, and whether it was asked for unconditionally. Raises Invalid, FetchError."""
+    fresh = state is None or now - state.read > READ_AGAIN or now < state.read
+    answer = fetcher.fetch_head(None if fresh or state is None else state.etag)
+    return (None if answer.data is None else parse_head(answer.data)), answer.etag, fresh
+
+
+def pull(
+    address: str,
+    fetcher: Fetcher,
+    find_target: Callable[[Head | None], Target],
+    options: Options,
+    *,
+    progress: Progress = _silent,
+    now: Callable[[], float] = time.time,
+) -> Outcome:
+    """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
+
+    `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
+    Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
+    """
+    state = None
+    with contextlib.suppress(UsageError):
+        target = find_target(None)
+        state = target.state()
+    head, etag, fresh = read_head(fetcher, state, int(now()))
+    if state is None:
+        target = find_target(head)
+        state = target.state()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            return _Pull(address, Reader(fetcher, pool), target, state, options, progress, now).run(head, etag, fresh)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Pull:
+    def __init__(
+        self,
+        address: str,
+        reader: Reader,
+        target: Target,
+        state: State | None,
+        options: Options,
+        progress: Progress,
+        now: Callable[[], float],
+    ) -> None:
+        self.address = address
+        self.reader = reader
+        self.target = target
+        self.state = state
+        self.options = options
+        self.progress = progress
+        self.now = now
+
+    def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
+        if head is None:
+            assert self.state is not None
+            return self._unchanged(self.state, Reason.CURRENT)
+        for attempt in range(3):
+            try:
+                return self._to(head, etag, fresh)
+            except NotFound:
+                newer = parse_head(self.reader.fetcher.fetch_head(None).data or b"")
+                if attempt == 2 or newer.order <= head.order:
+                    raise
+                head = newer
+        raise AssertionError("unreachable")
+
+    def _to(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
+        state = self.state
+        if state is not None:
+            if (early := self._check_same(state, head)) is not None:
+                return early
+            if state.position == (head.epoch, head.version) and not self.options.overwrite:
+                if not self.options.dry_run and (state.etag != etag or fresh):
+                    self._remember(state, head, etag, fresh)
+                return self._unchanged(state, Reason.CURRENT)
+        position = None if state is None else state.position
+        diffs = list(head.diffs)
+        if head.log is not None and needs_log(position, head):
+            start = min(position[1] if position else head.version, head.snapshot_version)
+            diffs += self._all_diffs(self.reader.log(head.log), start)
+        chosen = plan(position, head, diffs, overwrite=self.options.overwrite)
+        if self.options.dry_run:
+            named = self.options.adopt or self.options.overwrite
+            changes = self._apply(head, etag, chosen) if named else Changes()
+            return self._outcome(chosen, head, position, changes)
+        changes = self._apply(head, etag, chosen)
+        return self._outcome(chosen, head, position, changes)
+
+    def _check_same(self, state: State, head: Head) -> Outcome | None:
+        """Refuse another dataset or a fork; pass over a HEAD that is older than one seen before."""
+        if (state.dataset, state.kind) != (head.name, head.kind):
+            raise Invalid(
+                f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
+                f"{head.name!r} of kind {head.kind}; nothing was changed. Use another target"
+            )
+        if head.order < state.seen:
+            return self._unchanged(state, Reason.OLDER_HEAD)
+        same = state.position == (head.epoch, head.version)
+        forked = (state.publish_id, state.checksum) != (head.publish_id, f"{head.checksum:032x}")
+        if same and forked and not self.options.overwrite:
+            raise Invalid(
+                f"the host serves another version {head.version} of {head.name!r} than the one held: history was forked. "
+                "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
+            )
+        return None
+
+    def _all_diffs(self, log: Log, start: int) -> list[Diff]:
+        """The log's diffs that lead beyond version `start`, with those of further files where they do."""
+        found = [diff for diff in log.diffs if diff.b > start]
+        for segment in log.segments:
+            if segment.b > start:
+                found += self._all_diffs(self.reader.log(segment.ref), start)
+        return found
+
+    def _runs(self, head: Head, chosen: Plan) -> Iterator[Run]:
+        streams = [self.reader.diff(diff) for diff in chosen.diffs]
+        if chosen.way is Way.BOOTSTRAP:
+            return live(merge([self.reader.snapshot(head.snapshot), *streams]))
+        return merge(streams)
+
+    def _apply(self, head: Head, etag: str | None, chosen: Plan) -> Changes:
+        replace = chosen.way is Way.BOOTSTRAP
+        opening = Opening(
+            kind=head.kind,
+            replace=replace,
+            time=head.time,
+            large=self.reader.large,
+            overwrite=self.options.overwrite,
+            adopt=self.options.adopt,
+        )
+        with self.target.writer(opening) as writer:
+            checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
+            records = 0 if replace or self.state is None else self.state.records
+            checksum, records = self._stream(writer, self._runs(head, chosen), replace, checksum, records, chosen.bytes)
+            if (checksum, records) != (head.checksum, head.records):
+                raise self._mismatch(replace, head)
+            if self.options.dry_run:
+                return Changes(overwritten=writer.overwrites())
+            return writer.commit(self._new_state(head, etag))
+
+    def _stream(
+        self, writer: Writer, runs: Iterator[Run], replace: bool, checksum: int, records: int, total: int
+    ) -> tuple[int, int]:
+        """Hand the runs to the writer; return the checksum and the number of records that come out."""
+        for keys, values in runs:
+            hashes = record_hashes(keys, values)
+            if not replace:
+                before = writer.hashes(keys)
+                checksum -= sum_hashes(before)
+                records -= len(before) - before.count(None)
+            checksum += sum_hashes(hashes)
+            records += len(hashes) - hashes.count(None)
+            writer.put(keys, values, hashes)
+            self.progress("pull", self.reader.done, total)
+        return checksum % MODULUS, records
+
+    def _mismatch(self, replace: bool, head: Head) -> HeadwaterError:
+        if replace:
+            return ChecksumMismatch(
+                f"version {head.version} as served does not have the checksum that HEAD promises; nothing was changed. "
+                "Ask the publisher to run a check"
+            )
+        return LocalEdits(
+            f"applying the changes to {self.target.where} does not give the checksum that HEAD promises: rows were "
+            "changed here since they were pulled. Nothing was written. Run `puller verify`, or pull with --overwrite"
+        )
+
+    def _new_state(self, head: Head, etag: str | None) -> State:
+        now = int(self.now())
+        return State(
+            dataset=head.name,
+            kind=head.kind,
+            source=self.address,
+            epoch=head.epoch,
+            version=head.version,
+            checksum=f"{head.checksum:032x}",
+            records=head.records,
+            time=head.time,
+            publish_id=head.publish_id,
+            seen=head.order,
+            etag=etag,
+            read=now,
+            pulled=now,
+            interval=head.interval,
+        )
+
+    def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:
+        read = int(self.now()) if fresh else state.read
+        self.target.remember(msgspec.structs.replace(state, seen=max(state.seen, head.order), etag=etag, read=read))
+
+    def _unchanged(self, state: State, reason: Reason) -> Outcome:
+        fetcher = self.reader.fetcher
+        return Outcome(
+            plan=Plan(Way.NOTHING, reason),
+            dataset=state.dataset,
+            kind=state.kind,
+            before=state.position,
+            after=state.position,
+            records=state.records,
+            checksum=state.checksum,
+            requests=fetcher.requests,
+            received=fetcher.received,
+        )
+
+    def _outcome(self, chosen: Plan, head: Head, before: tuple[int, int] | None, changes: Changes) -> Outcome:
+        return Outcome(
+            plan=chosen,
+            dataset=head.name,
+            kind=head.kind,
+            before=before,
+            after=(head.epoch, head.version),
+            records=head.records,
+            checksum=f"{head.checksum:032x}",
+            changes=changes,
+            requests=self.reader.fetcher.requests,
+            received=self.reader.fetcher.received,
+        )

@@ -1,0 +1,58 @@
+"""Targets: where a dataset is kept. `open_target` finds the one that fits."""
+
+from __future__ import annotations
+
+import os
+
+from puller.errors import UsageError
+from puller.targets.base import Target
+
+FORMS = ("folder", "sqlite", "jsonl")
+_SQLITE = (".db", ".sqlite", ".sqlite3")
+_JSONL = (".jsonl", ".ndjson")
+
+
+def form_of(path: str, kind: str | None) -> str:
+    """Which form of target `path` asks for, given the dataset's kind where that is known.
+
+    What is there decides, then the name's ending, then the kind. Raises UsageError where they say nothing.
+    """
+    if os.path.isdir(path):
+        return "folder"
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(16) == b"SQLite format 3\0":
+                return "sqlite"
+    ending = os.path.splitext(path)[1].lower()
+    if ending in _SQLITE and kind != "files":
+        return "sqlite"
+    if ending in _JSONL and kind != "files":
+        return "jsonl"
+    if kind == "files" or (kind is None and not ending):
+        return "folder"
+    if kind == "bytes":
+        return "sqlite"
+    raise UsageError(
+        f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite) or *.jsonl (JSON Lines), or use --as"
+    )
+
+
+def open_target(path: str, kind: str | None = None, form: str | None = None) -> Target:
+    """The target at `path`; modules of other forms are not loaded. Raises UsageError if the dataset's kind does not fit."""
+    form = form or form_of(path, kind)
+    target: Target
+    if form == "folder":
+        from puller.targets.folder import FolderTarget
+
+        target = FolderTarget(path)
+    elif form == "sqlite":
+        from puller.targets.sqlite import SQLiteTarget
+
+        target = SQLiteTarget(path)
+    else:
+        from puller.targets.jsonl import JsonLinesTarget
+
+        target = JsonLinesTarget(path)
+    if kind is not None and kind not in target.kinds:
+        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({path})")
+    return target

@@ -1,0 +1,135 @@
+"""What a target is: a place that holds one state of a dataset and moves to the next one in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from puller.wire.nodes import Large, Run, Value
+
+STATE_FORMAT = 1
+
+
+class State(msgspec.Struct, frozen=True):
+    """What a target remembers beside the data, stored with it atomically.
+
+    The position (`epoch`, `version`, `checksum`) says what it holds; `seen` is the newest HEAD that was ever
+    accepted, as (epoch, version, time). `etag` and `read` (Unix seconds of the last unconditional answer)
+    belong to polling, `time` is the version's publish time and `pulled` when it was applied.
+    """
+
+    dataset: str
+    kind: str
+    source: str
+    epoch: int
+    version: int
+    checksum: str
+    records: int
+    time: int
+    publish_id: str
+    seen: tuple[int, int, int]
+    etag: str | None
+    read: int
+    pulled: int
+    interval: int = 30
+    format: int = STATE_FORMAT
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and version of what is held."""
+        return self.epoch, self.version
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a writer is to work.
+
+    `replace`: the stream holds the whole state, and what it does not name goes. `overwrite`: local edits may be
+    lost. `adopt`: data that is not ours may be overwritten. `time`: the version's publish time. `large` gives
+    the bytes of a large value.
+    """
+
+    kind: str
+    replace: bool
+    time: int
+    large: Callable[[bytes, Large], Iterator[bytes]]
+    overwrite: bool = False
+    adopt: bool = False
+
+
+@dataclass
+class Changes:
+    """What a commit did: numbers of records, and names of what was overwritten though it was not ours."""
+
+    written: int = 0
+    deleted: int = 0
+    overwritten: list[str] = field(default_factory=list)
+
+
+class Writer(Protocol):
+    """One step of a target from a state to the next.
+
+    Runs come in key order, each key once. Nothing of them shows before `commit`, which applies all of them and
+    the new state at once; leaving the writer's context without it leaves the target as it was.
+    """
+
+    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
+        """The record hashes of what is held under the keys of the next run (None: nothing)."""
+        ...
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+        """Take a run, with the hashes of its records. A value of None deletes."""
+        ...
+
+    def overwrites(self) -> list[str]:
+        """Names of what `commit` would overwrite though it was edited here, or is not ours. Call it once, at the end."""
+        ...
+
+    def commit(self, state: State) -> Changes:
+        """Apply what was taken. Raises Refused for local edits or foreign data in the way, and keeps everything."""
+        ...
+
+
+@dataclass
+class Check:
+    """What `verify` found: the checksum and number of records of what is there, and what is known to differ."""
+
+    checksum: int
+    records: int
+    differing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+class Target(Protocol):
+    """A place for one dataset. The constructor touches nothing; a target is used by one process at a time."""
+
+    kinds: tuple[str, ...]
+    where: str
+
+    def state(self) -> State | None:
+        """What is held, or None if nothing was ever pulled here. Finishes what a killed process left half done."""
+        ...
+
+    def writer(self, opening: Opening) -> AbstractContextManager[Writer]:
+        """Begin a step. Raises NotOurs if there is data that headwater did not put there, unless told otherwise."""
+        ...
+
+    def remember(self, state: State) -> None:
+        """Store `state`, whose position is what is held already."""
+        ...
+
+    def records(self) -> Iterator[Run]:
+        """The exact records of what is there now, read from the data itself."""
+        ...
+
+    def check(self) -> Check:
+        """Read everything that is there and compare it with what was pulled."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the target."""
+        ...

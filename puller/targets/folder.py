@@ -1,0 +1,533 @@
+"""A folder as target (kind `files`): staged beside the data, journalled, then moved into place file by file.
+
+Bookkeeping lies in `.headwater/`: a database with the state, an index of what was written, and the journal of a
+step under way. A step is decided when its journal is committed; after that it is only ever finished.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import sqlite3
+import stat as stats
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from puller.durable import sync_files
+from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.targets.base import Changes, Check, Opening, State
+from puller.wire import files
+from puller.wire.checksum import MODULUS, RecordHasher
+from puller.wire.nodes import Large, Run, Value
+
+DATA = ".headwater"
+KEEP, PLACE, FOLDER, DELETE = 0, 1, 2, 3
+_PART = 1 << 20
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS state(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS files(path BLOB PRIMARY KEY, hash BLOB NOT NULL, kind BLOB NOT NULL, size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS journal(path BLOB PRIMARY KEY, action INTEGER NOT NULL, staged INTEGER, hash BLOB, kind BLOB,
+    size INTEGER, mtime INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS next(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
+"""
+
+
+class FolderTarget:
+    """Keeps a folder equal to a dataset of kind `files`; paths that the dataset never named are left alone."""
+
+    kinds: tuple[str, ...] = ("files",)
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self.root = os.fsencode(path)
+        self._data = os.path.join(self.root, DATA.encode())
+        self._db: sqlite3.Connection | None = None
+        self._lock = -1
+
+    def state(self) -> State | None:
+        if not os.path.lexists(os.path.join(self._data, b"state.db")):
+            return None
+        self._open()
+        return self._stored("state")
+
+    def remember(self, state: State) -> None:
+        self._own().execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @contextmanager
+    def writer(self, opening: Opening) -> Iterator[_Writer]:
+        created = not os.path.lexists(self.root)
+        ours = os.path.lexists(os.path.join(self._data, b"state.db")) and self.state() is not None
+        if not created and not os.path.isdir(self.root):
+            raise TargetError(f"{self.where} is not a folder; nothing was written")
+        if not ours and not created and not opening.adopt and self._foreign():
+            raise NotOurs(
+                f"{self.where} is not empty and was not made by headwater; nothing was written. "
+                "Use an empty folder, or --adopt to keep its other files and overwrite those the dataset names "
+                "(with --dry-run it only names them)"
+            )
+        fresh = not ours and (created or not self._foreign())
+        db = self._own()
+        staging = os.path.join(self._data, b"staging")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.mkdir(staging)
+            db.execute("BEGIN IMMEDIATE")
+            yield _Writer(self, db, opening, fresh)
+        except OSError as error:
+            raise _failed(self.where, error) from error
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if self._stored("next") is None:
+                shutil.rmtree(staging, ignore_errors=True)
+                if not ours and self._stored("state") is None:
+                    self._forget(created)
+
+    def records(self) -> Iterator[Run]:
+        db = self._open()
+        for path, kind in db.execute("SELECT path, kind FROM files ORDER BY path"):
+            value = self._read(path)
+            if value is not None and value[:1] == kind:
+                yield [path], [value]
+
+    def check(self) -> Check:
+        check = Check(0, 0)
+        for path, expected, kind, *_ in self._open().execute("SELECT * FROM files ORDER BY path"):
+            name = os.fsdecode(path)
+            found = self.hash_of(path, kind)
+            if found is None:
+                check.missing.append(name)
+                continue
+            check.records += 1
+            check.checksum = (check.checksum + int.from_bytes(found, "big")) % MODULUS
+            if found != expected:
+                check.differing.append(name)
+        return check
+
+    def hash_of(self, path: bytes, kind: bytes) -> bytes | None:
+        """The record hash of what lies at `path` now, or None if nothing does. `kind` settles what an empty folder is."""
+        full = os.path.join(self.root, path)
+        try:
+            stat = os.lstat(full)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        hasher = RecordHasher(path)
+        if stats.S_ISLNK(stat.st_mode):
+            hasher.update(files.SYMLINK + os.readlink(full))
+        elif stats.S_ISDIR(stat.st_mode):
+            hasher.update(files.FOLDER if kind == files.FOLDER else b"")
+        elif stats.S_ISREG(stat.st_mode):
+            hasher.update(files.EXECUTABLE if stat.st_mode & 0o100 else files.FILE)
+            with open(full, "rb", buffering=0) as file:
+                while part := file.read(_PART):
+                    hasher.update(part)
+        return hasher.digest()
+
+    def _read(self, path: bytes) -> bytes | None:
+        full = os.path.join(self.root, path)
+        try:
+            mode = os.lstat(full).st_mode
+            if stats.S_ISLNK(mode):
+                return files.SYMLINK + os.readlink(full)
+            if stats.S_ISDIR(mode):
+                return files.FOLDER
+            with open(full, "rb") as file:
+                return (files.EXECUTABLE if mode & 0o100 else files.FILE) + file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _foreign(self) -> bool:
+        with os.scandir(self.root) as entries:
+            return any(entry.name != DATA.encode() for entry in entries)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is not None:
+            return self._db
+        try:
+            os.makedirs(self._data, exist_ok=True)
+            if os.path.islink(self._data):
+                raise TargetError(f"{os.fsdecode(self._data)} is a symbolic link; nothing was written")
+            db = sqlite3.connect(os.path.join(self._data, b"state.db"), isolation_level=None)
+            db.executescript("PRAGMA synchronous=FULL;" + _SCHEMA)
+        except OSError as error:
+            raise _failed(self.where, error) from error
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+        self._db = db
+        if self._stored("next") is not None:
+            self._own()
+        return db
+
+    def _own(self) -> sqlite3.Connection:
+        """The database, locked against other pullers, with no step left half done."""
+        db = self._open()
+        if self._lock < 0:
+            try:
+                lock = os.open(os.path.join(self._data, b"lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._lock = lock
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TargetError(f"another puller is at work on {self.where}; nothing was written") from error
+            except OSError as error:
+                raise _failed(self.where, error) from error
+            if self._stored("next") is not None:
+                self.finish(Changes())
+        return db
+
+    def _damaged(self, error: Exception) -> TargetError:
+        return TargetError(
+            f"the bookkeeping of {self.where} is damaged ({error}); delete {DATA}/ in it and pull with --adopt"
+        )
+
+    def _stored(self, table: str) -> State | None:
+        assert self._db is not None
+        try:
+            row = self._db.execute(f"SELECT value FROM {table}").fetchone()  # noqa: S608
+            return None if row is None else msgspec.msgpack.decode(row[0], type=State)
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise self._damaged(error) from error
+
+    def _forget(self, created: bool) -> None:
+        self.close()
+        shutil.rmtree(self._data, ignore_errors=True)
+        if created:
+            try:
+                os.rmdir(self.root)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+
+    def finish(self, changes: Changes) -> Changes:
+        """Carry out the committed journal; each part of it may have been done already."""
+        db = self._open()
+        staging = os.path.join(self._data, b"staging")
+        emptied: set[bytes] = set()
+        for (path,) in db.execute("SELECT path FROM journal WHERE action = ? ORDER BY path DESC", (DELETE,)):
+            self._remove(path, emptied)
+        for folder in sorted(emptied, reverse=True):
+            _rmdir(os.path.join(self.root, folder))
+        made: set[bytes] = set()
+        rows = db.execute(
+            "SELECT path, action, staged FROM journal WHERE action IN (?, ?) ORDER BY path", (PLACE, FOLDER)
+        )
+        for path, action, staged in rows:
+            full = os.path.join(self.root, path)
+            self._make_parents(path, made)
+            if action == FOLDER:
+                _make_folder(full)
+                continue
+            try:
+                os.rename(os.path.join(staging, b"%d" % staged), full)
+            except FileNotFoundError:
+                if not os.path.lexists(full):
+                    raise
+            except (IsADirectoryError, NotADirectoryError):
+                os.rmdir(full)
+                os.rename(os.path.join(staging, b"%d" % staged), full)
+        sync_files(self.root)
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM files WHERE path IN (SELECT path FROM journal WHERE action = ?)", (DELETE,))
+        db.execute(
+            "REPLACE INTO files SELECT path, hash, kind, size, mtime FROM journal WHERE action IN (?, ?)",
+            (PLACE, FOLDER),
+        )
+        db.execute("REPLACE INTO state SELECT id, value FROM next")
+        db.execute("DELETE FROM next")
+        db.execute("DELETE FROM journal")
+        db.execute("COMMIT")
+        return changes
+
+    def _remove(self, path: bytes, emptied: set[bytes]) -> None:
+        full = os.path.join(self.root, path)
+        try:
+            if stats.S_ISDIR(os.lstat(full).st_mode):
+                _rmdir(full)
+            else:
+                os.unlink(full)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        emptied.update(files.parents(path))
+
+    def _make_parents(self, path: bytes, made: set[bytes]) -> None:
+        folder = os.path.dirname(path)
+        if not folder or folder in made:
+            return
+        for parent in files.parents(path):
+            if parent not in made:
+                _make_folder(os.path.join(self.root, parent))
+                made.add(parent)
+
+
+class _Writer:
+    def __init__(self, target: FolderTarget, db: sqlite3.Connection, opening: Opening, fresh: bool) -> None:
+        self._target = target
+        self._db = db
+        self._opening = opening
+        self._fresh = fresh
+        self._staging = os.path.join(target.root, DATA.encode(), b"staging")
+        self._number = 0
+        self._changes = Changes()
+
+    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
+        get = self._db.execute
+        rows = (get("SELECT hash FROM files WHERE path = ?", (key,)).fetchone() for key in keys)
+        return [None if row is None else int.from_bytes(row[0], "big") for row in rows]
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+        for key in keys:
+            files.check_path(key)
+        files.check_values(keys, values)  # type: ignore[arg-type]
+        mtime = self._opening.time * 1_000_000_000
+        rows: list[tuple[Any, ...]] = []
+        for key, value, number in zip(keys, values, hashes, strict=True):
+            if value is None or number is None:
+                rows.append((key, DELETE, None, None, None, None, None))
+                continue
+            digest = number.to_bytes(16, "big")
+            if isinstance(value, Large):
+                rows.append(self._large(key, value, digest, mtime))
+                continue
+            kind = value[:1]
+            if self._opening.replace and not self._fresh and self._held(key, digest, kind):
+                rows.append((key, KEEP, None, digest, kind, len(value) - 1, mtime))
+            elif kind == files.FOLDER:
+                rows.append((key, FOLDER, None, digest, kind, 0, mtime))
+            else:
+                rows.append((key, PLACE, self._stage(kind, value, mtime), digest, kind, len(value) - 1, mtime))
+        self._db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def overwrites(self) -> list[str]:
+        self._complete()
+        edited, foreign = ([], []) if self._fresh else self._find_edits()
+        return sorted(set(edited + foreign))
+
+    def commit(self, state: State) -> Changes:
+        self._complete()
+        if not self._fresh:
+            self._check_edits()
+        db = self._db
+        count = dict(db.execute("SELECT action, count(*) FROM journal GROUP BY action").fetchall())
+        self._changes.written = count.get(PLACE, 0) + count.get(FOLDER, 0)
+        self._changes.deleted = count.get(DELETE, 0)
+        sync_files(self._target.root)
+        db.execute("REPLACE INTO next VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+        db.execute("COMMIT")
+        return self._target.finish(self._changes)
+
+    def _complete(self) -> None:
+        db = self._db
+        if self._opening.replace:
+            db.execute(
+                f"INSERT INTO journal SELECT path, {DELETE}, NULL, NULL, NULL, NULL, NULL FROM files "
+                "WHERE path NOT IN (SELECT path FROM journal)"
+            )
+        self._check_shape()
+
+    def _held(self, key: bytes, digest: bytes, kind: bytes) -> bool:
+        row = self._db.execute("SELECT hash, size, mtime FROM files WHERE path = ?", (key,)).fetchone()
+        return row is not None and row[0] == digest and self._target.hash_of(key, kind) == digest
+
+    def _large(self, key: bytes, value: Large, digest: bytes, mtime: int) -> tuple[Any, ...]:
+        parts = self._opening.large(key, value)
+        first = next(parts)
+        kind = first[:1]
+        if kind not in (files.FILE, files.EXECUTABLE):
+            raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
+        number, path = self._next()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if kind == files.EXECUTABLE else 0o666)
+        with open(descriptor, "wb", buffering=0) as file:
+            _write(file.write, memoryview(first)[1:])
+            for part in parts:
+                _write(file.write, memoryview(part))
+            os.utime(file.fileno(), ns=(mtime, mtime))
+        return key, PLACE, number, digest, kind, value.size - 1, mtime
+
+    def _stage(self, kind: bytes, value: bytes, mtime: int) -> int:
+        number, path = self._next()
+        if kind == files.SYMLINK:
+            os.symlink(value[1:], path)
+            os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
+            return number
+        mode = 0o777 if kind == files.EXECUTABLE else 0o666
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            _write(lambda part: os.write(descriptor, part), memoryview(value)[1:])
+            os.utime(descriptor, ns=(mtime, mtime))
+        finally:
+            os.close(descriptor)
+        return number
+
+    def _next(self) -> tuple[int, bytes]:
+        self._number += 1
+        return self._number, b"%b/%d" % (self._staging, self._number)
+
+    def _check_shape(self) -> None:
+        """A path may not lie below another that is a file, a symlink or an empty folder (SPEC 8.1)."""
+        db = self._db
+        get = "SELECT kind FROM journal WHERE path = ? AND action != ?"
+        if not self._opening.replace:
+            get += (
+                " UNION ALL SELECT kind FROM files WHERE path = ? AND path NOT IN"
+                " (SELECT path FROM journal WHERE path = ?)"
+            )
+        checked: set[bytes] = set()
+        for (path,) in db.execute("SELECT path FROM journal WHERE action != ?", (DELETE,)):
+            for parent in files.parents(path):
+                if parent in checked:
+                    continue
+                checked.add(parent)
+                arguments = (parent, DELETE) if self._opening.replace else (parent, DELETE, parent, parent)
+                if db.execute(get, arguments).fetchone() is not None:
+                    raise Invalid(f"the dataset has both {os.fsdecode(parent)} and paths below it; nothing was written")
+        if not self._opening.replace:
+            self._check_below()
+
+    def _check_below(self) -> None:
+        db = self._db
+        for (path,) in db.execute("SELECT path FROM journal WHERE action IN (?, ?)", (PLACE, FOLDER)):
+            below = db.execute(
+                "SELECT 1 FROM files WHERE path > ? AND path < ? AND path NOT IN"
+                " (SELECT path FROM journal WHERE action = ?) LIMIT 1",
+                (path + b"/", path + b"0", DELETE),
+            ).fetchone()
+            if below is not None:
+                raise Invalid(f"the dataset has both {os.fsdecode(path)} and paths below it; nothing was written")
+
+    def _find_edits(self) -> tuple[list[str], list[str]]:
+        """Paths that this step would replace though they were changed here, and though they are not ours."""
+        edited: list[str] = []
+        foreign: list[str] = []
+        deleted = {path for (path,) in self._db.execute("SELECT path FROM journal WHERE action = ?", (DELETE,))}
+        rows = self._db.execute(
+            "SELECT j.path, j.action, j.hash, j.kind, f.hash, f.kind, f.size, f.mtime FROM journal j LEFT JOIN files f "
+            "ON f.path = j.path WHERE j.action != ? ORDER BY j.path",
+            (KEEP,),
+        )
+        blocked: dict[bytes, bytes | None] = {}
+        for path, action, new, new_kind, old, old_kind, size, mtime in rows:
+            if (blocker := self._blocker(path, deleted, blocked)) is not None:
+                foreign.append(os.fsdecode(blocker))
+            elif action == DELETE:
+                if old is not None and not self._unedited(path, old, old_kind, size, mtime):
+                    edited.append(os.fsdecode(path))
+            elif not self._unedited(path, old, old_kind, size, mtime) and self._in_the_way(path, new, new_kind, deleted):
+                (foreign if old is None else edited).append(os.fsdecode(path))
+        return edited, foreign
+
+    def _check_edits(self) -> None:
+        edited, foreign = self._find_edits()
+        if edited and not self._opening.overwrite:
+            raise LocalEdits(
+                f"{len(edited)} of the files to be replaced were changed here since they were pulled "
+                f"({_names(edited)}); nothing was written. Move your changes away, or pull with --overwrite",
+                edited,
+            )
+        if foreign and not (self._opening.adopt or self._opening.overwrite):
+            raise NotOurs(
+                f"{len(foreign)} paths of the dataset are taken by files that headwater did not write "
+                f"({_names(foreign)}); nothing was written. Move them away, or pull with --adopt to overwrite them"
+            )
+        self._clear(foreign + edited)
+        self._changes.overwritten = sorted(set(edited + foreign))
+
+    def _unedited(self, path: bytes, old: bytes | None, kind: bytes, size: int, mtime: int) -> bool:
+        """Whether nothing is at `path` that could be lost: it is gone, or what was pulled."""
+        full = os.path.join(self._target.root, path)
+        try:
+            stat = os.lstat(full)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        if old is None:
+            return False
+        if kind in (files.FILE, files.EXECUTABLE) and stats.S_ISREG(stat.st_mode):
+            executable = bool(stat.st_mode & 0o100) == (kind == files.EXECUTABLE)
+            if executable and (stat.st_size, stat.st_mtime_ns) == (size, mtime):
+                return True
+        return self._target.hash_of(path, kind) == old
+
+    def _in_the_way(self, path: bytes, new: bytes, kind: bytes, deleted: set[bytes]) -> bool:
+        full = os.path.join(self._target.root, path)
+        if os.path.isdir(full) and not os.path.islink(full):
+            return kind != files.FOLDER and not self._empties(full, deleted)
+        return self._target.hash_of(path, kind) != new
+
+    def _empties(self, full: bytes, deleted: set[bytes]) -> bool:
+        """Whether a folder holds nothing but what this step deletes."""
+        start = len(self._target.root) + 1
+        for folder, _, names in os.walk(full):
+            if any(os.path.join(folder, name)[start:] not in deleted for name in names):
+                return False
+        return True
+
+    def _blocker(self, path: bytes, deleted: set[bytes], known: dict[bytes, bytes | None]) -> bytes | None:
+        """The path above `path` that is there, is no folder, and is not about to go."""
+        found = None
+        for parent in files.parents(path):
+            if parent not in known:
+                known[parent] = None
+                try:
+                    mode = os.lstat(os.path.join(self._target.root, parent)).st_mode
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                if not stats.S_ISDIR(mode) and parent not in deleted:
+                    known[parent] = parent
+            found = found or known[parent]
+        return found
+
+    def _clear(self, names: list[str]) -> None:
+        """Let the journal remove what the user agreed to lose, where a rename would not replace it."""
+        for name in names:
+            path = os.fsencode(name)
+            full = os.path.join(self._target.root, path)
+            taken = self._db.execute("SELECT action FROM journal WHERE path = ?", (path,)).fetchone()
+            if taken is None or taken[0] == DELETE:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO journal VALUES (?, ?, NULL, NULL, NULL, NULL, NULL)", (path, DELETE)
+                )
+            elif os.path.isdir(full) and not os.path.islink(full):
+                raise NotOurs(f"{name} is a folder with other files where the dataset has a file; move it away")
+            elif taken[0] == FOLDER and os.path.lexists(full):
+                raise NotOurs(f"{name} is a file where the dataset has an empty folder; move it away")
+
+
+def _write(write: Callable[[Any], int], data: memoryview) -> None:
+    while data:
+        data = data[write(data) :]
+
+
+def _make_folder(path: bytes) -> None:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not stats.S_ISDIR(os.lstat(path).st_mode):
+            raise
+
+
+def _rmdir(path: bytes) -> None:
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+            raise
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _failed(where: str, error: OSError) -> TargetError:
+    return TargetError(f"{where} cannot be written: {error.strerror} ({os.fsdecode(error.filename or where)})")

@@ -1,0 +1,271 @@
+"""A JSON Lines file as target (kind `table`, one table): sorted by key, replaced as a whole.
+
+Bookkeeping is the file `NAME.headwater` beside it. It describes the file that is there and, while a new one is
+moved into place, that one too: the size and SHA-256 of the data say which of them is the truth.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat as stats
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from puller.durable import sync_folder
+from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.runs import Cursor, live, overlay
+from puller.targets.base import Changes, Check, Opening, State
+from puller.wire import rows as wire
+from puller.wire.checksum import record_hashes, run_sum
+from puller.wire.jsontext import JsonForm
+from puller.wire.nodes import Large, Run, Value
+from puller.wire.rows import SCHEMA_KEY, Schema, Table
+
+SUFFIX = ".headwater"
+_BLOCK = 1 << 20
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """A state, and the file that holds it."""
+
+    state: State
+    schema: bytes
+    size: int
+    sha256: str
+
+
+class JsonLinesTarget:
+    """Keeps a file of JSON lines equal to a dataset with one table."""
+
+    kinds: tuple[str, ...] = ("table",)
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self._side = path + SUFFIX
+        self._lock = -1
+
+    def state(self) -> State | None:
+        held = self._held()
+        return None if held is None else held.state
+
+    def remember(self, state: State) -> None:
+        held = self._held()
+        if held is None:
+            raise TargetError(f"nothing was pulled into {self.where} yet")
+        self._write_side([msgspec.structs.replace(held, state=state)])
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @contextmanager
+    def writer(self, opening: Opening) -> Iterator[_Writer]:
+        temporary = f"{self.where}.{os.getpid()}.tmp"
+        created = not os.path.lexists(self._side)
+        done = False
+        try:
+            held = self._begin(opening)
+            with open(temporary, "xb", buffering=_BLOCK) as file:
+                writer = _Writer(self, file, temporary, held, opening)
+                yield writer
+                done = writer.done
+        except OSError as error:
+            raise TargetError(f"{self.where} cannot be written: {error.strerror}; what was there was kept") from error
+        finally:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            if created and not done and os.path.lexists(self._side):
+                os.unlink(self._side)
+
+    def _begin(self, opening: Opening) -> _Held | None:
+        self._acquire()
+        held = self._held()
+        there = os.path.lexists(self.where) and os.path.getsize(self.where) > 0
+        if held is None and there and not opening.adopt:
+            raise NotOurs(
+                f"{self.where} was not made by headwater; nothing was written. Use a new name, or --adopt to overwrite it"
+            )
+        if held is not None and there and not opening.overwrite and not self._is(held):
+            raise LocalEdits(
+                f"{self.where} was changed since it was pulled; nothing was written. Move it away, or pull with "
+                "--overwrite",
+                [self.where],
+            )
+        if held is not None and not there and not opening.replace:
+            raise LocalEdits(f"{self.where} is gone; pull with --overwrite to write it again", [self.where])
+        return held
+
+    def records(self) -> Iterator[Run]:
+        held = self._held()
+        if held is None:
+            return
+        yield [SCHEMA_KEY], [held.schema]
+        yield from self.rows(_table(wire.decode_schema(held.schema), self.where))
+
+    def rows(self, table: Table) -> Iterator[Run]:
+        """The records in the file."""
+        form = JsonForm(table)
+        try:
+            with open(self.where, "rb") as file:
+                while lines := file.readlines(_BLOCK):
+                    rows = form.parse(lines)
+                    keys = [wire.record_key(table, row) for row in rows]
+                    order = table.value_columns
+                    yield keys, [wire.encode_row([row[n] for n in order]) for row in rows]
+        except Invalid as error:
+            raise LocalEdits(f"{self.where} was changed since it was pulled: {error}", [self.where]) from error
+        except OSError as error:
+            raise TargetError(f"{self.where} cannot be read: {error.strerror}") from error
+
+    def check(self) -> Check:
+        check = Check(0, 0)
+        if not os.path.lexists(self.where):
+            check.missing.append(self.where)
+            return check
+        try:
+            for keys, values in self.records():
+                check.records += len(keys)
+                check.checksum = (check.checksum + run_sum(keys, values)) % (1 << 128)
+        except LocalEdits:
+            check.differing.append(self.where)
+        return check
+
+    def _acquire(self) -> None:
+        if self._lock < 0:
+            self._lock = os.open(self._side, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TargetError(f"another puller is at work on {self.where}; nothing was written") from error
+
+    def _held(self) -> _Held | None:
+        try:
+            with open(self._side, "rb") as file:
+                data = file.read()
+            helds = msgspec.json.decode(data, type=list[_Held]) if data else []
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} is damaged ({error}); delete {self._side} and pull with --adopt"
+            ) from error
+        if len(helds) < 2:
+            return helds[0] if helds else None
+        return next((held for held in helds if self._is(held)), helds[-1])
+
+    def _is(self, held: _Held) -> bool:
+        try:
+            stat = os.stat(self.where)
+            if not stats.S_ISREG(stat.st_mode) or stat.st_size != held.size:
+                return False
+            with open(self.where, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == held.sha256
+        except OSError:
+            return False
+
+    def _write_side(self, helds: list[_Held]) -> None:
+        """Replace what the bookkeeping says, in place: its lock belongs to the file."""
+        self._acquire()
+        data = msgspec.json.encode(helds)
+        temporary = f"{self._side}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                os.rename(temporary, self._side)
+                os.close(self._lock)
+                self._lock = os.dup(file.fileno())
+        except OSError as error:
+            raise TargetError(f"{self._side} cannot be written: {error.strerror}") from error
+
+
+class _Writer:
+    def __init__(self, target: JsonLinesTarget, file, temporary: str, held: _Held | None, opening: Opening) -> None:  # type: ignore[no-untyped-def]
+        self._target = target
+        self._file = file
+        self._temporary = temporary
+        self._held = held
+        self._opening = opening
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._schema = b"" if held is None else held.schema
+        self._form: JsonForm | None = None
+        self._changes = Changes()
+        self.done = False
+        self._cursor = Cursor(())
+        self._old: Run = ([], [])
+        if held is not None and not opening.replace:
+            self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
+
+    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
+        keys = list(keys)
+        before: list[Value] = []
+        if keys and keys[0] == SCHEMA_KEY:
+            before.append(self._schema or None)
+        self._old = self._cursor.take_below(keys[-1] + b"\0") if keys else ([], [])
+        known = dict(zip(*self._old, strict=True))
+        before += [known.get(key) for key in keys[len(before) :]]
+        return record_hashes(keys, before)
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+        deleted = sum(value is None for value in values)
+        self._changes.deleted += deleted
+        self._changes.written += len(keys) - deleted
+        plain = [
+            b"".join(self._opening.large(key, value)) if isinstance(value, Large) else value
+            for key, value in zip(keys, values, strict=True)
+        ]
+        if keys and keys[0] == SCHEMA_KEY:
+            if plain[0] is None:
+                raise Invalid("the dataset deletes its schema")
+            self._schema = plain[0]
+            keys, plain = keys[1:], plain[1:]
+        for run in live([overlay([self._old, (keys, list(plain))])]):
+            self._write(*run)
+        self._old = ([], [])
+
+    def overwrites(self) -> list[str]:
+        there = os.path.lexists(self._target.where)
+        ours = self._held is not None and self._target._is(self._held)
+        return [self._target.where] if there and not ours else []
+
+    def commit(self, state: State) -> Changes:
+        while self._cursor.fill():
+            self._write(*self._cursor.take(self._cursor.last))
+        if not self._schema:
+            raise Invalid("the dataset has no schema")
+        _table(wire.decode_schema(self._schema), self._target.where)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        new = _Held(state, self._schema, self._size, self._digest.hexdigest())
+        held = [] if self._held is None else [self._held]
+        self._target._write_side([*held, new])
+        os.rename(self._temporary, self._target.where)
+        self.done = True
+        sync_folder(os.path.dirname(os.path.abspath(self._target.where)))
+        self._target._write_side([new])
+        return self._changes
+
+    def _write(self, keys: list[bytes], values: list[Value]) -> None:
+        if self._form is None:
+            if not self._schema:
+                raise Invalid("the dataset has rows, but no schema")
+            self._form = JsonForm(_table(wire.decode_schema(self._schema), self._target.where))
+        for table, part, rest in wire.by_table([self._form.table], keys, values):
+            data = self._form.format(wire.full_rows(table, part, rest), first=self._size == 0)
+            self._file.write(data)
+            self._digest.update(data)
+            self._size += len(data)
+
+
+def _table(schema: Schema, where: str) -> Table:
+    if len(schema) != 1:
+        raise TargetError(f"{where}: a JSON Lines file holds one table, the dataset has {len(schema)}; pull into SQLite")
+    return schema[0]

@@ -1,0 +1,517 @@
+"""A SQLite database as target (kinds `table` and `bytes`): real columns, and one transaction a step.
+
+Bookkeeping is the table `_headwater`: the state, the schema, and the exact bytes of the few rows whose values
+SQLite cannot hold as they are (NaN, -0.0, booleans and JSON in a column of type any).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, TargetError
+from puller.targets.base import Changes, Check, Opening, State
+from puller.wire import rows as wire
+from puller.wire.checksum import record_hashes, run_sum
+from puller.wire.keys import decode_keys
+from puller.wire.nodes import Large, Run, Value
+from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
+
+BOOKKEEPING = "_headwater"
+RECORDS = "records"
+MAGIC = b"SQLite format 3\0"
+_BATCH = 2000
+_TYPES = {
+    "int64": "INTEGER",
+    "float64": "REAL",
+    "text": "TEXT",
+    "blob": "BLOB",
+    "bool": "BOOLEAN",
+    "json": "TEXT",
+    "any": "",
+}
+
+
+class SQLiteTarget:
+    """Keeps tables of a SQLite database equal to a dataset; other tables are left alone."""
+
+    kinds: tuple[str, ...] = ("table", "bytes")
+
+    def __init__(self, path: str) -> None:
+        self.where = path
+        self._db: sqlite3.Connection | None = None
+
+    def state(self) -> State | None:
+        if not os.path.exists(self.where) or os.path.getsize(self.where) == 0:
+            return None
+        with self._errors():
+            return self._stored(self._open())
+
+    def remember(self, state: State) -> None:
+        with self._errors():
+            _store(self._open(), "state", b"", msgspec.msgpack.encode(state))
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def writer(self, opening: Opening) -> Iterator[_Writer]:
+        created = not os.path.lexists(self.where)
+        with self._errors():
+            db = self._open()
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                ours = self._stored(db) is not None
+                foreign = [name for name in _tables(db) if name != BOOKKEEPING]
+                if not ours and foreign and not opening.adopt:
+                    raise NotOurs(
+                        f"{self.where} holds tables that headwater did not make ({', '.join(foreign[:5])}); nothing was "
+                        "written. Use a new file, or --adopt to add the dataset's tables to it"
+                    )
+                yield _Writer(self, db, opening, ours)
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if created and self._stored(db) is None:
+                    self.close()
+                    os.unlink(self.where)
+
+    def records(self) -> Iterator[Run]:
+        with self._errors():
+            db = self._open()
+            state = self._stored(db)
+            if state is None:
+                return
+            if state.kind == "bytes":
+                yield from _batches(db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key"))
+                return
+            schema = _schema(db)
+            yield [SCHEMA_KEY], [wire.encode_schema(schema)]
+            for table in schema:
+                yield from table_records(db, Form(table))
+
+    def check(self) -> Check:
+        check = Check(0, 0)
+        for keys, values in self.records():
+            check.records += len(keys)
+            check.checksum += run_sum(keys, values)
+        check.checksum %= 1 << 128
+        return check
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            if os.path.isdir(self.where):
+                raise TargetError(f"{self.where} is a folder, not a SQLite database; nothing was written")
+            if os.path.exists(self.where) and os.path.getsize(self.where):
+                with open(self.where, "rb") as file:
+                    if file.read(len(MAGIC)) != MAGIC:
+                        raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
+            self._db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
+            self._db.execute("PRAGMA cache_size=-65536")
+        return self._db
+
+    def _stored(self, db: sqlite3.Connection) -> State | None:
+        if BOOKKEEPING not in _tables(db):
+            return None
+        row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'state'").fetchone()
+        try:
+            return None if row is None else msgspec.msgpack.decode(row[0], type=State)
+        except msgspec.DecodeError as error:
+            raise TargetError(f"the bookkeeping of {self.where} is damaged: {error}") from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise TargetError(
+                f"{self.where} does not take a row ({error}); nothing was written. A constraint, trigger or table of "
+                "yours, or two keys that SQLite holds for equal, stand in the way"
+            ) from error
+        except (sqlite3.Error, OverflowError) as error:
+            raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept") from error
+        except OSError as error:
+            raise TargetError(f"{self.where} cannot be used: {error.strerror}; what was there was kept") from error
+
+
+class Form:
+    """How a table of a dataset looks in SQLite, and the statements for it."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        if not table.name or "\0" in table.name or table.name.lower().startswith("sqlite_"):
+            raise TargetError(f"SQLite has no room for a table of the name {table.name!r}; pull into JSON Lines")
+        if table.name.lower() == BOOKKEEPING:
+            raise TargetError(f"a table of the name {table.name!r} would meet headwater's bookkeeping")
+        for n in table.key:
+            if table.columns[n].type == "any":
+                raise TargetError(
+                    f"column {table.columns[n].name!r} of the primary key holds several types; SQLite could not keep "
+                    "1, 1.0 and true apart. Pull into JSON Lines"
+                )
+        self.names = _column_names(table)
+        self.name = quote(table.name)
+        self.columns = [quote(name) for name in self.names]
+        self.key = [self.columns[n] for n in table.key]
+        self.bools = [n for n, column in enumerate(table.columns) if column.type == "bool"]
+        self.jsons = [n for n, column in enumerate(table.columns) if column.type == "json"]
+        self.anys = [n for n, column in enumerate(table.columns) if column.type == "any"]
+
+    def create(self) -> str:
+        """CREATE TABLE, with a rowid alias for a single integer key."""
+        kinds = [_TYPES[column.type] for column in self.table.columns]
+        parts = [f"{name} {kind}".rstrip() for name, kind in zip(self.columns, kinds, strict=True)]
+        return f"CREATE TABLE {self.name} ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
+
+    def insert(self) -> str:
+        """INSERT that replaces the row with the same key."""
+        marks = ", ".join("?" * len(self.columns))
+        rest = [self.columns[n] for n in self.table.value_columns]
+        update = ", ".join(f"{name} = excluded.{name}" for name in rest)
+        action = f"DO UPDATE SET {update}" if update else "DO NOTHING"
+        return f"INSERT INTO {self.name} VALUES ({marks}) ON CONFLICT ({', '.join(self.key)}) {action}"
+
+    def where(self) -> str:
+        """The condition that finds one row by its key."""
+        return " AND ".join(f"{name} IS ?" for name in self.key)
+
+    def select(self) -> str:
+        """All columns, in the dataset's order."""
+        return f"SELECT {', '.join(self.columns)} FROM {self.name}"
+
+    def bind(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Rows as SQLite takes them: JSON as text."""
+        if not self.jsons and not self.anys:
+            return rows
+        return [tuple(str(cell.data, "utf-8") if type(cell) is Json else cell for cell in row) for row in rows]
+
+    def unbind(self, row: Sequence[Any]) -> Sequence[Any]:
+        """A row of SQLite as the dataset has it."""
+        if not self.bools and not self.jsons:
+            return row
+        cells = list(row)
+        for n in self.bools:
+            if cells[n] in (0, 1):
+                cells[n] = bool(cells[n])
+        for n in self.jsons:
+            if isinstance(cells[n], str):
+                cells[n] = Json(wire.JSON_EXT, cells[n].encode())
+        return cells
+
+
+class _Writer:
+    def __init__(self, target: SQLiteTarget, db: sqlite3.Connection, opening: Opening, ours: bool) -> None:
+        self._target = target
+        self._db = db
+        self._opening = opening
+        self._changes = Changes()
+        db.execute(
+            f"CREATE TABLE IF NOT EXISTS {BOOKKEEPING} "
+            "(name TEXT, key BLOB, value BLOB, PRIMARY KEY (name, key)) WITHOUT ROWID"
+        )
+        self._schema: Schema = _schema(db) if ours else []
+        self._forms: dict[str, Form] = {table.name: Form(table) for table in self._schema}
+        if opening.replace:
+            self._drop_all(ours)
+
+    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
+        return record_hashes(keys, [self._old(key) for key in keys])
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+        deleted = sum(value is None for value in values)
+        self._changes.deleted += deleted
+        self._changes.written += len(keys) - deleted
+        plain = [
+            b"".join(self._opening.large(key, value)) if isinstance(value, Large) else value
+            for key, value in zip(keys, values, strict=True)
+        ]
+        if self._opening.kind == "bytes":
+            self._put_bytes(keys, plain)
+            return
+        if keys and keys[0] == SCHEMA_KEY:
+            if plain[0] is None:
+                raise Invalid("the dataset deletes its schema")
+            self._change_schema(wire.decode_schema(plain[0]))
+            keys, plain = keys[1:], plain[1:]
+        for table, part, rest in wire.by_table(self._known(), keys, plain):
+            self._put_rows(self._forms.get(table.name) or Form(table), part, rest)
+
+    def overwrites(self) -> list[str]:
+        return []
+
+    def commit(self, state: State) -> Changes:
+        for form in self._forms.values() if self._opening.replace else ():
+            _make_indexes(self._db, form)
+        _store(self._db, "state", b"", msgspec.msgpack.encode(state))
+        self._db.execute("COMMIT")
+        return self._changes
+
+    def _known(self) -> Schema:
+        """The tables of the schema, and those that it no longer names but whose rows are still to be deleted."""
+        return [form.table for form in self._forms.values()] + self._gone
+
+    _gone: Schema = []  # noqa: RUF012
+
+    def _drop_all(self, ours: bool) -> None:
+        if self._opening.kind == "bytes":
+            if not ours and RECORDS in _tables(self._db):
+                raise NotOurs(f"{self._target.where} has a table {RECORDS} of its own; nothing was written")
+            self._db.execute(f"DROP TABLE IF EXISTS {RECORDS}")
+            self._db.execute(f"CREATE TABLE {RECORDS} (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+        for form in self._forms.values():
+            self._db.execute(f"DROP TABLE IF EXISTS {form.name}")
+        self._schema, self._forms = [], {}
+        self._db.execute(f"DELETE FROM {BOOKKEEPING} WHERE name != 'state'")
+
+    def _old(self, key: bytes) -> bytes | None:
+        db = self._db
+        if self._opening.kind == "bytes":
+            row = db.execute(f"SELECT value FROM {RECORDS} WHERE key = ?", (key,)).fetchone()
+            return None if row is None else row[0]
+        if key == SCHEMA_KEY:
+            return wire.encode_schema(self._schema) if self._schema else None
+        for table, keys, _ in wire.by_table(self._known(), [key], [None]):
+            if table.name not in self._forms:
+                return _exact(db, key)
+            form = self._forms[table.name]
+            head = decode_keys(table.name, keys)[0]
+            row = db.execute(f"{form.select()} WHERE {form.where()}", head).fetchone()
+            return None if row is None else _values(db, form, [key], [row])[0]
+        return None
+
+    def _put_bytes(self, keys: list[bytes], values: list[Any]) -> None:
+        pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+        self._db.executemany(f"REPLACE INTO {RECORDS} VALUES (?, ?)", pairs)
+        gone = [(key,) for key, value in zip(keys, values, strict=True) if value is None]
+        self._db.executemany(f"DELETE FROM {RECORDS} WHERE key = ?", gone)
+
+    def _put_rows(self, form: Form, keys: list[bytes], values: list[Any]) -> None:
+        db = self._db
+        if not self._opening.replace:
+            gone = [key for key, value in zip(keys, values, strict=True) if value is None]
+            if form.table.name in self._forms:
+                heads = decode_keys(form.table.name, gone)
+                db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", heads)
+            db.executemany(f"DELETE FROM {BOOKKEEPING} WHERE name = 'row' AND key = ?", [(key,) for key in keys])
+            if gone:
+                kept = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+                keys, values = [key for key, _ in kept], [value for _, value in kept]
+        if keys:
+            self._insert(form, keys, values)
+
+    def _insert(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
+        rows = wire.full_rows(form.table, keys, values)
+        if any(form.table.columns[n].type != "int64" for n in form.table.key) and not self._opening.replace:
+            heads = [tuple(row[n] for n in form.table.key) for row in rows]
+            nulls = [head for head in heads if None in head]
+            self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
+        bound = form.bind(rows)
+        self._db.executemany(form.insert(), bound)
+        if _may_differ(form, values):
+            again = [wire.encode_row([form.unbind(row)[n] for n in form.table.value_columns]) for row in map(_held, [form] * len(bound), bound)]
+            exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
+            self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
+
+    def _change_schema(self, schema: Schema) -> None:
+        old = {table.name: table for table in self._schema}
+        forms = {table.name: Form(table) for table in schema}
+        if len({name.lower() for name in forms}) != len(forms):
+            raise TargetError("SQLite cannot tell apart two tables of the dataset whose names differ by case only")
+        for name in old.keys() - forms.keys():
+            self._move_out(self._forms[name])
+        for name, form in forms.items():
+            if name not in old:
+                self._create(form)
+            elif old[name] != form.table:
+                self._rebuild(self._forms[name], form)
+        self._gone = [table for name, table in old.items() if name not in forms]
+        self._schema, self._forms = schema, forms
+        _store(self._db, "schema", b"", wire.encode_schema(schema))
+
+    def _create(self, form: Form) -> None:
+        taken = [name for name in _tables(self._db) if name.lower() == form.table.name.lower()]
+        if taken:
+            raise NotOurs(
+                f"{self._target.where} has a table {taken[0]} that headwater did not make; nothing was written. "
+                "Rename it, or use a new file"
+            )
+        self._db.execute(form.create())
+        if not self._opening.replace:
+            _make_indexes(self._db, form)
+
+    def _move_out(self, form: Form) -> None:
+        """Keep the rows of a table that is to go as exact bytes until the stream deletes them."""
+        for keys, values in table_records(self._db, form):
+            self._db.executemany(
+                f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", zip(keys, values, strict=True)
+            )
+        self._db.execute(f"DROP TABLE {form.name}")
+
+    def _rebuild(self, old: Form, new: Form) -> None:
+        """Bring a table into its new form; every row keeps its exact bytes (SPEC 9.4)."""
+        same = old.table.columns == new.table.columns[: len(old.table.columns)] and old.table.key == new.table.key
+        for name in _indexes(self._db, old):
+            self._db.execute(f"DROP INDEX {quote(name)}")
+        if same:
+            for n in range(len(old.table.columns), len(new.table.columns)):
+                kind = _TYPES[new.table.columns[n].type]
+                self._db.execute(f"ALTER TABLE {new.name} ADD COLUMN {new.columns[n]} {kind}".rstrip())
+        else:
+            self._move_out(old)
+            self._db.execute(new.create())
+            prefix, end = wire.table_bounds(new.table)
+            moved = self._db.execute(
+                f"SELECT key, value FROM {BOOKKEEPING} WHERE name = 'row' AND key >= ? AND key < ?", (prefix, end)
+            ).fetchall()
+            self._db.execute(
+                f"DELETE FROM {BOOKKEEPING} WHERE name = 'row' AND key >= ? AND key < ?", (prefix, end)
+            )
+            for keys, values in _batches(iter(moved)):
+                self._insert_loosely(new, keys, values)  # type: ignore[arg-type]
+        _make_indexes(self._db, new)
+
+    def _insert_loosely(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
+        """Insert rows of the old schema; those that do not fit wait as exact bytes for the stream to replace them."""
+        try:
+            self._insert(form, keys, values)
+        except Invalid:
+            for key, value in zip(keys, values, strict=True):
+                try:
+                    self._insert(form, [key], [value])
+                except Invalid:
+                    self._db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", (key, value))
+
+
+def table_records(db: sqlite3.Connection, form: Form) -> Iterator[Run]:
+    """The exact records of a table, in the order of its primary key."""
+    cursor = db.execute(f"{form.select()} ORDER BY {', '.join(form.key)}")
+    while rows := cursor.fetchmany(_BATCH):
+        keys = [wire.record_key(form.table, form.unbind(row)) for row in rows]
+        yield keys, list(_values(db, form, keys, rows))
+
+
+def _values(db: sqlite3.Connection, form: Form, keys: list[bytes], rows: list[Any]) -> list[bytes]:
+    """The exact values of rows read from SQLite; a row that was edited there is encoded as it is now."""
+    order = form.table.value_columns
+    values = []
+    for key, row in zip(keys, rows, strict=True):
+        cells = form.unbind(row)
+        try:
+            values.append(wire.encode_row([cells[n] for n in order]))
+        except HeadwaterError:
+            raise
+        except (TypeError, OverflowError, ValueError) as error:
+            raise LocalEdits(f"table {form.table.name!r} holds a value that no dataset can hold: {error}") from error
+    if _has_exact(db):
+        for n, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            exact = _exact(db, key)
+            if exact is not None:
+                as_held = _held(form, form.bind(wire.full_rows(form.table, [key], [exact]))[0])
+                if list(map(_typed, as_held)) == list(map(_typed, row)):
+                    values[n] = exact
+    return values
+
+
+def _typed(cell: Any) -> tuple[type, Any]:
+    return type(cell), cell
+
+
+def _has_exact(db: sqlite3.Connection) -> bool:
+    return db.execute(f"SELECT 1 FROM {BOOKKEEPING} WHERE name = 'row' LIMIT 1").fetchone() is not None
+
+
+def _exact(db: sqlite3.Connection, key: bytes) -> bytes | None:
+    row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'row' AND key = ?", (key,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _held(form: Form, row: Sequence[Any]) -> list[Any]:
+    """What SQLite gives back for a row bound to it: NaN as NULL, booleans as integers, -0.0 in REAL as 0.0."""
+    cells = []
+    for column, cell in zip(form.table.columns, row, strict=True):
+        if isinstance(cell, float):
+            cell = None if cell != cell else (cell or 0.0) if column.type == "float64" else cell
+        elif isinstance(cell, bool):
+            cell = int(cell)
+        cells.append(cell)
+    return cells
+
+
+def _may_differ(form: Form, values: list[bytes]) -> bool:
+    """Whether a row of the batch may not come back from SQLite as it went in."""
+    if form.anys:
+        return True
+    joined = b"".join(values)
+    return any(c.type == "float64" for c in form.table.columns) and (
+        b"\xcb\x7f\xf8\0\0\0\0\0\0" in joined or b"\xcb\x80\0\0\0\0\0\0\0" in joined
+    )
+
+
+def _schema(db: sqlite3.Connection) -> Schema:
+    row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'schema'").fetchone()
+    return [] if row is None else wire.decode_schema(row[0])
+
+
+def _store(db: sqlite3.Connection, name: str, key: bytes, value: bytes) -> None:
+    db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", (name, key, value))
+
+
+def _tables(db: sqlite3.Connection) -> list[str]:
+    rows = db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    return [name for (name,) in rows]
+
+
+def _indexes(db: sqlite3.Connection, form: Form) -> list[str]:
+    names = {_index_name(form.table, index.name) for index in form.table.indexes}
+    rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", (form.table.name,))
+    return [name for (name,) in rows if name in names]
+
+
+def _index_name(table: Table, name: str) -> str:
+    return name if name else f"{table.name}_index"
+
+
+def _make_indexes(db: sqlite3.Connection, form: Form) -> None:
+    for index in form.table.indexes:
+        unique = "UNIQUE " if index.unique else ""
+        columns = ", ".join(form.columns[n] for n in index.columns)
+        db.execute(f"CREATE {unique}INDEX {quote(_index_name(form.table, index.name))} ON {form.name} ({columns})")
+
+
+def _column_names(table: Table) -> list[str]:
+    """Column names that SQLite can tell apart: of names that differ by case only, later ones get a number."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for column in table.columns:
+        if "\0" in column.name:
+            raise TargetError(f"SQLite has no room for a column of the name {column.name!r}; pull into JSON Lines")
+        name, n = column.name, 1
+        while name.lower() in taken:
+            n += 1
+            name = f"{column.name}_{n}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def quote(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _batches(rows: Iterator[Any]) -> Iterator[Run]:
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) >= _BATCH:
+            yield [k for k, _ in batch], [v for _, v in batch]
+            batch = []
+    if batch:
+        yield [k for k, _ in batch], [v for _, v in batch]

@@ -1,0 +1,153 @@
+"""Reading trees: from a reference to its records, fetched in parallel, in key order, within a memory budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from puller.errors import Corrupt, NotFound
+from puller.fetch import THREADS, Fetcher
+from puller.wire import nodes
+from puller.wire.checksum import RecordHasher, check_large
+from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
+from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Tree
+
+BUDGET = 32 * 1024 * 1024
+"""Raw bytes of files that a stream may have under way at once."""
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def ahead(
+    pool: ThreadPoolExecutor, items: Iterator[S], work: Callable[[S], T], size: Callable[[S], int], budget: int = BUDGET
+) -> Iterator[tuple[S, T]]:
+    """Run `work` over `items` in the pool, in order, as many at once as the budget allows (at least one)."""
+    queue: deque[tuple[S, Future[T]]] = deque()
+    used = 0
+    try:
+        for item in items:
+            queue.append((item, pool.submit(work, item)))
+            used += size(item)
+            while used > budget or len(queue) > 4 * THREADS:
+                done, future = queue.popleft()
+                used -= size(done)
+                yield done, future.result()
+        while queue:
+            done, future = queue.popleft()
+            yield done, future.result()
+    finally:
+        for _, future in queue:
+            future.cancel()
+
+
+class Leaf:
+    """A leaf's place in its tree: its entry's reference and the range [lower, upper) that it covers."""
+
+    __slots__ = ("entry", "lower", "ref", "upper")
+
+    def __init__(self, ref: Ref, lower: bytes, upper: bytes | None, entry: Entry | None) -> None:
+        self.ref = ref
+        self.lower = lower
+        self.upper = upper
+        self.entry = entry
+
+
+class Reader:
+    """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read."""
+
+    def __init__(self, fetcher: Fetcher, pool: ThreadPoolExecutor) -> None:
+        self.fetcher = fetcher
+        self.pool = pool
+        self.done = 0
+        self._lock = threading.Lock()
+
+    def stored(self, area: str, ref: Ref) -> bytes:
+        """The stored bytes of a file, checked against its name. Raises Corrupt, or a FetchError."""
+        check_ref(ref)
+        path = path_of(area, ref.sha256)
+        try:
+            data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
+        except Corrupt as error:
+            raise Corrupt(f"the host served a damaged file, {path} ({error}); nothing of it was used") from error
+        except NotFound as error:
+            raise NotFound(f"{error}, although the dataset names this file; try again, or ask its publisher") from error
+        with self._lock:
+            self.done += len(data)
+        return data
+
+    def load(self, area: str, ref: Ref) -> bytes:
+        """The raw bytes of a file."""
+        return unseal(ref, self.stored(area, ref))
+
+    def leaves(self, area: str, tree: Tree) -> Iterator[Leaf]:
+        """The leaves of a tree in key order; its indexes are read on the way."""
+        return self._descend(area, tree.ref, tree.level, b"", None, None)
+
+    def _descend(
+        self, area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None
+    ) -> Iterator[Leaf]:
+        if level == 0:
+            yield Leaf(ref, lower, upper, entry)
+            return
+        entries = nodes.decode_index(self.load(area, ref), level=level, lower=lower, upper=upper)
+        for here, after in zip(entries, [*entries[1:], None], strict=True):
+            end = upper if after is None else after.bound
+            yield from self._descend(area, here.ref, here.level, here.bound, end, here)
+
+    def leaf(self, area: str, leaf: Leaf) -> Run:
+        """The records of one leaf."""
+        deletions = area == DIFFS
+        run = nodes.decode_leaf(self.load(area, leaf.ref), lower=leaf.lower, upper=leaf.upper, deletions=deletions)
+        if leaf.entry is not None and leaf.entry.records != len(run[0]):
+            raise Corrupt("a leaf holds another number of records than its index says")
+        return run
+
+    def runs(self, area: str, tree: Tree) -> Iterator[Run]:
+        """The records of a tree."""
+        leaves = self.leaves(area, tree)
+        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw):
+            if run[0]:
+                yield run
+
+    def snapshot(self, tree: Tree) -> Iterator[Run]:
+        """The records of a snapshot."""
+        return self.runs(CHUNKS, tree)
+
+    def diff(self, diff: Diff) -> Iterator[Run]:
+        """The records of a diff, deletions as None."""
+        return self.runs(DIFFS, diff.tree)
+
+    def log(self, ref: Ref) -> Log:
+        """A log file."""
+        return nodes.decode_log(self.load(DIFFS, ref))
+
+    def large(self, key: bytes, value: Large) -> Iterator[bytes]:
+        """The bytes of a large value, piece by piece.
+
+        Raises Corrupt at the end if they are not what the value declares: use nothing before that.
+        """
+        hasher = RecordHasher(key)
+        size = 0
+        pieces = self._pieces(value.entries, value.depth)
+        for _, part in ahead(self.pool, pieces, self._piece, lambda piece: piece.ref.raw):
+            size += len(part)
+            if size > value.size:
+                break
+            hasher.update(part)
+            yield part
+        if not check_large(key, value, hasher, size):
+            raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
+
+    def _pieces(self, entries: list[object], depth: int) -> Iterator[Piece]:
+        if depth == 0:
+            yield from nodes.pieces(entries)
+            return
+        for ref in nodes.list_refs(entries):
+            yield from self._pieces(nodes.decode_list(self.load(CHUNKS, ref)), depth - 1)
+
+    def _piece(self, piece: Piece) -> bytes:
+        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref))

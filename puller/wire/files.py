@@ -1,0 +1,49 @@
+"""The `files` kind (SPEC 8): which keys are safe paths, and what a value says about a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from puller.errors import Invalid
+
+FILE, EXECUTABLE, SYMLINK, FOLDER = b"f", b"x", b"l", b"d"
+TYPES = frozenset(b"fxld")
+RESERVED = b".headwater"
+_SEPARATOR = b"/"
+_DOTS = frozenset({b"", b".", b".."})
+_CONTROL = bytes(range(32)) + b"\x7f"
+
+
+def check_path(key: bytes) -> bytes:
+    """Return `key` if it is a safe relative path (SPEC 8.1); raise Invalid otherwise."""
+    if not _DOTS.isdisjoint(key.split(_SEPARATOR)) or key.translate(None, _CONTROL) != key:
+        raise Invalid(f"unsafe path {key!r:.200}: it is absolute, has an empty, '.' or '..' part, or a control character")
+    if len(key) > 255 and max(map(len, key.split(_SEPARATOR))) > 255:
+        raise Invalid(f"unsafe path {key!r:.200}: a part is longer than 255 bytes")
+    if key == RESERVED or key.startswith(RESERVED + _SEPARATOR):
+        raise Invalid("a path lies in .headwater, which is reserved for bookkeeping")
+    try:
+        key.decode()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"unsafe path {key!r:.200}: it is not UTF-8") from error
+    return key
+
+
+def parents(key: bytes) -> list[bytes]:
+    """The folders above a path, outermost first."""
+    parts = key.split(_SEPARATOR)
+    return [_SEPARATOR.join(parts[:n]) for n in range(1, len(parts))]
+
+
+def check_values(keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+    """Raise Invalid for a value that SPEC 8.2 does not allow. An absent value (None) is passed over."""
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(value, bytes):
+            continue
+        kind = value[:1]
+        if not kind or kind[0] not in TYPES:
+            raise Invalid(f"{key.decode(errors='replace')}: a value of an unknown type")
+        if kind == FOLDER and len(value) != 1:
+            raise Invalid(f"{key.decode(errors='replace')}: an empty folder with content")
+        if kind == SYMLINK and (not 1 < len(value) <= 4096 or b"\0" in value):
+            raise Invalid(f"{key.decode(errors='replace')}: a symlink without a proper destination")

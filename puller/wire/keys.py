@@ -1,0 +1,159 @@
+"""Keys of the `table` kind (SPEC 9.2): a table's name and a primary key as one order-preserving byte string."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+
+from puller.errors import Invalid
+
+Scalar = None | bool | int | float | str | bytes
+
+_NIL, _FALSE, _TRUE, _ZERO, _FLOAT, _TEXT, _BLOB = 0x01, 0x02, 0x03, 0x14, 0x21, 0x30, 0x31
+_TAG = [bytes([n]) for n in range(256)]
+_TEXT_TAG = _TAG[_TEXT]
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+
+
+def encode_element(value: Scalar) -> bytes:
+    """One element of a tuple (SPEC 9.2). Raises Invalid for what cannot be part of a key."""
+    if isinstance(value, str):
+        return _TEXT_TAG + _escape(value.encode()) + b"\0"
+    if isinstance(value, bool):
+        return _TAG[_TRUE if value else _FALSE]
+    if isinstance(value, int):
+        return _integer(value)
+    if value is None:
+        return _TAG[_NIL]
+    if isinstance(value, bytes):
+        return _TAG[_BLOB] + _escape(value) + b"\0"
+    if not isinstance(value, float):
+        raise Invalid(f"a {type(value).__name__} cannot be part of a key")
+    return _float(value)
+
+
+def _escape(data: bytes) -> bytes:
+    return data.replace(b"\0", b"\0\xff") if b"\0" in data else data
+
+
+def _integer(value: int) -> bytes:
+    if not INT_MIN <= value <= INT_MAX:
+        raise Invalid(f"{value} does not fit into 64 bits and cannot be part of a key")
+    size = (value.bit_length() + 7) >> 3
+    if value >= 0:
+        return _TAG[_ZERO + size] + value.to_bytes(size, "big")
+    return _TAG[_ZERO - size] + (value + (1 << 8 * size) - 1).to_bytes(size, "big")
+
+
+def _float(value: float) -> bytes:
+    if math.isnan(value):
+        raise Invalid("NaN cannot be part of a key")
+    bits = struct.unpack(">Q", struct.pack(">d", value or 0.0))[0]
+    bits = bits ^ 0xFFFF_FFFF_FFFF_FFFF if bits >> 63 else bits | 1 << 63
+    return _TAG[_FLOAT] + int(bits).to_bytes(8, "big")
+
+
+def encode_key(table: str, key: Sequence[Scalar]) -> bytes:
+    """The key of a row: the table's name, then the values of its primary key."""
+    return encode_element(table) + b"".join(map(encode_element, key))
+
+
+def encode_keys(table: str, keys: Sequence[Sequence[Scalar]]) -> list[bytes]:
+    """The keys of many rows of one table; the common forms take no call per row."""
+    prefix = encode_element(table)
+    if keys and len(keys[0]) == 1:
+        column = [key[0] for key in keys]
+        if set(map(type, column)) == {str}:
+            texts = [text.encode() for text in column]  # type: ignore[union-attr]
+            if not any(b"\0" in text for text in texts):
+                head = prefix + _TEXT_TAG
+                return [head + text + b"\0" for text in texts]
+        return [prefix + encode_element(value) for value in column]
+    return [prefix + b"".join(map(encode_element, key)) for key in keys]
+
+
+def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:
+    """The table's name and the primary key in `key`. Raises Invalid unless it is the canonical form."""
+    elements = []
+    at = 0
+    while at < len(key):
+        value, at = _decode_element(key, at)
+        elements.append(value)
+    if len(elements) < 2 or not isinstance(elements[0], str):
+        raise Invalid("a key is not a table's name and a primary key")
+    return elements[0], tuple(elements[1:])
+
+
+def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
+    """The primary keys in the keys of one table's rows."""
+    prefix = encode_element(table)
+    head = prefix + _TEXT_TAG
+    size = len(head)
+    if keys and sum(key.count(0) for key in keys) == len(keys) * (head.count(0) + 1):
+        if all(key.startswith(head) and key.endswith(b"\0") for key in keys):
+            try:
+                return [(key[size:-1].decode(),) for key in keys]
+            except UnicodeDecodeError as error:
+                raise Invalid("a text in a key is not UTF-8") from error
+    rows = []
+    for key in keys:
+        name, values = decode_key(key)
+        if name != table:
+            raise Invalid(f"a key of table {name!r} stands among those of {table!r}")
+        rows.append(values)
+    return rows
+
+
+def table_range(table: str) -> tuple[bytes, bytes]:
+    """The keys of a table's rows are those in [first, second)."""
+    prefix = encode_element(table)
+    return prefix, prefix + b"\xff"
+
+
+def _decode_element(key: bytes, at: int) -> tuple[Scalar, int]:
+    tag = key[at]
+    if tag in (_TEXT, _BLOB):
+        data, at = _unescape(key, at + 1)
+        if tag == _BLOB:
+            return data, at
+        try:
+            return data.decode(), at
+        except UnicodeDecodeError as error:
+            raise Invalid("a text in a key is not UTF-8") from error
+    if _ZERO - 8 <= tag <= _ZERO + 8:
+        return _decode_integer(key, at, tag - _ZERO)
+    if tag == _FLOAT and at + 9 <= len(key):
+        bits = int.from_bytes(key[at + 1 : at + 9], "big")
+        bits = bits & ~(1 << 63) if bits >> 63 else bits ^ 0xFFFF_FFFF_FFFF_FFFF
+        value: float = struct.unpack(">d", bits.to_bytes(8, "big"))[0]
+        if math.isnan(value) or (value == 0 and bits):
+            raise Invalid("a key holds NaN or negative zero")
+        return value, at + 9
+    if tag in (_NIL, _FALSE, _TRUE):
+        return (None if tag == _NIL else tag == _TRUE), at + 1
+    raise Invalid("a key holds an element of an unknown form")
+
+
+def _decode_integer(key: bytes, at: int, sign: int) -> tuple[int, int]:
+    size = abs(sign)
+    end = at + 1 + size
+    if end > len(key):
+        raise Invalid("a key is cut off")
+    value = int.from_bytes(key[at + 1 : end], "big")
+    if sign < 0:
+        value -= (1 << 8 * size) - 1
+    if (value.bit_length() + 7) >> 3 != size or (value < 0) != (sign < 0) or not INT_MIN <= value <= INT_MAX:
+        raise Invalid("a key holds an integer that is not in its shortest form")
+    return value, end
+
+
+def _unescape(key: bytes, at: int) -> tuple[bytes, int]:
+    start = at
+    while True:
+        end = key.find(b"\0", at)
+        if end < 0:
+            raise Invalid("a key is cut off")
+        if key[end + 1 : end + 2] != b"\xff":
+            return key[start:end].replace(b"\0\xff", b"\0"), end + 1
+        at = end + 2

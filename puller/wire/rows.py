@@ -1,0 +1,220 @@
+"""Schemas and rows of the `table` kind (SPEC 9): their canonical bytes, checked both ways, many rows a call."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from puller.errors import Invalid
+from puller.wire.codec import decoder, encode
+from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, encode_key, table_range
+
+SCHEMA_KEY = b""
+JSON_EXT = 1
+TYPES = ("int64", "float64", "text", "blob", "bool", "json", "any")
+Json = msgspec.msgpack.Ext
+_ALLOWED: dict[str, frozenset[type]] = {
+    "int64": frozenset({int}),
+    "float64": frozenset({float}),
+    "text": frozenset({str}),
+    "blob": frozenset({bytes}),
+    "bool": frozenset({bool}),
+    "json": frozenset({Json}),
+    "any": frozenset({int, float, str, bytes, bool, Json}),
+}
+_NAN = struct.pack(">d", float("nan"))
+
+
+class Column(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A column: its name, and one of `TYPES`."""
+
+    name: str
+    type: str
+
+
+class Index(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An index over columns, by their numbers."""
+
+    name: str
+    unique: bool
+    columns: list[int]
+
+
+class Table(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A table: its columns in the order first seen; `key` numbers those of the primary key, in its order."""
+
+    name: str
+    columns: list[Column]
+    key: list[int]
+    indexes: list[Index] = []
+
+    @property
+    def value_columns(self) -> list[int]:
+        """The numbers of the columns that a row's value holds: all but the primary key's."""
+        return [n for n in range(len(self.columns)) if n not in self.key]
+
+
+Schema = list[Table]
+_decode_schema = decoder(list[Table])
+_decode_rows = decoder(list[list[Any]])
+
+
+def encode_schema(schema: Schema) -> bytes:
+    """The value of the schema record (SPEC 9.1)."""
+    return encode(schema)
+
+
+def decode_schema(value: bytes) -> Schema:
+    """The schema that the record with the empty key holds (SPEC 9.1)."""
+    schema: Schema = _decode_schema(value)
+    if encode(schema) != value:
+        raise Invalid("the schema is not in its shortest form")
+    if len({table.name for table in schema}) != len(schema):
+        raise Invalid("the schema has two tables of one name")
+    for table in schema:
+        _check_table(table)
+    return schema
+
+
+def _check_table(table: Table) -> None:
+    names = [column.name for column in table.columns]
+    if len(set(names)) != len(names):
+        raise Invalid(f"table {table.name!r} has two columns of one name")
+    for column in table.columns:
+        if column.type not in TYPES:
+            raise Invalid(f"column {column.name!r} is of the unknown type {column.type!r}")
+    for numbers in [table.key, *(index.columns for index in table.indexes)]:
+        if not numbers or len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(len(names))):
+            raise Invalid(f"table {table.name!r} has a key or an index over columns it does not have")
+    if any(table.columns[n].type == "json" for n in table.key):
+        raise Invalid(f"table {table.name!r} has JSON in its primary key")
+
+
+def encode_row(values: Sequence[Any]) -> bytes:
+    """The canonical bytes of a row: its values without the key's, trailing nils dropped (SPEC 9.3)."""
+    if values and values[-1] is None:
+        end = len(values)
+        while end and values[end - 1] is None:
+            end -= 1
+        values = values[:end]
+    return encode(values)
+
+
+def decode_rows(table: Table, values: Sequence[bytes]) -> list[list[Any]]:
+    """The rows of one table, each padded to all of its value columns.
+
+    Raises Invalid unless every row is canonical and of the columns' types (SPEC 9.3).
+    """
+    joined = _array_header(len(values)) + b"".join(values)
+    rows: list[list[Any]] = _decode_rows(joined)
+    if encode(rows) != joined:
+        raise Invalid(f"table {table.name!r} has a row that is not in its shortest form")
+    columns = [table.columns[n] for n in table.value_columns]
+    width = len(columns)
+    lengths = set(map(len, rows))
+    if lengths != {width}:
+        if lengths and max(lengths) > width:
+            raise Invalid(f"table {table.name!r} has a row with more than {width} values")
+        if any(row and row[-1] is None for row in rows):
+            raise Invalid(f"table {table.name!r} has a row that ends in nil")
+        for row in rows:
+            row.extend([None] * (width - len(row)))
+    elif width and any(map(_is_none, map(itemgetter(-1), rows))):
+        raise Invalid(f"table {table.name!r} has a row that ends in nil")
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True) if rows else ():
+        _check_cells(column, cells)
+    return rows
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _check_cells(column: Column, cells: Sequence[Any]) -> None:
+    types = set(map(type, cells))
+    types.discard(type(None))
+    if not types <= _ALLOWED[column.type]:
+        raise Invalid(f"column {column.name!r} of type {column.type} holds another type")
+    if int in types and max(cell for cell in cells if type(cell) is int) > INT_MAX:
+        raise Invalid(f"column {column.name!r} holds an integer beyond 64 bits")
+    if float in types and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
+        raise Invalid(f"column {column.name!r} holds a NaN of a form that is not canonical")
+    for cell in cells if Json in types else ():
+        if type(cell) is Json and (cell.code != JSON_EXT or not _is_utf8(cell.data)):
+            raise Invalid(f"column {column.name!r} holds an extension that is not JSON text")
+
+
+def _is_utf8(data: Any) -> bool:
+    try:
+        str(data, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _array_header(n: int) -> bytes:
+    if n < 16:
+        return bytes([0x90 | n])
+    return b"\xdc" + n.to_bytes(2, "big") if n < 1 << 16 else b"\xdd" + n.to_bytes(4, "big")
+
+
+def by_table(schema: Schema, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[tuple[Table, list[bytes], list[Any]]]:
+    """Cut records, in key order and without the schema's, into one part per table. Raises Invalid for an unknown table."""
+    prefixes = {encode_element(table.name): table for table in schema}
+
+    def prefix(pair: tuple[bytes, Any]) -> bytes:
+        return table_prefix(pair[0])
+
+    if keys and table_prefix(keys[0]) == table_prefix(keys[-1]):
+        groups: Iterable[tuple[bytes, list[bytes], list[Any]]] = [(table_prefix(keys[0]), list(keys), list(values))]
+    else:
+        pairs = ((p, list(g)) for p, g in groupby(zip(keys, values, strict=True), prefix))
+        groups = ((p, [k for k, _ in g], [v for _, v in g]) for p, g in pairs)
+    for name, part, rest in groups:
+        if name not in prefixes:
+            raise Invalid("a row belongs to a table that the schema does not name")
+        yield prefixes[name], part, rest
+
+
+def table_prefix(key: bytes) -> bytes:
+    """The part of a key that names its table."""
+    at = key.find(b"\0")
+    while at >= 0 and key[at + 1 : at + 2] == b"\xff":
+        at = key.find(b"\0", at + 2)
+    return key[: at + 1]
+
+
+def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    """The rows of one table with all columns in column order."""
+    heads = decode_keys(table.name, keys)
+    if any(len(head) != len(table.key) for head in heads):
+        raise Invalid(f"table {table.name!r} has a key with a wrong number of values")
+    for n, cells in zip(table.key, zip(*heads, strict=True), strict=True) if heads else ():
+        _check_cells(table.columns[n], cells)
+    rows = decode_rows(table, values)
+    order = table.key + table.value_columns
+    if order == sorted(order):
+        return [(*head, *row) for head, row in zip(heads, rows, strict=True)]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    pick = itemgetter(*places)
+    return [pick((*head, *row)) for head, row in zip(heads, rows, strict=True)]
+
+
+def record_key(table: Table, row: Sequence[Any]) -> bytes:
+    """The key of a row given with all columns in column order."""
+    return encode_key(table.name, [row[n] for n in table.key])
+
+
+def table_bounds(table: Table) -> tuple[bytes, bytes]:
+    """The keys of a table's rows are those in [first, second)."""
+    return table_range(table.name)
+
+
+def fits_int64(value: int) -> bool:
+    """Whether an integer fits the type int64; others travel as JSON text (SPEC 9.3)."""
+    return INT_MIN <= value <= INT_MAX
