@@ -325,8 +325,7 @@ class _Publish:
             checksum = records = 0
             try:
                 for keys, given in self._runs(source):
-                    values = [self._settle(k, v, None) for k, v in zip(keys, given, strict=True)]
-                    builder.add(keys, values)
+                    builder.add(keys, self._settle_all(keys, given))
                     records += len(keys)
             except Unsorted:
                 continue
@@ -359,6 +358,11 @@ class _Publish:
             self._guard(head, head.records + outcome.added - outcome.deleted)
             return outcome, builder.finish(lead), checksum % MODULUS
         raise AssertionError("a source that sorts is in order")
+
+    def _settle_all(self, keys: list[bytes], given: list[Any]) -> list[Value]:
+        if set(map(type, given)) <= {bytes}:
+            return given
+        return [self._settle(key, value, None) for key, value in zip(keys, given, strict=True)]
 
     def _settle(self, key: bytes, given: Any, before: Value) -> Value:
         """The value of what a source gave for a key; an unchanged large value keeps its pieces."""

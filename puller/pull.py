@@ -199,7 +199,7 @@ class _Pull:
         with self.target.writer(opening) as writer:
             checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
             records = 0 if replace or self.state is None else self.state.records
-            checksum, records = self._stream(writer, self._runs(head, chosen), replace, checksum, records, chosen.bytes)
+            checksum, records = self._stream(writer, self._runs(head, chosen), checksum, records, chosen.bytes)
             if (checksum, records) != (head.checksum, head.records):
                 raise self._mismatch(replace, head)
             if self.options.dry_run:
@@ -207,18 +207,14 @@ class _Pull:
             return writer.commit(self._new_state(head, etag))
 
     def _stream(
-        self, writer: Writer, runs: Iterator[Run], replace: bool, checksum: int, records: int, total: int
+        self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int
     ) -> tuple[int, int]:
         """Hand the runs to the writer; return the checksum and the number of records that come out."""
         for keys, values in runs:
             hashes = record_hashes(keys, values)
-            if not replace:
-                before = writer.hashes(keys)
-                checksum -= sum_hashes(before)
-                records -= len(before) - before.count(None)
-            checksum += sum_hashes(hashes)
-            records += len(hashes) - hashes.count(None)
-            writer.put(keys, values, hashes)
+            before = writer.put(keys, values, hashes)
+            checksum += sum_hashes(hashes) - sum_hashes(before)
+            records += before.count(None) - hashes.count(None)
             self.progress("pull", self.reader.done, total)
         return checksum % MODULUS, records
 

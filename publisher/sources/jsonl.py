@@ -8,14 +8,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from operator import itemgetter
+from operator import attrgetter
 from typing import IO, Any
 
 import msgspec
 
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
-from puller.wire.codec import MAX_INLINE, MAX_KEY, encode
+from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.jsontext import cell
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
@@ -115,11 +115,10 @@ class JsonLinesSource:
         rows = self._decode(lines, number)
         if not rows:
             return [], []
-        columns = self._columns
-        cells = [columns.see(n, column) for n, column in enumerate(zip(*rows, strict=True))]
+        cells = self._columns.cells(rows)
         heads = cells[: len(self._key)]
         try:
-            keys = encode_keys(self._table, list(zip(*heads, strict=True)))
+            keys = encode_keys(self._table, heads)
         except Invalid as error:
             raise SourceError(f"{self.where}: near line {number + 1}: {error}; nothing was published") from error
         if max(map(len, keys)) > MAX_KEY:
@@ -128,14 +127,17 @@ class JsonLinesSource:
             if None in head:
                 line = self._line(lines, number, head.index(None))
                 raise SourceError(f"{self.where}: line {line} has no key field {name!r}; nothing was published")
-        return keys, _encode_rows(list(zip(*cells[len(self._key) :], strict=True)) or [()] * len(keys))
+        values: list[Any] = wire.encode_rows(cells[len(self._key) :], len(keys))
+        if max(map(len, values)) > MAX_INLINE:
+            values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
+        return keys, values
 
     def _line(self, lines: bytes, number: int, row: int) -> int:
         full = (n for n, line in enumerate(lines.split(b"\n"), number + 1) if line.strip())
         return next(islice(full, row, None), number + 1)
 
-    def _decode(self, lines: bytes, number: int) -> list[tuple[Any, ...]]:
-        """Rows with all columns known so far, the key's first."""
+    def _decode(self, lines: bytes, number: int) -> list[Any]:
+        """Rows as objects of the columns' decoder."""
         try:
             structs = self._columns.decoder.decode_lines(lines)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -147,7 +149,7 @@ class JsonLinesSource:
         if len(structs) != expected:
             self._learn(lines, number)
             raise SourceError(f"{self.where}: near line {number + 1} there is more than one object in a line")
-        return list(map(msgspec.structs.astuple, structs))
+        return structs
 
     def _learn(self, lines: bytes, number: int) -> None:
         """Take up new fields; raise SourceError for the first line that is no JSON object."""
@@ -200,17 +202,21 @@ class _Columns:
         self._order += [name for name in fields if name not in ordered]
         columns = [(f"c{n}", Any, None) for n in range(len(self._names))]
         rename = {f"c{n}": name for n, name in enumerate(self._names)}
-        row: Any = msgspec.defstruct("Row", columns, rename=rename, forbid_unknown_fields=True)
+        row: Any = msgspec.defstruct("Row", columns, rename=rename, forbid_unknown_fields=True, gc=False)
         self.decoder = msgspec.json.Decoder(row)
 
-    def see(self, number: int, cells: Sequence[Any]) -> Sequence[Any]:
-        """Note the types of a column's cells; return them as the format has them."""
-        types = set(map(type, cells))
-        if dict in types or list in types or (int in types and not _fit(cells)):
-            cells = list(map(cell, cells))
+    def cells(self, rows: list[Any]) -> list[list[Any]]:
+        """The cells of each column, the key's first, as the format has them; notes their types."""
+        found = []
+        for n, seen in enumerate(self._types):
+            cells = list(map(attrgetter(f"c{n}"), rows))
             types = set(map(type, cells))
-        self._types[number] |= types
-        return cells
+            if dict in types or list in types or (int in types and not _fit(cells, types)):
+                cells = list(map(cell, cells))
+                types = set(map(type, cells))
+            seen |= types
+            found.append(cells)
+        return found
 
     def table(self, name: str, old: Table | None) -> Table:
         """The table with all columns, in the order first seen."""
@@ -227,21 +233,9 @@ class _Columns:
         return before if not seen else "any"
 
 
-def _fit(cells: Sequence[Any]) -> bool:
-    numbers = [value for value in cells if type(value) is int]
+def _fit(cells: list[Any], types: set[type]) -> bool:
+    numbers = cells if types == {int} else [value for value in cells if type(value) is int]
     return wire.fits_int64(max(numbers)) and wire.fits_int64(min(numbers))
-
-
-def _encode_rows(rows: list[tuple[Any, ...]]) -> list[Any]:
-    if not rows[0]:
-        return [encode(())] * len(rows)
-    if None in map(itemgetter(-1), rows):
-        values = list(map(wire.encode_row, rows))
-    else:
-        values = list(map(encode, rows))
-    if max(map(len, values)) > MAX_INLINE:
-        return [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
-    return values
 
 
 class LazyRow:

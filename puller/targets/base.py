@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -77,12 +77,11 @@ class Writer(Protocol):
     the new state at once; leaving the writer's context without it leaves the target as it was.
     """
 
-    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
-        """The record hashes of what is held under the keys of the next run (None: nothing)."""
-        ...
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+        """Take a run, with the hashes of its records; a value of None deletes.
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
-        """Take a run, with the hashes of its records. A value of None deletes."""
+        Returns the record hashes of what was held under its keys (None: nothing); all None where `replace` is set.
+        """
         ...
 
     def overwrites(self) -> list[str]:

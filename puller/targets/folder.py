@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import stat as stats
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -282,12 +282,7 @@ class _Writer:
         self._number = 0
         self._changes = Changes()
 
-    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
-        get = self._db.execute
-        rows = (get("SELECT hash FROM files WHERE path = ?", (key,)).fetchone() for key in keys)
-        return [None if row is None else int.from_bytes(row[0], "big") for row in rows]
-
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
         for key in keys:
             files.check_path(key)
         files.check_values(keys, values)  # type: ignore[arg-type]
@@ -309,6 +304,11 @@ class _Writer:
             else:
                 rows.append((key, PLACE, self._stage(kind, value, mtime), digest, kind, len(value) - 1, mtime))
         self._db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        return [None] * len(keys) if self._opening.replace else list(map(self._before, keys))
+
+    def _before(self, key: bytes) -> int | None:
+        row = self._db.execute("SELECT hash FROM files WHERE path = ?", (key,)).fetchone()
+        return None if row is None else int.from_bytes(row[0], "big")
 
     def overwrites(self) -> list[str]:
         self._complete()

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import stat as stats
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -20,7 +20,7 @@ from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.runs import Cursor, live, overlay
 from puller.targets.base import Changes, Check, Opening, State
 from puller.wire import rows as wire
-from puller.wire.checksum import record_hashes, run_sum
+from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
 from puller.wire.nodes import Large, Run, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, Table
@@ -114,9 +114,8 @@ class JsonLinesTarget:
             with open(self.where, "rb") as file:
                 while lines := file.readlines(_BLOCK):
                     rows = form.parse(lines)
-                    keys = [wire.record_key(table, row) for row in rows]
-                    order = table.value_columns
-                    yield keys, [wire.encode_row([row[n] for n in order]) for row in rows]
+                    keys, values = wire.records_of(table, rows)
+                    yield keys, list(values)
         except Invalid as error:
             raise LocalEdits(f"{self.where} was changed since it was pulled: {error}", [self.where]) from error
         except OSError as error:
@@ -130,7 +129,7 @@ class JsonLinesTarget:
         try:
             for keys, values in self.records():
                 check.records += len(keys)
-                check.checksum = (check.checksum + run_sum(keys, values)) % (1 << 128)
+                check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
         except LocalEdits:
             check.differing.append(self.where)
         return check
@@ -200,36 +199,39 @@ class _Writer:
         self._changes = Changes()
         self.done = False
         self._cursor = Cursor(())
-        self._old: Run = ([], [])
         if held is not None and not opening.replace:
             self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
 
-    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
-        keys = list(keys)
-        before: list[Value] = []
-        if keys and keys[0] == SCHEMA_KEY:
-            before.append(self._schema or None)
-        self._old = self._cursor.take_below(keys[-1] + b"\0") if keys else ([], [])
-        known = dict(zip(*self._old, strict=True))
-        before += [known.get(key) for key in keys[len(before) :]]
-        return record_hashes(keys, before)
-
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
         deleted = sum(value is None for value in values)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
-        plain = [
+        plain: list[Value] = [
             b"".join(self._opening.large(key, value)) if isinstance(value, Large) else value
             for key, value in zip(keys, values, strict=True)
         ]
+        before: dict[bytes, Value] = {}
+        rows = (keys, plain)
         if keys and keys[0] == SCHEMA_KEY:
-            if plain[0] is None:
+            before[SCHEMA_KEY] = self._schema or None
+            if not isinstance(plain[0], bytes):
                 raise Invalid("the dataset deletes its schema")
             self._schema = plain[0]
-            keys, plain = keys[1:], plain[1:]
-        for run in live([overlay([self._old, (keys, list(plain))])]):
-            self._write(*run)
-        self._old = ([], [])
+            rows = keys[1:], plain[1:]
+        self._merge(rows, before)
+        return [None] * len(keys) if self._opening.replace else record_hashes(keys, list(map(before.get, keys)))
+
+    def _merge(self, rows: Run, before: dict[bytes, Value]) -> None:
+        """Write the held lines up to the last of `rows` with these in their place; note what was there before."""
+        changes = Cursor([rows])
+        while changes.fill():
+            limit = min(changes.last, self._cursor.last) if self._cursor.fill() else changes.last
+            parts = [self._cursor.take(limit) if self._cursor.fill() else ([], []), changes.take(limit)]
+            if parts[1][0]:
+                known = dict(zip(*parts[0], strict=True))
+                before.update((key, known.get(key)) for key in parts[1][0])
+            for run in live([overlay(parts) if parts[1][0] else parts[0]]):
+                self._write(*run)
 
     def overwrites(self) -> list[str]:
         there = os.path.lexists(self._target.where)

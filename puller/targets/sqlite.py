@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, TargetError
+from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.targets.base import Changes, Check, Opening, State
 from puller.wire import rows as wire
-from puller.wire.checksum import record_hashes, run_sum
+from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import decode_keys
 from puller.wire.nodes import Large, Run, Value
 from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
@@ -102,7 +102,7 @@ class SQLiteTarget:
         for keys, values in self.records():
             check.records += len(keys)
             check.checksum += run_sum(keys, values)
-        check.checksum %= 1 << 128
+        check.checksum %= MODULUS
         return check
 
     def _open(self) -> sqlite3.Connection:
@@ -221,10 +221,15 @@ class _Writer:
         if opening.replace:
             self._drop_all(ours)
 
-    def hashes(self, keys: Sequence[bytes]) -> list[int | None]:
-        return record_hashes(keys, [self._old(key) for key in keys])
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+        if self._opening.replace:
+            before: list[int | None] = [None] * len(keys)
+        else:
+            before = record_hashes(keys, [self._old(key) for key in keys])
+        self._apply(keys, values)
+        return before
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> None:
+    def _apply(self, keys: list[bytes], values: list[Value]) -> None:
         deleted = sum(value is None for value in values)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
@@ -283,7 +288,7 @@ class _Writer:
             form = self._forms[table.name]
             head = decode_keys(table.name, keys)[0]
             row = db.execute(f"{form.select()} WHERE {form.where()}", head).fetchone()
-            return None if row is None else _values(db, form, [key], [row])[0]
+            return None if row is None else _records(db, form, [row])[1][0]
         return None
 
     def _put_bytes(self, keys: list[bytes], values: list[Any]) -> None:
@@ -315,7 +320,7 @@ class _Writer:
         bound = form.bind(rows)
         self._db.executemany(form.insert(), bound)
         if _may_differ(form, values):
-            again = [wire.encode_row([form.unbind(row)[n] for n in form.table.value_columns]) for row in map(_held, [form] * len(bound), bound)]
+            _, again = wire.records_of(form.table, [form.unbind(_held(form, row)) for row in bound])
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
             self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
 
@@ -393,22 +398,16 @@ def table_records(db: sqlite3.Connection, form: Form) -> Iterator[Run]:
     """The exact records of a table, in the order of its primary key."""
     cursor = db.execute(f"{form.select()} ORDER BY {', '.join(form.key)}")
     while rows := cursor.fetchmany(_BATCH):
-        keys = [wire.record_key(form.table, form.unbind(row)) for row in rows]
-        yield keys, list(_values(db, form, keys, rows))
+        keys, values = _records(db, form, rows)
+        yield keys, list(values)
 
 
-def _values(db: sqlite3.Connection, form: Form, keys: list[bytes], rows: list[Any]) -> list[bytes]:
-    """The exact values of rows read from SQLite; a row that was edited there is encoded as it is now."""
-    order = form.table.value_columns
-    values = []
-    for key, row in zip(keys, rows, strict=True):
-        cells = form.unbind(row)
-        try:
-            values.append(wire.encode_row([cells[n] for n in order]))
-        except HeadwaterError:
-            raise
-        except (TypeError, OverflowError, ValueError) as error:
-            raise LocalEdits(f"table {form.table.name!r} holds a value that no dataset can hold: {error}") from error
+def _records(db: sqlite3.Connection, form: Form, rows: list[Any]) -> tuple[list[bytes], list[bytes]]:
+    """The exact records of rows read from SQLite; a row that was edited there is encoded as it is now."""
+    try:
+        keys, values = wire.records_of(form.table, list(map(form.unbind, rows)))
+    except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+        raise LocalEdits(f"table {form.table.name!r} holds a value that no dataset can hold: {error}") from error
     if _has_exact(db):
         for n, (key, row) in enumerate(zip(keys, rows, strict=True)):
             exact = _exact(db, key)
@@ -416,7 +415,7 @@ def _values(db: sqlite3.Connection, form: Form, keys: list[bytes], rows: list[An
                 as_held = _held(form, form.bind(wire.full_rows(form.table, [key], [exact]))[0])
                 if list(map(_typed, as_held)) == list(map(_typed, row)):
                     values[n] = exact
-    return values
+    return keys, values
 
 
 def _typed(cell: Any) -> tuple[type, Any]:

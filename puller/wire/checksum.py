@@ -5,7 +5,7 @@ It catches bugs and decay, not attackers: those meet the signature of HEAD and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import add
 
 import xxhash
@@ -25,27 +25,25 @@ def record_hash(key: bytes, value: bytes) -> int:
 def record_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[int | None]:
     """The hash of each record; None for a deleted one."""
     digest = xxhash.xxh3_128_intdigest
-    prefix = _PREFIX
+    if set(map(type, values)) == {bytes}:
+        prefixed = map(add, map(_PREFIX.__getitem__, map(len, keys)), keys)
+        return list(map(digest, map(add, prefixed, values)))
     return [
-        digest(prefix[len(key)] + key + value)
-        if type(value) is bytes
-        else (None if value is None else int.from_bytes(value.record_hash, "big"))
+        digest(_PREFIX[len(key)] + key + value)
+        if isinstance(value, bytes)
+        else (int.from_bytes(value.record_hash, "big") if isinstance(value, Large) else None)
         for key, value in zip(keys, values, strict=True)
     ]
 
 
 def run_sum(keys: Sequence[bytes], values: Sequence[Value]) -> int:
     """The sum, modulo 2^128, of the hashes of a run's records; a deleted one adds nothing."""
-    digest = xxhash.xxh3_128_intdigest
-    if any(type(value) is not bytes for value in values):
-        return sum_hashes(record_hashes(keys, values))
-    prefixed = map(add, map(_PREFIX.__getitem__, map(len, keys)), keys)
-    return sum(map(digest, map(add, prefixed, values))) % MODULUS  # type: ignore[arg-type]
+    return sum_hashes(record_hashes(keys, values))
 
 
-def sum_hashes(hashes: Iterable[int | None]) -> int:
+def sum_hashes(hashes: Sequence[int | None]) -> int:
     """The sum of hashes modulo 2^128; None counts as nothing."""
-    return sum(h for h in hashes if h is not None) % MODULUS
+    return sum(hashes if None not in hashes else filter(None, hashes)) % MODULUS  # type: ignore[arg-type]
 
 
 class RecordHasher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from operator import itemgetter
 
 from puller.errors import Invalid
 
@@ -59,18 +60,18 @@ def encode_key(table: str, key: Sequence[Scalar]) -> bytes:
     return encode_element(table) + b"".join(map(encode_element, key))
 
 
-def encode_keys(table: str, keys: Sequence[Sequence[Scalar]]) -> list[bytes]:
-    """The keys of many rows of one table; the common forms take no call per row."""
+def encode_keys(table: str, columns: Sequence[Sequence[Scalar]]) -> list[bytes]:
+    """The keys of many rows of one table, given the columns of its primary key; the common form takes no call per row."""
     prefix = encode_element(table)
-    if keys and len(keys[0]) == 1:
-        column = [key[0] for key in keys]
-        if set(map(type, column)) == {str}:
-            texts = [text.encode() for text in column]  # type: ignore[union-attr]
-            if not any(b"\0" in text for text in texts):
-                head = prefix + _TEXT_TAG
-                return [head + text + b"\0" for text in texts]
-        return [prefix + encode_element(value) for value in column]
-    return [prefix + b"".join(map(encode_element, key)) for key in keys]
+    if len(columns) > 1:
+        return [prefix + b"".join(map(encode_element, key)) for key in zip(*columns, strict=True)]
+    column = columns[0]
+    if set(map(type, column)) == {str}:
+        texts = list(map(str.encode, column))  # type: ignore[arg-type]
+        if b"\0" not in b"".join(texts):
+            head = prefix + _TEXT_TAG
+            return [head + text + b"\0" for text in texts]
+    return [prefix + encode_element(value) for value in column]
 
 
 def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:
@@ -86,12 +87,13 @@ def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:
 
 
 def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
-    """The primary keys in the keys of one table's rows."""
+    """The primary keys in the keys of one table's rows, which ascend."""
     prefix = encode_element(table)
     head = prefix + _TEXT_TAG
     size = len(head)
-    if keys and sum(key.count(0) for key in keys) == len(keys) * (head.count(0) + 1):
-        if all(key.startswith(head) and key.endswith(b"\0") for key in keys):
+    if keys and keys[0].startswith(head) and keys[-1].startswith(head):
+        zeros = b"".join(keys).count(0) == len(keys) * (head.count(0) + 1)
+        if zeros and set(map(itemgetter(-1), keys)) == {0}:
             try:
                 return [(key[size:-1].decode(),) for key in keys]
             except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ import msgspec
 
 from puller.errors import Invalid
 from puller.wire.codec import decoder, encode
-from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, encode_key, table_range
+from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, encode_keys, table_range
 
 SCHEMA_KEY = b""
 JSON_EXT = 1
@@ -105,8 +105,16 @@ def encode_row(values: Sequence[Any]) -> bytes:
     return encode(values)
 
 
-def decode_rows(table: Table, values: Sequence[bytes]) -> list[list[Any]]:
-    """The rows of one table, each padded to all of its value columns.
+def encode_rows(columns: Sequence[Sequence[Any]], rows: int) -> list[bytes]:
+    """The canonical bytes of many rows, given their value columns (SPEC 9.3)."""
+    if not columns:
+        return [encode(())] * rows
+    encoder = encode_row if None in columns[-1] else encode
+    return list(map(encoder, zip(*columns, strict=True)))
+
+
+def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]:
+    """The value columns of rows of one table.
 
     Raises Invalid unless every row is canonical and of the columns' types (SPEC 9.3).
     """
@@ -124,15 +132,12 @@ def decode_rows(table: Table, values: Sequence[bytes]) -> list[list[Any]]:
             raise Invalid(f"table {table.name!r} has a row that ends in nil")
         for row in rows:
             row.extend([None] * (width - len(row)))
-    elif width and any(map(_is_none, map(itemgetter(-1), rows))):
+    elif width and None in map(itemgetter(-1), rows):
         raise Invalid(f"table {table.name!r} has a row that ends in nil")
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=True) if rows else ():
-        _check_cells(column, cells)
-    return rows
-
-
-def _is_none(value: Any) -> bool:
-    return value is None
+    cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * width
+    for column, found in zip(columns, cells, strict=True):
+        _check_cells(column, found)
+    return cells
 
 
 def _check_cells(column: Column, cells: Sequence[Any]) -> None:
@@ -140,6 +145,8 @@ def _check_cells(column: Column, cells: Sequence[Any]) -> None:
     types.discard(type(None))
     if not types <= _ALLOWED[column.type]:
         raise Invalid(f"column {column.name!r} of type {column.type} holds another type")
+    if types <= {str, bytes, bool}:
+        return
     if int in types and max(cell for cell in cells if type(cell) is int) > INT_MAX:
         raise Invalid(f"column {column.name!r} holds an integer beyond 64 bits")
     if float in types and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
@@ -190,24 +197,26 @@ def table_prefix(key: bytes) -> bytes:
 
 
 def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> list[tuple[Any, ...]]:
-    """The rows of one table with all columns in column order."""
+    """The rows of one table, whose keys ascend, with all columns in column order."""
     heads = decode_keys(table.name, keys)
-    if any(len(head) != len(table.key) for head in heads):
+    if set(map(len, heads)) - {len(table.key)}:
         raise Invalid(f"table {table.name!r} has a key with a wrong number of values")
+    columns: list[Sequence[Any]] = [()] * len(table.columns)
     for n, cells in zip(table.key, zip(*heads, strict=True), strict=True) if heads else ():
         _check_cells(table.columns[n], cells)
-    rows = decode_rows(table, values)
-    order = table.key + table.value_columns
-    if order == sorted(order):
-        return [(*head, *row) for head, row in zip(heads, rows, strict=True)]
-    places = sorted(range(len(order)), key=order.__getitem__)
-    pick = itemgetter(*places)
-    return [pick((*head, *row)) for head, row in zip(heads, rows, strict=True)]
+        columns[n] = cells
+    for n, column in zip(table.value_columns, decode_columns(table, values), strict=True):
+        columns[n] = column
+    return list(zip(*columns, strict=True))
 
 
-def record_key(table: Table, row: Sequence[Any]) -> bytes:
-    """The key of a row given with all columns in column order."""
-    return encode_key(table.name, [row[n] for n in table.key])
+def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
+    """The keys and the values of rows given with all columns in column order."""
+    if not rows:
+        return [], []
+    columns = list(zip(*rows, strict=True))
+    keys = encode_keys(table.name, [columns[n] for n in table.key])
+    return keys, encode_rows([columns[n] for n in table.value_columns], len(rows))
 
 
 def table_bounds(table: Table) -> tuple[bytes, bytes]:
