@@ -1,0 +1,1 @@
+"""Publishing datasets as static files: sources, changes, building trees, stores."""

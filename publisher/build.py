@@ -16,6 +16,7 @@ from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import DIFFS, Ref, path_of, seal
 from puller.wire.nodes import Entry, Large, Tree, Value
+
 from publisher.stores.base import Store
 
 CHUNK_SIZE = 1 << 20
@@ -31,7 +32,7 @@ def make_pool() -> ThreadPoolExecutor:
 
 def separator(before: bytes, first: bytes) -> bytes:
     """The shortest key above `before` and not above `first`: a bound that stays put when records come and go."""
-    common = len(os.path.commonprefix((before, first)))
+    common = len(os.path.commonprefix((before, first)))  # noqa: RUF071 - characters are meant
     return first[: common + 1]
 
 

@@ -13,6 +13,7 @@ from puller.console import EXIT_CODES, common, console, count, run, size
 if TYPE_CHECKING:
     from puller.wire.head import Head
     from puller.wire.rows import Schema
+
     from publisher.publish import Outcome
     from publisher.sources.base import Source
 
@@ -131,7 +132,9 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
     what = f"{outcome.added:,} added, {outcome.updated:,} updated, {outcome.deleted:,} deleted"
     verb = "would publish" if dry_run else "published"
     written = f"{size(outcome.written)} {'to write' if dry_run else 'written'}"
-    start = "" if not outcome.created else f"{dest}: {'would create' if dry_run else 'created'} the dataset {head.name}\n"
+    start = (
+        "" if not outcome.created else f"{dest}: {'would create' if dry_run else 'created'} the dataset {head.name}\n"
+    )
     return fields, f"{start}{dest}: {verb} version {head.version}: {what}; {written}"
 
 
@@ -190,6 +193,7 @@ def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, v
       publisher serve /srv/data/prices --port 8000
     """
     from puller.errors import UsageError
+
     from publisher.serve import make_server
 
     out = console(as_json, quiet, verbose)
@@ -221,6 +225,7 @@ def _check_apart(source: str, dest: str) -> None:
 
 def _head(dest: str) -> Head:
     from puller.errors import NotFound
+
     from publisher.publish import read_head
     from publisher.stores import open_store
 

@@ -13,6 +13,7 @@ from puller.wire import nodes
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
 from puller.wire.nodes import Large, Piece, Value
+
 from publisher.build import Sink
 
 AVERAGE, LEAST, MOST = 2 << 20, 1 << 20, 4 << 20

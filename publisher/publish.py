@@ -21,6 +21,7 @@ from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW, Ref
 from puller.wire.head import MAX_HEAD, Head, archive_path, format_head, is_name, parse_head
 from puller.wire.nodes import Diff, Large, Log, Run, Tree, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
+
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
 from publisher.history import grow
@@ -153,7 +154,9 @@ def check_unused(store: Store) -> None:
         )
 
 
-def create(store: Store, name: str, kind: str, *, interval: int = INTERVAL, now: Callable[[], float] = time.time) -> Head:
+def create(
+    store: Store, name: str, kind: str, *, interval: int = INTERVAL, now: Callable[[], float] = time.time
+) -> Head:
     """Create an empty dataset (version 1). Raises Refused if there is one already."""
     head, _, token = read_head(store)
     if head is not None:
@@ -227,10 +230,7 @@ class _Publish:
         log = Log(list(head.diffs), []) if head.log is None else self.reader.log(head.log)
         chain = self._chain(head, log)
         source = self._source(head, chain)
-        if head.records == 0:
-            outcome = self._whole(head, source)
-        else:
-            outcome = self._changes(head, log, chain, source)
+        outcome = self._whole(head, source) if head.records == 0 else self._changes(head, log, chain, source)
         if outcome.changed:
             self._swap(head, data, token, outcome.head)
         outcome.written = self.store.written
@@ -247,7 +247,9 @@ class _Publish:
         head = _first_head(name, source.kind, tree, checksum, records, self.options.interval, int(self.now()))
         self.store.flush()
         self.store.swap_head(token, format_head(head), head.time)
-        return Outcome(head, created=True, added=records, written=self.store.written, snapshot=True, report=source.report)
+        return Outcome(
+            head, created=True, added=records, written=self.store.written, snapshot=True, report=source.report
+        )
 
     def _source(self, head: Head, chain: list[Diff]) -> Source:
         if self.options.name is not None and self.options.name != head.name:
@@ -282,7 +284,8 @@ class _Publish:
         diff = Diff(head.version, head.version + 1, diff_tree)
         chain = [*chain, diff]
         snapshot = (head.snapshot_version, head.snapshot)
-        if sum(d.tree.bytes for d in chain) > SNAPSHOT_SHARE * head.snapshot.bytes + CHUNK_SIZE // 8:
+        share = SNAPSHOT_SHARE * self._node_bytes(CHUNKS, head.snapshot) + CHUNK_SIZE // 8
+        if sum(self._node_bytes(DIFFS, d.tree) for d in chain) > share:
             snapshot = (diff.b, self._compact(head, chain))
             outcome.snapshot = True
         put_log = Sink(self.store, DIFFS)
@@ -322,7 +325,7 @@ class _Publish:
         """Build the snapshot of a source's state; return it with its checksum and number of records."""
         for _ in range(2):
             builder = TreeBuilder(self.chunks, self.pool)
-            checksum = records = 0
+            records = 0
             try:
                 for keys, given in self._runs(source):
                     builder.add(keys, self._settle_all(keys, given))
@@ -368,9 +371,9 @@ class _Publish:
         """The value of what a source gave for a key; an unchanged large value keeps its pieces."""
         if isinstance(given, bytes):
             return given
-        if isinstance(before, Large):
-            if hash_stream(key, given.prefix, given.open()) == (before.size, before.record_hash):
-                return before
+        known = (before.size, before.record_hash) if isinstance(before, Large) else None
+        if known is not None and hash_stream(key, given.prefix, given.open()) == known:
+            return before
         return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
 
     def _compact(self, head: Head, chain: list[Diff]) -> Tree:
@@ -391,6 +394,14 @@ class _Publish:
                     if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
                         builder.cut()
         return builder.finish()
+
+    def _node_bytes(self, area: str, tree: Tree) -> int:
+        """About the stored bytes of a tree's own files: pieces of large values cost no more in a diff than in a chunk."""
+        if tree.level == 0:
+            return tree.ref.stored
+        if tree.level > 1:
+            return tree.bytes
+        return sum(leaf.ref.stored for leaf in self.reader.leaves(area, tree))
 
     def _guard(self, head: Head, records: int) -> None:
         if records * 2 < head.records and not self.options.allow_shrink:

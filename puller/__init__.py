@@ -1,0 +1,1 @@
+"""Reading published datasets: the wire format, fetchers, planning, and targets that keep exact copies."""

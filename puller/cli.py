@@ -28,8 +28,12 @@ def main() -> None:
 @main.command("pull", epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("target")
-@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
-@click.option("--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten.")
+@click.option(
+    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+)
+@click.option(
+    "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
+)
 @click.option("--overwrite", is_flag=True, help="Write everything again, over local edits.")
 @click.option("--dry-run", is_flag=True, help="Say what would be fetched and why, and change nothing.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
@@ -85,7 +89,9 @@ def pull_command(
     fields, text = _describe(outcome, target, dry_run)
     for name in outcome.changes.overwritten:
         out.warn(f"{'would overwrite' if dry_run else 'overwrote'} {name}")
-    out.detail(f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received")
+    out.detail(
+        f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
+    )
     if outcome.plan.reason == "older_head":
         out.warn("the host serves an older HEAD than was seen before (a lagging cache?); kept the newer state")
     out.result(text, **fields)
@@ -130,7 +136,9 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
 
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("target")
-@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
+@click.option(
+    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+)
 @common
 def status_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say which version of which dataset TARGET holds. Reads only bookkeeping.
@@ -167,7 +175,9 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
 
 @main.command("verify", epilog=EXIT_CODES)
 @click.argument("target")
-@click.option("--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell.")
+@click.option(
+    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+)
 @common
 def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Read everything in TARGET again and compare it with what was pulled. Changes nothing; asks no host.

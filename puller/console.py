@@ -56,12 +56,25 @@ class Console:
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
         """A callback (what, done, total in bytes, 0 where unknown) that draws on a terminal and nowhere else."""
         if self.as_json or self.level < 0 or not sys.stderr.isatty():
-            yield lambda what, done, total: None
+            yield _undrawn
             return
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
             task = bar.add_task("starting", total=None)
             drawn = 0.0
@@ -73,6 +86,10 @@ class Console:
                     bar.update(task, description=what, completed=done, total=max(total, done) or None)
 
             yield update
+
+
+def _undrawn(_what: str, _done: int, _total: int) -> None:
+    pass
 
 
 def size(n: int) -> str:
@@ -106,7 +123,13 @@ def run(main: click.Command, name: str) -> None:
         status = INTERRUPTED
     except HeadwaterError as error:
         status = error.exit_code
-        _fail(str(error), type(error).__name__, status, as_json, getattr(error, "names", []) if isinstance(error, LocalEdits) else [])
+        _fail(
+            str(error),
+            type(error).__name__,
+            status,
+            as_json,
+            getattr(error, "names", []) if isinstance(error, LocalEdits) else [],
+        )
     except BrokenPipeError:
         status = 1
     except (OSError, MemoryError) as error:

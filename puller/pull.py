@@ -206,9 +206,7 @@ class _Pull:
                 return Changes(overwritten=writer.overwrites())
             return writer.commit(self._new_state(head, etag))
 
-    def _stream(
-        self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int
-    ) -> tuple[int, int]:
+    def _stream(self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int) -> tuple[int, int]:
         """Hand the runs to the writer; return the checksum and the number of records that come out."""
         for keys, values in runs:
             hashes = record_hashes(keys, values)

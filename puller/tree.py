@@ -139,7 +139,7 @@ class Reader:
                 break
             hasher.update(part)
             yield part
-        if not check_large(key, value, hasher, size):
+        if not check_large(value, hasher, size):
             raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
 
     def _pieces(self, entries: list[object], depth: int) -> Iterator[Piece]:

@@ -6,6 +6,7 @@ import os
 
 from puller.errors import SourceError, UsageError
 from puller.wire.rows import Schema
+
 from publisher.sources.base import Source
 
 FORMS = ("folder", "jsonl")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from puller.wire.nodes import Run
+
 from publisher.large import Stream
 
 

@@ -11,6 +11,7 @@ from puller.errors import Invalid, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.nodes import Run
+
 from publisher.large import Stream
 from publisher.sources.base import Report
 
@@ -65,7 +66,9 @@ class FolderSource:
                 with os.scandir(os.path.join(self._root, folder)) as found:
                     entries = list(found)
             except OSError as error:
-                raise SourceError(f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published") from error
+                raise SourceError(
+                    f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published"
+                ) from error
             named = 0
             for entry in entries:
                 key = folder + b"/" + entry.name if folder else entry.name

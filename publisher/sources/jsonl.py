@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from operator import attrgetter
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from puller.wire.jsontext import cell
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
+
 from publisher.sources.base import Report, Unsorted
 
 _BLOCK = 4 << 20
@@ -82,7 +83,7 @@ class JsonLinesSource:
             keys += part[0]
             values += part[1]
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        for before, after in zip(order, order[1:], strict=False):
+        for before, after in pairwise(order):
             if keys[before] == keys[after]:
                 row = decode_key(keys[before])[1]
                 raise SourceError(
@@ -171,7 +172,7 @@ class JsonLinesSource:
             if self.where != "-":
                 return open(self.where, "rb", buffering=0)
             if self._spool is None:
-                self._spool = tempfile.TemporaryFile()
+                self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - kept to be read again
                 shutil.copyfileobj(sys.stdin.buffer, self._spool)
             copy = os.fdopen(os.dup(self._spool.fileno()), "rb")
             copy.seek(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from puller.errors import UsageError
+
 from publisher.stores.base import Store
 from publisher.stores.folder import FolderStore
 

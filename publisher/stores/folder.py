@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
 from puller.wire.head import HEAD
+
 from publisher.stores.base import ABSENT, Token
 
 _TEMPORARY = ".tmp-"

@@ -196,7 +196,7 @@ class FolderTarget:
     def _stored(self, table: str) -> State | None:
         assert self._db is not None
         try:
-            row = self._db.execute(f"SELECT value FROM {table}").fetchone()  # noqa: S608
+            row = self._db.execute(f"SELECT value FROM {table}").fetchone()
             return None if row is None else msgspec.msgpack.decode(row[0], type=State)
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise self._damaged(error) from error
@@ -424,7 +424,9 @@ class _Writer:
             elif action == DELETE:
                 if old is not None and not self._unedited(path, old, old_kind, size, mtime):
                     edited.append(os.fsdecode(path))
-            elif not self._unedited(path, old, old_kind, size, mtime) and self._in_the_way(path, new, new_kind, deleted):
+            elif not self._unedited(path, old, old_kind, size, mtime) and self._in_the_way(
+                path, new, new_kind, deleted
+            ):
                 (foreign if old is None else edited).append(os.fsdecode(path))
         return edited, foreign
 

@@ -12,6 +12,7 @@ import os
 import stat as stats
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import msgspec
 
@@ -186,7 +187,9 @@ class JsonLinesTarget:
 
 
 class _Writer:
-    def __init__(self, target: JsonLinesTarget, file, temporary: str, held: _Held | None, opening: Opening) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self, target: JsonLinesTarget, file: IO[bytes], temporary: str, held: _Held | None, opening: Opening
+    ) -> None:
         self._target = target
         self._file = file
         self._temporary = temporary
@@ -269,5 +272,7 @@ class _Writer:
 
 def _table(schema: Schema, where: str) -> Table:
     if len(schema) != 1:
-        raise TargetError(f"{where}: a JSON Lines file holds one table, the dataset has {len(schema)}; pull into SQLite")
+        raise TargetError(
+            f"{where}: a JSON Lines file holds one table, the dataset has {len(schema)}; pull into SQLite"
+        )
     return schema[0]

@@ -354,9 +354,7 @@ class _Writer:
     def _move_out(self, form: Form) -> None:
         """Keep the rows of a table that is to go as exact bytes until the stream deletes them."""
         for keys, values in table_records(self._db, form):
-            self._db.executemany(
-                f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", zip(keys, values, strict=True)
-            )
+            self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", zip(keys, values, strict=True))
         self._db.execute(f"DROP TABLE {form.name}")
 
     def _rebuild(self, old: Form, new: Form) -> None:
@@ -375,9 +373,7 @@ class _Writer:
             moved = self._db.execute(
                 f"SELECT key, value FROM {BOOKKEEPING} WHERE name = 'row' AND key >= ? AND key < ?", (prefix, end)
             ).fetchall()
-            self._db.execute(
-                f"DELETE FROM {BOOKKEEPING} WHERE name = 'row' AND key >= ? AND key < ?", (prefix, end)
-            )
+            self._db.execute(f"DELETE FROM {BOOKKEEPING} WHERE name = 'row' AND key >= ? AND key < ?", (prefix, end))
             for keys, values in _batches(iter(moved)):
                 self._insert_loosely(new, keys, values)  # type: ignore[arg-type]
         _make_indexes(self._db, new)
@@ -463,7 +459,9 @@ def _store(db: sqlite3.Connection, name: str, key: bytes, value: bytes) -> None:
 
 
 def _tables(db: sqlite3.Connection) -> list[str]:
-    rows = db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    rows = db.execute(
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    )
     return [name for (name,) in rows]
 
 

@@ -60,6 +60,6 @@ class RecordHasher:
         return self._state.digest()
 
 
-def check_large(key: bytes, value: Large, hasher: RecordHasher, size: int) -> bool:
+def check_large(value: Large, hasher: RecordHasher, size: int) -> bool:
     """Whether what was read of a large value is what the value declares (SPEC 5.3)."""
     return size == value.size and hasher.digest() == value.record_hash

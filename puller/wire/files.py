@@ -17,7 +17,9 @@ _CONTROL = bytes(range(32)) + b"\x7f"
 def check_path(key: bytes) -> bytes:
     """Return `key` if it is a safe relative path (SPEC 8.1); raise Invalid otherwise."""
     if not _DOTS.isdisjoint(key.split(_SEPARATOR)) or key.translate(None, _CONTROL) != key:
-        raise Invalid(f"unsafe path {key!r:.200}: it is absolute, has an empty, '.' or '..' part, or a control character")
+        raise Invalid(
+            f"unsafe path {key!r:.200}: it is absolute, has an empty, '.' or '..' part, or a control character"
+        )
     if len(key) > 255 and max(map(len, key.split(_SEPARATOR))) > 255:
         raise Invalid(f"unsafe path {key!r:.200}: a part is longer than 255 bytes")
     if key == RESERVED or key.startswith(RESERVED + _SEPARATOR):

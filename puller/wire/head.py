@@ -177,9 +177,7 @@ def _json(line: str) -> dict[str, Any]:
         return int(token)
 
     try:
-        fields = json.loads(
-            line, object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse, parse_int=integer
-        )
+        fields = json.loads(line, object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"HEAD is not strict JSON: {error}") from error
     if not isinstance(fields, dict):

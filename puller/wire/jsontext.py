@@ -45,7 +45,8 @@ class JsonForm:
         renames = {f"c{n}": column.name for n, column in enumerate(table.columns)}
         self._sparse: Any = msgspec.defstruct("Row", fields, rename=renames, omit_defaults=True)
         self._whole: Any = msgspec.defstruct("Row", fields, rename=renames)
-        self._strict = msgspec.json.Decoder(list[msgspec.defstruct("Row", fields, rename=renames, forbid_unknown_fields=True)])  # type: ignore[misc]
+        strict: Any = msgspec.defstruct("Row", fields, rename=renames, forbid_unknown_fields=True)
+        self._strict = msgspec.json.Decoder(list[strict])
         self._encode_lines: Callable[[list[Any]], bytes] = msgspec.json.Encoder().encode_lines
         self._plain = all(column.type in ("int64", "text", "bool", "blob") for column in table.columns)
 

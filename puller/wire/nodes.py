@@ -357,5 +357,3 @@ def decode_log(raw: bytes) -> Log:
             raise Invalid(f"a segment covers ({a}, {b}] with diffs of {widest} versions")
         segments.append(Segment(a, b, widest, _ref(item[3])))
     return Log([parse_diff(diff, _bytes) for diff in form[0]], segments)
-
-

@@ -170,7 +170,9 @@ def _array_header(n: int) -> bytes:
     return b"\xdc" + n.to_bytes(2, "big") if n < 1 << 16 else b"\xdd" + n.to_bytes(4, "big")
 
 
-def by_table(schema: Schema, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[tuple[Table, list[bytes], list[Any]]]:
+def by_table(
+    schema: Schema, keys: Sequence[bytes], values: Sequence[Any]
+) -> Iterable[tuple[Table, list[bytes], list[Any]]]:
     """Cut records, in key order and without the schema's, into one part per table. Raises Invalid for an unknown table."""
     prefixes = {encode_element(table.name): table for table in schema}
 
