@@ -242,7 +242,7 @@ class _Publish:
         check_unused(self.store)
         source = self.open_source(name, [])
         tree, checksum, records = self._snapshot_of(source)
-        if not records and not self.options.allow_shrink:
+        if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
         head = _first_head(name, source.kind, tree, checksum, records, self.options.interval, int(self.now()))
         self.store.flush()
@@ -404,9 +404,10 @@ class _Publish:
         return sum(leaf.ref.stored for leaf in self.reader.leaves(area, tree))
 
     def _guard(self, head: Head, records: int) -> None:
-        if records * 2 < head.records and not self.options.allow_shrink:
+        schema = int(head.kind == "table")
+        if (records - schema) * 2 < head.records - schema and not self.options.allow_shrink:
             raise Shrunk(
-                f"the source has {records:,} records where {head.records:,} are published; nothing was published. "
+                f"the source has {records - schema:,} records where {head.records - schema:,} are published; nothing was published. "
                 "If that is meant: --allow-shrink"
             )
 

@@ -64,7 +64,8 @@ class JsonLinesSource:
         return self._ordered() if self._sorted else self._sort()
 
     def lead(self) -> Run:
-        return [SCHEMA_KEY], [wire.encode_schema([self._columns.table(self._table, self._old)])]
+        schema = [] if self._columns.empty else [self._columns.table(self._table, self._old)]
+        return [SCHEMA_KEY], [wire.encode_schema(schema)]
 
     def _ordered(self) -> Iterator[Run]:
         last = b""
@@ -174,6 +175,7 @@ class JsonLinesSource:
             if self._spool is None:
                 self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - kept to be read again
                 shutil.copyfileobj(sys.stdin.buffer, self._spool)
+                self._spool.flush()
             copy = os.fdopen(os.dup(self._spool.fileno()), "rb")
             copy.seek(0)
             return copy
@@ -192,6 +194,11 @@ class _Columns:
         self._old = known
         self._order: list[str] = list(known)
         self.add(dict.fromkeys(known))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to know a table by."""
+        return not self._order
 
     def add(self, fields: dict[str, None]) -> None:
         """Take up the fields that are not known yet, in order."""

@@ -82,7 +82,7 @@ class JsonForm:
 def _field_type(type_: str) -> Any:
     plain: dict[str, Any] = {"int64": int, "text": str, "bool": bool, "blob": bytes, "float64": float}
     if type_ == "json":
-        return msgspec.Raw | None
+        return msgspec.Raw
     return plain[type_] | None if type_ in plain else Any
 
 

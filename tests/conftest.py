@@ -1,0 +1,159 @@
+"""Fixtures: the real commands as processes, and a real nginx."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def command(name: str, *arguments: object, check: int | None = 0, stdin: bytes | None = None, **options) -> Done:
+    """Run `publisher` or `puller` as a process; `check` is the exit status it must have (None: any)."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"{name}.cli", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+    result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    assert "Traceback" not in result.err, result.err
+    assert check is None or result.status == check, (result.status, result.out, result.err)
+    return result
+
+
+def publisher(*arguments: object, **options) -> Done:
+    return command("publisher", *arguments, **options)
+
+
+def puller(*arguments: object, **options) -> Done:
+    return command("puller", *arguments, **options)
+
+
+@dataclass
+class Nginx:
+    """A running nginx that serves `root` at `url`."""
+
+    root: Path
+    url: str
+    log: Path
+
+    def requests(self) -> list[tuple[str, int, int]]:
+        """(path, status, body bytes) of every request since the last call."""
+        time.sleep(0.05)
+        lines = self.log.read_text().splitlines()
+        os.truncate(self.log, 0)
+        return [(path, int(status), int(size)) for path, status, size in map(str.split, lines)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def nginx_server(tmp_path_factory) -> Iterator[Nginx]:
+    """nginx with the configuration in infra/, its folder and port replaced."""
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    base = tmp_path_factory.mktemp("nginx")
+    base.chmod(0o755)
+    for parent in base.parents:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(0o755)
+    root, log = base / "data", base / "access.log"
+    root.mkdir()
+    port = free_port()
+    site = (ROOT / "infra/nginx/headwater.conf").read_text()
+    site, listens = re.subn(r"listen 8080;", f"listen 127.0.0.1:{port};", site)
+    site, roots = re.subn(r"root /srv/data;", f"root {root};", site)
+    assert (listens, roots) == (1, 1)
+    (base / "site.conf").write_text(site)
+    (base / "nginx.conf").write_text(
+        f"""
+daemon off; pid {base}/nginx.pid; error_log {base}/error.log; worker_processes 1;
+{"user root;" if os.geteuid() == 0 else ""}
+events {{ }}
+http {{
+    log_format short '$uri $status $body_bytes_sent';
+    access_log {log} short;
+    client_body_temp_path {base}/t1; proxy_temp_path {base}/t2; fastcgi_temp_path {base}/t3;
+    uwsgi_temp_path {base}/t4; scgi_temp_path {base}/t5;
+    include {base}/site.conf;
+}}
+"""
+    )
+    process = subprocess.Popen([program, "-c", str(base / "nginx.conf"), "-e", str(base / "error.log")])
+    try:
+        for _ in range(100):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        else:
+            raise AssertionError((base / "error.log").read_text())
+        yield Nginx(root, f"http://127.0.0.1:{port}", log)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def nginx(nginx_server, request) -> Nginx:
+    """The server, with a folder of this test's own."""
+    root = nginx_server.root / re.sub(r"\W", "-", request.node.name)
+    root.mkdir()
+    nginx_server.requests()
+    return Nginx(root, f"{nginx_server.url}/{root.name}", nginx_server.log)
+
+
+def tree(path: Path) -> dict[str, tuple[str, bytes]]:
+    """What lies in a folder: type and content by relative path; non-empty folders are left out, and .headwater."""
+    found = {}
+    for folder, folders, names in os.walk(path):
+        if ".headwater" in folders:
+            folders.remove(".headwater")
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        if not folders and not names and folder != str(path):
+            found[os.path.relpath(folder, path)] = ("d", b"")
+        for name in names + links:
+            full = os.path.join(folder, name)
+            relative = os.path.relpath(full, path)
+            if os.path.islink(full):
+                found[relative] = ("l", os.fsencode(os.readlink(full)))
+            else:
+                kind = "x" if os.stat(full).st_mode & 0o100 else "f"
+                found[relative] = (kind, Path(full).read_bytes())
+    return found
+
+
+def lines(path: Path) -> list[dict]:
+    """The rows of a JSON Lines file, nulls left out."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [{k: v for k, v in row.items() if v is not None} for row in rows]

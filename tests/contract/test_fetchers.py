@@ -1,0 +1,225 @@
+"""One suite for every fetcher, on real hosts; and hosts that misbehave."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from publisher.serve import make_server
+from puller.errors import FetchError, NotFound, Unavailable, UsageError
+from puller.fetch import FolderFetcher, HttpFetcher, Retrying, open_fetcher
+
+HEAD = b"headwater/1 test\n{}\n\n"
+NAME = "ab" * 32
+FILE = f"chunks/ab/{NAME}.zst"
+DATA = bytes(range(256)) * 9000
+
+
+def serve(server):
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.fixture(params=["folder", "file-url", "nginx", "serve"])
+def host(request, nginx):
+    root = nginx.root
+    (root / "chunks/ab").mkdir(parents=True)
+    (root / FILE).write_bytes(DATA)
+    (root / "HEAD").write_bytes(HEAD)
+    server = None
+    if request.param == "folder":
+        fetcher = open_fetcher(str(root))
+    elif request.param == "file-url":
+        fetcher = open_fetcher(f"file://{root}")
+    elif request.param == "nginx":
+        fetcher = open_fetcher(nginx.url)
+    else:
+        server = make_server(str(root), "127.0.0.1", 0, quiet=True)
+        fetcher = open_fetcher(serve(server))
+    yield root, fetcher
+    fetcher.close()
+    if server:
+        server.shutdown()
+        server.server_close()
+
+
+def test_gives_whole_files_and_shows_longer_ones(host):
+    _, fetcher = host
+    assert fetcher.fetch(FILE, len(DATA)) == DATA
+    assert fetcher.fetch(FILE, 1000) == DATA[:1001]
+    assert fetcher.fetch(FILE, len(DATA) + 5) == DATA
+    assert fetcher.requests == 3
+    assert fetcher.received == 2 * len(DATA) + 1001
+
+
+def test_absence_is_not_found(host):
+    root, fetcher = host
+    with pytest.raises(NotFound):
+        fetcher.fetch(f"chunks/cd/{'cd' * 32}.zst", 10)
+    (root / "HEAD").unlink()
+    with pytest.raises(NotFound):
+        fetcher.fetch_head(None)
+
+
+def test_head_is_conditional(host):
+    root, fetcher = host
+    first = fetcher.fetch_head(None)
+    assert first.data == HEAD
+    again = fetcher.fetch_head(first.etag)
+    assert (again.data, again.etag) == (None, first.etag)
+    (root / "HEAD").write_bytes(HEAD + b"more")
+    changed = fetcher.fetch_head(first.etag)
+    assert changed.data == HEAD + b"more"
+    assert changed.etag != first.etag
+    assert fetcher.fetch_head(None).data == HEAD + b"more"
+
+
+def test_many_threads_at_once(host):
+    _, fetcher = host
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(fetcher.fetch(FILE, len(DATA)))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [DATA] * 20
+
+
+class Bad(BaseHTTPRequestHandler):
+    """Answers by the path's last part."""
+
+    protocol_version = "HTTP/1.1"
+    hits: list[str] = []
+
+    def do_GET(self):
+        what = self.path.rpartition("/")[2]
+        self.hits.append(what)
+        if what.isdigit():
+            self.answer(int(what), b"an error page", {"Retry-After": "7"} if what in ("429", "503") else {})
+        elif what == "same":
+            self.answer(302, b"", {"Location": "/found"})
+        elif what == "other":
+            self.answer(302, b"", {"Location": "http://127.0.0.2:9/found"})
+        elif what == "loop":
+            self.answer(302, b"", {"Location": "/loop"})
+        elif what == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+            self.close_connection = True
+        elif what == "endless":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b"x" * 65536)
+            except OSError:
+                self.close_connection = True
+        elif what == "flaky":
+            if self.hits.count("flaky") < 3:
+                self.answer(503, b"", {})
+            else:
+                self.answer(200, b"found", {})
+        elif what == "gzip":
+            self.answer(200, b"\x1f\x8bnot decoded", {"Content-Encoding": "gzip"})
+        else:
+            self.answer(200, b"found", {})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def bad():
+    Bad.hits = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bad)
+    fetcher = HttpFetcher(serve(server))
+    yield fetcher
+    fetcher.close()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("404", NotFound),
+        ("410", NotFound),
+        ("403", FetchError),
+        ("401", FetchError),
+        ("400", FetchError),
+        ("204", FetchError),
+        ("206", FetchError),
+        ("304", FetchError),
+        ("500", Unavailable),
+        ("503", Unavailable),
+        ("429", Unavailable),
+        ("cut", Unavailable),
+        ("loop", FetchError),
+        ("other", FetchError),
+    ],
+)
+def test_errors_of_hosts(bad, path, error):
+    with pytest.raises(error) as caught:
+        bad.fetch(path, 1000)
+    assert type(caught.value) is error
+    if path in ("429", "503"):
+        assert caught.value.retry_after == 7
+    assert bad.fetch("found", 100) == b"found"
+
+
+def test_redirects_within_the_origin_are_followed(bad):
+    assert bad.fetch("same", 100) == b"found"
+
+
+def test_an_endless_body_is_cut_off(bad):
+    assert len(bad.fetch("endless", 100_000)) == 100_001
+    assert bad.fetch("found", 100) == b"found"
+
+
+def test_content_encoding_is_not_undone(bad):
+    assert bad.fetch("gzip", 100) == b"\x1f\x8bnot decoded"
+
+
+def test_retries_are_bounded_and_honour_the_host(bad):
+    pauses = []
+    retrying = Retrying(bad, attempts=3, sleep=pauses.append, jitter=lambda: 0.5)
+    assert retrying.fetch("flaky", 100) == b"found"
+    assert pauses == [0.2, 0.4]
+    pauses.clear()
+    with pytest.raises(Unavailable):
+        retrying.fetch("503", 100)
+    assert pauses == [7, 7]
+    pauses.clear()
+    with pytest.raises(NotFound):
+        retrying.fetch("404", 100)
+    assert pauses == []
+
+
+def test_nobody_there():
+    fetcher = HttpFetcher("http://127.0.0.1:9")
+    with pytest.raises(Unavailable):
+        fetcher.fetch("x", 1)
+
+
+def test_an_unreadable_folder_is_no_absence(tmp_path):
+    (tmp_path / "HEAD").mkdir()
+    with pytest.raises(Unavailable):
+        FolderFetcher(str(tmp_path)).fetch_head(None)
+
+
+@pytest.mark.parametrize("address", ["s3://b/x", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"])
+def test_addresses_that_cannot_be(address):
+    with pytest.raises(UsageError):
+        open_fetcher(address)

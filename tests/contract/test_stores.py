@@ -1,0 +1,137 @@
+"""One suite for every store: what publisher/stores/base.py promises."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+
+import pytest
+
+from publisher.stores import open_store
+from publisher.stores.base import ABSENT
+from puller.errors import Conflict, HeadwaterError, NotFound, Unavailable, UsageError
+
+NAME = "chunks/ab/" + "ab" * 32 + ".zst"
+
+
+@pytest.fixture(params=["folder"])
+def place(request, tmp_path):
+    return str(tmp_path / "dest")
+
+
+@pytest.fixture
+def store(place):
+    return open_store(place)
+
+
+def test_files_come_back(store):
+    store.put(NAME, b"data")
+    store.put(NAME, b"data")
+    store.flush()
+    assert store.get(NAME) == b"data"
+    assert store.written == 8
+    with pytest.raises(NotFound):
+        store.get(NAME + "x")
+
+
+def test_create_only_once(store):
+    assert store.create("heads/1-1", b"first")
+    assert not store.create("heads/1-1", b"second")
+    assert store.get("heads/1-1") == b"first"
+
+
+def test_head_is_swapped_only_from_what_was_read(store):
+    with pytest.raises(NotFound):
+        store.read_head()
+    token = store.swap_head(ABSENT, b"one", 1000)
+    assert store.read_head() == (b"one", token)
+    for wrong in (ABSENT, "something else"):
+        with pytest.raises(Conflict):
+            store.swap_head(wrong, b"two", 1001)
+    assert store.read_head()[0] == b"one"
+    assert store.read_head()[1] == token
+    store.swap_head(token, b"two", 1001)
+    assert store.read_head()[0] == b"two"
+    with pytest.raises(Conflict):
+        store.swap_head(token, b"three", 1002)
+
+
+def swapper(place, number, results):
+    store = open_store(place)
+    won = 0
+    while won < 20:
+        data, token = store.read_head()
+        try:
+            store.swap_head(token, b"%d" % (int(data) + 1), 1000)
+            won += 1
+        except Conflict:
+            pass
+    results.put(number)
+
+
+def test_no_swap_is_lost_between_processes(store, place):
+    store.swap_head(ABSENT, b"0", 1000)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=swapper, args=(place, n, results)) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert store.read_head()[0] == b"60"
+
+
+def test_list_and_delete(store):
+    assert list(store.list("chunks/")) == []
+    names = [f"chunks/{n:02x}/{n:064x}.zst" for n in range(30)]
+    for name in [*names, "diffs/ab/x.zst"]:
+        store.put(name, b"x")
+    assert sorted(store.list("chunks/")) == names
+    assert sorted(store.list("chunks/0")) == [name for name in names if name.startswith("chunks/0")]
+    store.delete(names[0])
+    store.delete(names[0])
+    assert sorted(store.list("chunks/")) == names[1:]
+
+
+def test_many_threads(store):
+    threads = [
+        threading.Thread(target=lambda n=n: [store.put(f"chunks/{n:02x}/{i}", b"%d" % i) for i in range(50)])
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(list(store.list("chunks/"))) == 400
+    assert store.get("chunks/07/49") == b"49"
+
+
+def test_foreign_content_is_noticed(store, tmp_path):
+    assert store.foreign() is None
+    store.put(NAME, b"x")
+    store.create("heads/1-1", b"x")
+    assert store.foreign() is None
+    (tmp_path / "dest/thesis.tex").write_text("mine")
+    assert store.foreign() == "thesis.tex"
+
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = open_store(str(tmp_path / "file"))
+    with pytest.raises(HeadwaterError):
+        store.put(NAME, b"x")
+    with pytest.raises(Unavailable):
+        store.read_head()
+
+
+def test_head_gets_a_new_whole_second_each_time(tmp_path):
+    store = open_store(str(tmp_path))
+    token = store.swap_head(ABSENT, b"one", 5_000_000_000)
+    store.swap_head(token, b"two", 5_000_000_001)
+    assert (tmp_path / "HEAD").stat().st_mtime == 5_000_000_001
+
+
+def test_addresses():
+    assert open_store("file:///x/y").where == "/x/y"
+    with pytest.raises(UsageError):
+        open_store("s3://bucket/x")

@@ -1,0 +1,262 @@
+"""One suite for every target: what puller/targets/base.py promises, looked at from behind where it can be."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from puller.errors import NotOurs, Refused, TargetError
+from puller.targets import open_target
+from puller.targets.base import Opening, State
+from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.keys import encode_key
+from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
+
+NAN, NEGATIVE_ZERO = math.nan, -0.0
+T = Table("t", [Column("id", "int64"), Column("x", "any"), Column("f", "float64"), Column("b", "bool")], [0])
+U = Table(
+    "u\0 'q\"",
+    [Column("v", "blob"), Column("a", "text"), Column("n", "int64")],
+    [1, 2],
+    [Index("by v", False, [0])],
+)
+
+
+def t(n: int, *values: object) -> tuple[bytes, bytes]:
+    return encode_key("t", [n]), encode_row(values)
+
+
+def u(a: str, n: int, *values: object) -> tuple[bytes, bytes]:
+    return encode_key(U.name, [a, n]), encode_row(values)
+
+
+TABLES = dict(
+    [
+        (b"", encode_schema([T, Table("u", U.columns, U.key, U.indexes)])),
+        t(1, "text", 1.5, True),
+        t(2, None, NAN, False),
+        t(3, True, NEGATIVE_ZERO),
+        t(4, Json(1, b'{"a":[1]}'), math.inf),
+        t(-5, 1, 2.0, None),
+        t(2**63 - 1, 1.0),
+        t(7, b"blob"),
+        t(8, NAN),
+        t(9, NEGATIVE_ZERO),
+        (encode_key("u", ["", 0]), encode_row([])),
+        (encode_key("u", ["\0z", -1]), encode_row([b"\0\xff"])),
+    ]
+)
+ONE_TABLE = dict(
+    [
+        (b"", encode_schema([Table("t", [Column("id", "int64"), Column("x", "any"), Column("f", "float64")], [0])])),
+        t(1, "text", 1.5),
+        t(2, None, NEGATIVE_ZERO),
+        t(3, True, 1e300),
+        t(4, Json(1, b'{"a":[1,1.0]}')),
+        t(5, 1),
+        t(6, 1.0),
+        t(7, "1"),
+        t(8, Json(1, b"123456789012345678901234567890")),
+    ]
+)
+FILES = {
+    b"a": b"fcontent",
+    b"dir/run": b"x#!/bin/sh\n",
+    b"dir/link": b"l../a",
+    b"empty": b"d",
+    b"dir/sub/zero": b"f",
+    "ünï\\".encode(): b"f\0\xff",
+}
+BYTES = {b"": b"", b"\0": b"zero", b"k" * 4096: b"v" * 5000, b"\xff": b"\0"}
+
+FORMS = {
+    "folder": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
+    "sqlite-tables": ("table", "copy.db", TABLES, t(1, "changed", 0.0), t(4)[0]),
+    "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
+    "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
+    "jsonl": ("table", "copy.jsonl", ONE_TABLE, t(1, [1][0]), t(3)[0]),
+}
+
+
+class Case:
+    """A target in a fresh place, and records that it can hold."""
+
+    def __init__(self, form: str, folder: Path) -> None:
+        self.kind, name, self.records, self.change, self.gone = FORMS[form]
+        self.path = folder / name
+        self.target = open_target(str(self.path), self.kind)
+
+    def state(self, records: dict[bytes, bytes], version: int) -> State:
+        checksum = f"{run_sum(list(records), list(records.values())):032x}"
+        seen = (1, version, 1000 + version)
+        return State(
+            "name", self.kind, "url", 1, version, checksum, len(records), 1000 + version, "ab", seen, "tag", 5, 6
+        )
+
+    def opening(self, **options) -> Opening:
+        def no_large(key, value):
+            raise AssertionError
+
+        return Opening(**{"kind": self.kind, "replace": True, "time": 1234, "large": no_large} | options)
+
+    def fill(self, records: dict[bytes, bytes | None], version: int = 1, commit: bool = True, **options):
+        """Put records, a few at a time; return what the writer said was there before, and the commit's changes."""
+        before, keys = [], sorted(records)
+        with self.target.writer(self.opening(**options)) as writer:
+            for n in range(0, len(keys), 3):
+                part = keys[n : n + 3]
+                values = [records[key] for key in part]
+                before += writer.put(part, values, record_hashes(part, values))
+            return before, writer.commit(self.state(self.records, version)) if commit else None
+
+    def read(self) -> dict[bytes, bytes]:
+        return {key: value for keys, values in self.target.records() for key, value in zip(keys, values, strict=True)}
+
+    def disk(self) -> dict[str, bytes]:
+        found = {}
+        for folder, _, names in os.walk(self.path.parent):
+            for name in names:
+                path = Path(folder, name)
+                if ".headwater" not in path.parts:
+                    found[str(path)] = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        return found
+
+
+@pytest.fixture(params=FORMS)
+def case(request, tmp_path):
+    case = Case(request.param, tmp_path)
+    yield case
+    case.target.close()
+
+
+def test_gives_back_exact_records(case):
+    assert case.target.state() is None
+    before, changes = case.fill(case.records)
+    assert before == [None] * len(case.records)
+    assert changes.written == len(case.records)
+    assert case.read() == case.records
+    assert case.target.state().version == 1
+    check = case.target.check()
+    assert check.checksum == run_sum(list(case.records), list(case.records.values())) % MODULUS
+    assert (check.records, check.differing, check.missing) == (len(case.records), [], [])
+
+
+def test_changes_say_what_was_there(case):
+    case.fill(case.records)
+    changed = {case.change[0]: case.change[1], case.gone: None}
+    before, changes = case.fill(changed, 2, replace=False)
+    keys = sorted(changed)
+    assert before == record_hashes(keys, [case.records[key] for key in keys])
+    assert (changes.written, changes.deleted) == (1, 1)
+    expected = case.records | {case.change[0]: case.change[1]}
+    del expected[case.gone]
+    assert case.read() == expected
+    back, _ = case.fill({case.gone: case.records[case.gone]}, 3, replace=False)
+    assert back == [None]
+    assert case.read() == expected | {case.gone: case.records[case.gone]}
+
+
+def test_without_commit_nothing_happens(case):
+    case.fill(case.records)
+    case.target.close()
+    before = case.disk()
+    for replace in (True, False):
+        case.fill({case.change[0]: case.change[1], case.gone: None} if not replace else {}, 2, False, replace=replace)
+        case.target.close()
+        assert case.disk() == before
+        assert case.target.state().version == 1
+        assert case.read() == case.records
+
+
+def test_without_commit_a_new_target_leaves_no_trace(case):
+    before = sorted(case.path.parent.rglob("*"))
+    case.fill(case.records, commit=False)
+    case.target.close()
+    assert sorted(case.path.parent.rglob("*")) == before
+
+
+def test_an_error_while_writing_changes_nothing(case):
+    case.fill(case.records)
+    with pytest.raises(ZeroDivisionError), case.target.writer(case.opening()) as writer:
+        writer.put([case.change[0]], [case.change[1]], record_hashes([case.change[0]], [case.change[1]])) if (
+            case.kind != "table"
+        ) else None
+        raise ZeroDivisionError
+    assert case.read() == case.records
+
+
+def test_replacing_drops_what_is_not_named(case):
+    case.fill(case.records)
+    fewer = dict(case.records)
+    del fewer[case.gone]
+    case.fill(fewer, 2)
+    assert case.read() == fewer
+    assert case.target.state().version == 2
+
+
+def test_state_survives_reopening_and_can_be_replaced(case):
+    case.fill(case.records)
+    case.target.close()
+    state = case.target.state()
+    assert state == case.state(case.records, 1)
+    case.target.remember(case.state(case.records, 9))
+    case.target.close()
+    assert case.target.state().version == 9
+    assert case.read() == case.records
+
+
+def test_foreign_data_is_refused_unless_adopted(case):
+    if case.path.suffix == ".db":
+        with sqlite3.connect(case.path) as db:
+            db.execute("CREATE TABLE mine (x)")
+            db.execute("INSERT INTO mine VALUES (1)")
+    elif case.path.suffix:
+        case.path.write_text("mine\n")
+    else:
+        case.path.mkdir()
+        (case.path / "mine").write_text("mine")
+    before = case.disk()
+    with pytest.raises(NotOurs, match="--adopt"):
+        case.fill(case.records)
+    case.target.close()
+    assert case.disk() == before
+    assert case.target.state() is None
+    case.fill(case.records, adopt=True)
+    assert case.read() == case.records
+    if case.path.suffix == ".db":
+        with sqlite3.connect(case.path) as db:
+            assert db.execute("SELECT * FROM mine").fetchall() == [(1,)]
+    elif not case.path.suffix:
+        assert (case.path / "mine").read_text() == "mine"
+
+
+def test_check_notices_local_edits(case):
+    case.fill(case.records)
+    case.target.close()
+    if case.path.suffix == ".db":
+        with sqlite3.connect(case.path) as db:
+            if case.kind == "bytes":
+                db.execute("UPDATE records SET value = x'00' WHERE key = x'00'")
+            else:
+                db.execute("UPDATE t SET f = 7.25 WHERE id = 2")
+    elif case.path.suffix:
+        case.path.write_bytes(case.path.read_bytes().replace(b'"text"', b'"edit"'))
+    else:
+        (case.path / "dir/run").write_text("edited")
+    check = case.target.check()
+    assert check.checksum != run_sum(list(case.records), list(case.records.values()))
+
+
+def test_garbage_in_place_of_the_target_is_a_clear_error(case):
+    if case.path.suffix == "":
+        case.path.write_text("a file")
+    elif case.path.suffix == ".db":
+        case.path.write_text("no database, but a text of some length")
+    else:
+        case.path.mkdir()
+    with pytest.raises((TargetError, Refused)):
+        case.fill(case.records)
