@@ -12,12 +12,11 @@ from operator import add
 
 import xxhash
 
+from publisher.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import DIFFS, Ref, path_of, seal
 from puller.wire.nodes import Entry, Large, Tree, Value
-
-from publisher.stores.base import Store
 
 CHUNK_SIZE = 1 << 20
 DIFF_LEAF_SIZE = 8 << 20

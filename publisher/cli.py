@@ -11,11 +11,10 @@ import click
 from puller.console import EXIT_CODES, common, console, count, run, size
 
 if TYPE_CHECKING:
-    from puller.wire.head import Head
-    from puller.wire.rows import Schema
-
     from publisher.publish import Outcome
     from publisher.sources.base import Source
+    from puller.wire.head import Head
+    from puller.wire.rows import Schema
 
 INTERVAL_HELP = "Seconds that pullers should wait between polls (a new dataset)."
 
@@ -192,9 +191,8 @@ def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, v
     Example:
       publisher serve /srv/data/prices --port 8000
     """
-    from puller.errors import UsageError
-
     from publisher.serve import make_server
+    from puller.errors import UsageError
 
     out = console(as_json, quiet, verbose)
     head = _head(dest)
@@ -224,10 +222,9 @@ def _check_apart(source: str, dest: str) -> None:
 
 
 def _head(dest: str) -> Head:
-    from puller.errors import NotFound
-
     from publisher.publish import read_head
     from publisher.stores import open_store
+    from puller.errors import NotFound
 
     head, _, _ = read_head(open_store(dest))
     if head is None:

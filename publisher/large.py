@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from publisher.build import Sink
 from puller.errors import SourceError
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
 from puller.wire.nodes import Large, Piece, Value
-
-from publisher.build import Sink
 
 AVERAGE, LEAST, MOST = 2 << 20, 1 << 20, 4 << 20
 LIST_LENGTH = 1000

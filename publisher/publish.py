@@ -11,6 +11,12 @@ from typing import Any
 
 import msgspec
 
+from publisher.build import CHUNK_SIZE, Sink, TreeBuilder, make_pool
+from publisher.changes import Changed, compare
+from publisher.history import grow
+from publisher.large import hash_stream, put_stream
+from publisher.sources.base import Report, Source, Unsorted
+from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.plan import route
 from puller.runs import Cursor, live, merge, overlay
@@ -21,13 +27,6 @@ from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW, Ref
 from puller.wire.head import MAX_HEAD, Head, archive_path, format_head, is_name, parse_head
 from puller.wire.nodes import Diff, Large, Log, Run, Tree, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
-
-from publisher.build import CHUNK_SIZE, Sink, TreeBuilder, make_pool
-from publisher.changes import Changed, compare
-from publisher.history import grow
-from publisher.large import hash_stream, put_stream
-from publisher.sources.base import Report, Source, Unsorted
-from publisher.stores.base import ABSENT, Store, Token
 
 DIFFS_IN_HEAD = 8
 SNAPSHOT_SHARE = 0.25
@@ -405,9 +404,10 @@ class _Publish:
 
     def _guard(self, head: Head, records: int) -> None:
         schema = int(head.kind == "table")
-        if (records - schema) * 2 < head.records - schema and not self.options.allow_shrink:
+        now, before = records - schema, head.records - schema
+        if now * 2 < before and not self.options.allow_shrink:
             raise Shrunk(
-                f"the source has {records - schema:,} records where {head.records - schema:,} are published; nothing was published. "
+                f"the source has {now:,} records where {before:,} are published; nothing was published. "
                 "If that is meant: --allow-shrink"
             )
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-import msgspec
 
 from puller.errors import HeadwaterError, LocalEdits
 
@@ -38,7 +37,7 @@ class Console:
     def result(self, text: str, **fields: Any) -> None:
         """The command's result."""
         if self.as_json:
-            click.echo(msgspec.json.encode(fields).decode())
+            click.echo(_json(fields))
         elif self.level >= 0:
             click.echo(text)
 
@@ -86,6 +85,12 @@ class Console:
                     bar.update(task, description=what, completed=done, total=max(total, done) or None)
 
             yield update
+
+
+def _json(fields: dict[str, Any]) -> str:
+    import msgspec
+
+    return msgspec.json.encode(fields).decode()
 
 
 def _undrawn(_what: str, _done: int, _total: int) -> None:
@@ -143,7 +148,7 @@ def run(main: click.Command, name: str) -> None:
 def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str]) -> None:
     if as_json:
         error = {"error": kind, "message": message, "exit_code": status, "names": names}
-        click.echo(msgspec.json.encode(error).decode())
+        click.echo(_json(error))
     click.echo(f"error: {message}", err=True)
 
 

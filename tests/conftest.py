@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,17 +79,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def nginx_server(tmp_path_factory) -> Iterator[Nginx]:
-    """nginx with the configuration in infra/, its folder and port replaced."""
+@contextmanager
+def start_nginx(base: Path) -> Iterator[Nginx]:
+    """nginx with the configuration in infra/, its folder and port replaced, with everything below `base`."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
-    base = tmp_path_factory.mktemp("nginx")
-    base.chmod(0o755)
-    for parent in base.parents:
-        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-            parent.chmod(0o755)
     root, log = base / "data", base / "access.log"
-    root.mkdir()
+    root.mkdir(parents=True)
     port = free_port()
     site = (ROOT / "infra/nginx/headwater.conf").read_text()
     site, listens = re.subn(r"listen 8080;", f"listen 127.0.0.1:{port};", site)
@@ -105,6 +101,7 @@ http {{
     access_log {log} short;
     client_body_temp_path {base}/t1; proxy_temp_path {base}/t2; fastcgi_temp_path {base}/t3;
     uwsgi_temp_path {base}/t4; scgi_temp_path {base}/t5;
+    sendfile on;
     include {base}/site.conf;
 }}
 """
@@ -122,6 +119,13 @@ http {{
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def nginx_server(tmp_path_factory) -> Iterator[Nginx]:
+    """One nginx for all tests."""
+    with start_nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
+from publisher.sources.base import Source
 from puller.errors import SourceError, UsageError
 from puller.wire.rows import Schema
-
-from publisher.sources.base import Source
 
 FORMS = ("folder", "jsonl")
 

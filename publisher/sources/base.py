@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from puller.wire.nodes import Run
-
 from publisher.large import Stream
+from puller.wire.nodes import Run
 
 
 class LazyFile(Protocol):

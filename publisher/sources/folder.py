@@ -7,13 +7,12 @@ import stat as stats
 from collections.abc import Iterator
 from typing import Any
 
+from publisher.large import Stream
+from publisher.sources.base import Report
 from puller.errors import Invalid, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.nodes import Run
-
-from publisher.large import Stream
-from publisher.sources.base import Report
 
 ATTEMPTS = 3
 _BATCH = 1 << 20

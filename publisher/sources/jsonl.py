@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import msgspec
 
+from publisher.sources.base import Report, Unsorted
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
@@ -20,8 +21,6 @@ from puller.wire.jsontext import cell
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
-
-from publisher.sources.base import Report, Unsorted
 
 _BLOCK = 4 << 20
 _RUN = 4096

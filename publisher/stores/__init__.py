@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from puller.errors import UsageError
-
 from publisher.stores.base import Store
 from publisher.stores.folder import FolderStore
+from puller.errors import UsageError
 
 
 def open_store(address: str) -> Store:

@@ -8,11 +8,10 @@ import os
 import threading
 from collections.abc import Iterator
 
+from publisher.stores.base import ABSENT, Token
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
 from puller.wire.head import HEAD
-
-from publisher.stores.base import ABSENT, Token
 
 _TEMPORARY = ".tmp-"
 _OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})

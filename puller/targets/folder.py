@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import stat as stats
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,12 +21,14 @@ import msgspec
 from puller.durable import sync_files
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.targets.base import Changes, Check, Opening, State
+from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
+from puller.targets.staging import Stager, make_folder, make_parents, remove_folder
 from puller.wire import files
 from puller.wire.checksum import MODULUS, RecordHasher
 from puller.wire.nodes import Large, Run, Value
 
 DATA = ".headwater"
-KEEP, PLACE, FOLDER, DELETE = 0, 1, 2, 3
+NEW = b"new"
 _PART = 1 << 20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
@@ -68,7 +70,7 @@ class FolderTarget:
             self._lock = -1
 
     @contextmanager
-    def writer(self, opening: Opening) -> Iterator[_Writer]:
+    def writer(self, opening: Opening) -> Iterator[_Writer | _NewWriter]:
         created = not os.path.lexists(self.root)
         ours = os.path.lexists(os.path.join(self._data, b"state.db")) and self.state() is not None
         if not created and not os.path.isdir(self.root):
@@ -79,14 +81,14 @@ class FolderTarget:
                 "Use an empty folder, or --adopt to keep its other files and overwrite those the dataset names "
                 "(with --dry-run it only names them)"
             )
-        fresh = not ours and (created or not self._foreign())
+        fresh = not ours and opening.replace and (created or not self._foreign())
         db = self._own()
         staging = os.path.join(self._data, b"staging")
         try:
             shutil.rmtree(staging, ignore_errors=True)
             os.mkdir(staging)
             db.execute("BEGIN IMMEDIATE")
-            yield _Writer(self, db, opening, fresh)
+            yield _NewWriter(self, db, opening) if fresh else _Writer(self, db, opening)
         except OSError as error:
             raise _failed(self.where, error) from error
         finally:
@@ -185,7 +187,7 @@ class FolderTarget:
             except OSError as error:
                 raise _failed(self.where, error) from error
             if self._stored("next") is not None:
-                self.finish(Changes())
+                self._finish()
         return db
 
     def _damaged(self, error: Exception) -> TargetError:
@@ -211,24 +213,32 @@ class FolderTarget:
                 if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                     raise
 
-    def finish(self, changes: Changes) -> Changes:
-        """Carry out the committed journal; each part of it may have been done already."""
+    def decide(self, state: State) -> None:
+        """Commit the step under way, with the state it leads to, and carry it out."""
+        sync_files(self.root)
+        db = self._open()
+        db.execute("REPLACE INTO next VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+        db.execute("COMMIT")
+        self._finish()
+
+    def _finish(self) -> None:
+        """Carry out a step that was decided; each part of it may have been done already."""
         db = self._open()
         staging = os.path.join(self._data, b"staging")
         emptied: set[bytes] = set()
         for (path,) in db.execute("SELECT path FROM journal WHERE action = ? ORDER BY path DESC", (DELETE,)):
             self._remove(path, emptied)
         for folder in sorted(emptied, reverse=True):
-            _rmdir(os.path.join(self.root, folder))
+            remove_folder(os.path.join(self.root, folder))
         made: set[bytes] = set()
         rows = db.execute(
             "SELECT path, action, staged FROM journal WHERE action IN (?, ?) ORDER BY path", (PLACE, FOLDER)
         )
         for path, action, staged in rows:
             full = os.path.join(self.root, path)
-            self._make_parents(path, made)
+            make_parents(self.root, path, made)
             if action == FOLDER:
-                _make_folder(full)
+                make_folder(full)
                 continue
             try:
                 os.rename(os.path.join(staging, b"%d" % staged), full)
@@ -238,6 +248,9 @@ class FolderTarget:
             except (IsADirectoryError, NotADirectoryError):
                 os.rmdir(full)
                 os.rename(os.path.join(staging, b"%d" % staged), full)
+        new = os.path.join(staging, NEW)
+        for name in os.listdir(new) if os.path.isdir(new) else ():
+            os.rename(os.path.join(new, name), os.path.join(self.root, name))
         sync_files(self.root)
         db.execute("BEGIN IMMEDIATE")
         db.execute("DELETE FROM files WHERE path IN (SELECT path FROM journal WHERE action = ?)", (DELETE,))
@@ -249,35 +262,72 @@ class FolderTarget:
         db.execute("DELETE FROM next")
         db.execute("DELETE FROM journal")
         db.execute("COMMIT")
-        return changes
 
     def _remove(self, path: bytes, emptied: set[bytes]) -> None:
         full = os.path.join(self.root, path)
         try:
             if stats.S_ISDIR(os.lstat(full).st_mode):
-                _rmdir(full)
+                remove_folder(full)
             else:
                 os.unlink(full)
         except (FileNotFoundError, NotADirectoryError):
             pass
         emptied.update(files.parents(path))
 
-    def _make_parents(self, path: bytes, made: set[bytes]) -> None:
-        folder = os.path.dirname(path)
-        if not folder or folder in made:
-            return
-        for parent in files.parents(path):
-            if parent not in made:
-                _make_folder(os.path.join(self.root, parent))
-                made.add(parent)
+
+class _NewWriter:
+    """Fills an empty folder: everything is built in its place below the staging area, then moved at once."""
+
+    def __init__(self, target: FolderTarget, db: sqlite3.Connection, opening: Opening) -> None:
+        self._target = target
+        self._db = db
+        self._stager = Stager(opening)
+        self._mtime = opening.time * 1_000_000_000
+        self._top = os.path.join(target.root, DATA.encode(), b"staging", NEW)
+        self._made: set[bytes] = set()
+        self._changes = Changes()
+        os.mkdir(self._top)
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+        for key in keys:
+            files.check_path(key)
+        files.check_values(keys, values)  # type: ignore[arg-type]
+        try:
+            rows = list(map(self._write, keys, values, hashes))
+        except (FileExistsError, NotADirectoryError) as error:
+            name = os.fsdecode(error.filename)[len(self._top) + 1 :]
+            raise Invalid(f"the dataset has both {name} and paths below it; nothing was written") from error
+        self._db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
+        self._changes.written += len(rows)
+        return [None] * len(keys)
+
+    def _write(self, key: bytes, value: Value, number: int | None) -> tuple[Any, ...]:
+        assert value is not None
+        assert number is not None
+        make_parents(self._top, key, self._made)
+        path = self._top + b"/" + key
+        digest = number.to_bytes(16, "big")
+        if isinstance(value, Large):
+            return key, digest, self._stager.write_large(path, key, value), value.size - 1, self._mtime
+        kind = value[:1]
+        self._stager.write(path, kind, value)
+        return key, digest, kind, len(value) - 1, self._mtime
+
+    def overwrites(self) -> list[str]:
+        return []
+
+    def commit(self, state: State) -> Changes:
+        self._target.decide(state)
+        return self._changes
 
 
 class _Writer:
-    def __init__(self, target: FolderTarget, db: sqlite3.Connection, opening: Opening, fresh: bool) -> None:
+    def __init__(self, target: FolderTarget, db: sqlite3.Connection, opening: Opening) -> None:
         self._target = target
         self._db = db
         self._opening = opening
-        self._fresh = fresh
+        self._edits = Edits(target.root, db, target.hash_of)
+        self._stager = Stager(opening)
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
         self._changes = Changes()
@@ -294,15 +344,17 @@ class _Writer:
                 continue
             digest = number.to_bytes(16, "big")
             if isinstance(value, Large):
-                rows.append(self._large(key, value, digest, mtime))
+                kind = self._stager.write_large(self._next(), key, value)
+                rows.append((key, PLACE, self._number, digest, kind, value.size - 1, mtime))
                 continue
             kind = value[:1]
-            if self._opening.replace and not self._fresh and self._held(key, digest, kind):
+            if self._opening.replace and self._held(key, digest, kind):
                 rows.append((key, KEEP, None, digest, kind, len(value) - 1, mtime))
             elif kind == files.FOLDER:
                 rows.append((key, FOLDER, None, digest, kind, 0, mtime))
             else:
-                rows.append((key, PLACE, self._stage(kind, value, mtime), digest, kind, len(value) - 1, mtime))
+                self._stager.write(self._next(), kind, value)
+                rows.append((key, PLACE, self._number, digest, kind, len(value) - 1, mtime))
         self._db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         return [None] * len(keys) if self._opening.replace else list(map(self._before, keys))
 
@@ -312,21 +364,18 @@ class _Writer:
 
     def overwrites(self) -> list[str]:
         self._complete()
-        edited, foreign = ([], []) if self._fresh else self._find_edits()
+        edited, foreign = self._edits.find()
         return sorted(set(edited + foreign))
 
     def commit(self, state: State) -> Changes:
         self._complete()
-        if not self._fresh:
-            self._check_edits()
+        self._check_edits()
         db = self._db
         count = dict(db.execute("SELECT action, count(*) FROM journal GROUP BY action").fetchall())
         self._changes.written = count.get(PLACE, 0) + count.get(FOLDER, 0)
         self._changes.deleted = count.get(DELETE, 0)
-        sync_files(self._target.root)
-        db.execute("REPLACE INTO next VALUES (1, ?)", (msgspec.msgpack.encode(state),))
-        db.execute("COMMIT")
-        return self._target.finish(self._changes)
+        self._target.decide(state)
+        return self._changes
 
     def _complete(self) -> None:
         db = self._db
@@ -341,39 +390,9 @@ class _Writer:
         row = self._db.execute("SELECT hash, size, mtime FROM files WHERE path = ?", (key,)).fetchone()
         return row is not None and row[0] == digest and self._target.hash_of(key, kind) == digest
 
-    def _large(self, key: bytes, value: Large, digest: bytes, mtime: int) -> tuple[Any, ...]:
-        parts = self._opening.large(key, value)
-        first = next(parts)
-        kind = first[:1]
-        if kind not in (files.FILE, files.EXECUTABLE):
-            raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
-        number, path = self._next()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if kind == files.EXECUTABLE else 0o666)
-        with open(descriptor, "wb", buffering=0) as file:
-            _write(file.write, memoryview(first)[1:])
-            for part in parts:
-                _write(file.write, memoryview(part))
-            os.utime(file.fileno(), ns=(mtime, mtime))
-        return key, PLACE, number, digest, kind, value.size - 1, mtime
-
-    def _stage(self, kind: bytes, value: bytes, mtime: int) -> int:
-        number, path = self._next()
-        if kind == files.SYMLINK:
-            os.symlink(value[1:], path)
-            os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
-            return number
-        mode = 0o777 if kind == files.EXECUTABLE else 0o666
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            _write(lambda part: os.write(descriptor, part), memoryview(value)[1:])
-            os.utime(descriptor, ns=(mtime, mtime))
-        finally:
-            os.close(descriptor)
-        return number
-
-    def _next(self) -> tuple[int, bytes]:
+    def _next(self) -> bytes:
         self._number += 1
-        return self._number, b"%b/%d" % (self._staging, self._number)
+        return b"%b/%d" % (self._staging, self._number)
 
     def _check_shape(self) -> None:
         """A path may not lie below another that is a file, a symlink or an empty folder (SPEC 8.1)."""
@@ -407,31 +426,8 @@ class _Writer:
             if below is not None:
                 raise Invalid(f"the dataset has both {os.fsdecode(path)} and paths below it; nothing was written")
 
-    def _find_edits(self) -> tuple[list[str], list[str]]:
-        """Paths that this step would replace though they were changed here, and though they are not ours."""
-        edited: list[str] = []
-        foreign: list[str] = []
-        deleted = {path for (path,) in self._db.execute("SELECT path FROM journal WHERE action = ?", (DELETE,))}
-        rows = self._db.execute(
-            "SELECT j.path, j.action, j.hash, j.kind, f.hash, f.kind, f.size, f.mtime FROM journal j LEFT JOIN files f "
-            "ON f.path = j.path WHERE j.action != ? ORDER BY j.path",
-            (KEEP,),
-        )
-        blocked: dict[bytes, bytes | None] = {}
-        for path, action, new, new_kind, old, old_kind, size, mtime in rows:
-            if (blocker := self._blocker(path, deleted, blocked)) is not None:
-                foreign.append(os.fsdecode(blocker))
-            elif action == DELETE:
-                if old is not None and not self._unedited(path, old, old_kind, size, mtime):
-                    edited.append(os.fsdecode(path))
-            elif not self._unedited(path, old, old_kind, size, mtime) and self._in_the_way(
-                path, new, new_kind, deleted
-            ):
-                (foreign if old is None else edited).append(os.fsdecode(path))
-        return edited, foreign
-
     def _check_edits(self) -> None:
-        edited, foreign = self._find_edits()
+        edited, foreign = self._edits.find()
         if edited and not self._opening.overwrite:
             raise LocalEdits(
                 f"{len(edited)} of the files to be replaced were changed here since they were pulled "
@@ -445,50 +441,6 @@ class _Writer:
             )
         self._clear(foreign + edited)
         self._changes.overwritten = sorted(set(edited + foreign))
-
-    def _unedited(self, path: bytes, old: bytes | None, kind: bytes, size: int, mtime: int) -> bool:
-        """Whether nothing is at `path` that could be lost: it is gone, or what was pulled."""
-        full = os.path.join(self._target.root, path)
-        try:
-            stat = os.lstat(full)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        if old is None:
-            return False
-        if kind in (files.FILE, files.EXECUTABLE) and stats.S_ISREG(stat.st_mode):
-            executable = bool(stat.st_mode & 0o100) == (kind == files.EXECUTABLE)
-            if executable and (stat.st_size, stat.st_mtime_ns) == (size, mtime):
-                return True
-        return self._target.hash_of(path, kind) == old
-
-    def _in_the_way(self, path: bytes, new: bytes, kind: bytes, deleted: set[bytes]) -> bool:
-        full = os.path.join(self._target.root, path)
-        if os.path.isdir(full) and not os.path.islink(full):
-            return kind != files.FOLDER and not self._empties(full, deleted)
-        return self._target.hash_of(path, kind) != new
-
-    def _empties(self, full: bytes, deleted: set[bytes]) -> bool:
-        """Whether a folder holds nothing but what this step deletes."""
-        start = len(self._target.root) + 1
-        for folder, _, names in os.walk(full):
-            if any(os.path.join(folder, name)[start:] not in deleted for name in names):
-                return False
-        return True
-
-    def _blocker(self, path: bytes, deleted: set[bytes], known: dict[bytes, bytes | None]) -> bytes | None:
-        """The path above `path` that is there, is no folder, and is not about to go."""
-        found = None
-        for parent in files.parents(path):
-            if parent not in known:
-                known[parent] = None
-                try:
-                    mode = os.lstat(os.path.join(self._target.root, parent)).st_mode
-                except (FileNotFoundError, NotADirectoryError):
-                    continue
-                if not stats.S_ISDIR(mode) and parent not in deleted:
-                    known[parent] = parent
-            found = found or known[parent]
-        return found
 
     def _clear(self, names: list[str]) -> None:
         """Let the journal remove what the user agreed to lose, where a rename would not replace it."""
@@ -504,27 +456,6 @@ class _Writer:
                 raise NotOurs(f"{name} is a folder with other files where the dataset has a file; move it away")
             elif taken[0] == FOLDER and os.path.lexists(full):
                 raise NotOurs(f"{name} is a file where the dataset has an empty folder; move it away")
-
-
-def _write(write: Callable[[Any], int], data: memoryview) -> None:
-    while data:
-        data = data[write(data) :]
-
-
-def _make_folder(path: bytes) -> None:
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        if not stats.S_ISDIR(os.lstat(path).st_mode):
-            raise
-
-
-def _rmdir(path: bytes) -> None:
-    try:
-        os.rmdir(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
-            raise
 
 
 def _names(names: list[str]) -> str:

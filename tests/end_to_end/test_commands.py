@@ -124,7 +124,12 @@ def test_dry_runs_change_nothing(data):
     done = publisher("publish", "--dry-run", data / "s", data / "d")
     assert "would publish version 2: 1 added" in done.out
     done = puller("pull", "--dry-run", "--json", data / "d", data / "c").json
-    assert (done["way"], done["reason"], done["planned_files"], done["changed"]) == ("bootstrap", "new_target", 1, False)
+    assert (done["way"], done["reason"], done["planned_files"], done["changed"]) == (
+        "bootstrap",
+        "new_target",
+        1,
+        False,
+    )
     assert done["planned_bytes"] > 0
     assert "would go from nothing" in puller("pull", "--dry-run", data / "d", data / "c").out
     (data / "s/c").unlink()

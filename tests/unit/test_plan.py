@@ -76,7 +76,7 @@ def test_route_is_the_cheapest(seed):
         for b in range(a + 1, end + 1)
         if r.random() < 0.4
     ]
-    cost = {v: None for v in range(end + 1)}
+    cost = dict.fromkeys(range(end + 1))
     cost[end] = 0
     for v in range(end - 1, -1, -1):
         steps = [

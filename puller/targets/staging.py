@@ -1,0 +1,91 @@
+"""Writing files beside the data of a folder target, before they are moved into place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stats
+from collections.abc import Callable
+from typing import Any
+
+from puller.errors import Invalid
+from puller.targets.base import Opening
+from puller.wire import files
+from puller.wire.nodes import Large
+
+
+class Stager:
+    """Writes values as files, with their mode and the version's modification time."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._large = opening.large
+        self._times = (opening.time * 1_000_000_000,) * 2
+
+    def write(self, path: bytes, kind: bytes, value: bytes) -> None:
+        """Write the file, link or empty folder that `value`, of type `kind`, is to a new path."""
+        if kind == files.SYMLINK:
+            os.symlink(value[1:], path)
+            os.utime(path, ns=self._times, follow_symlinks=False)
+            return
+        if kind == files.FOLDER:
+            os.mkdir(path)
+            return
+        descriptor = _create(path, kind)
+        try:
+            _write_all(lambda part: os.write(descriptor, part), memoryview(value)[1:])
+            os.utime(descriptor, ns=self._times)
+        finally:
+            os.close(descriptor)
+
+    def write_large(self, path: bytes, key: bytes, value: Large) -> bytes:
+        """Write a large value's file to a new path; return its type."""
+        parts = self._large(key, value)
+        first = next(parts)
+        kind = first[:1]
+        if kind not in (files.FILE, files.EXECUTABLE):
+            raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
+        with open(_create(path, kind), "wb", buffering=0) as file:
+            _write_all(file.write, memoryview(first)[1:])
+            for part in parts:
+                _write_all(file.write, memoryview(part))
+            os.utime(file.fileno(), ns=self._times)
+        return kind
+
+
+def _create(path: bytes, kind: bytes) -> int:
+    mode = 0o777 if kind == files.EXECUTABLE else 0o666
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def _write_all(write: Callable[[Any], int], data: memoryview) -> None:
+    while data:
+        data = data[write(data) :]
+
+
+def make_folder(path: bytes) -> None:
+    """Make a folder, if there is none; anything else in its place is an error, a symbolic link too."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not stats.S_ISDIR(os.lstat(path).st_mode):
+            raise
+
+
+def remove_folder(path: bytes) -> None:
+    """Remove a folder, if it is there and empty."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+            raise
+
+
+def make_parents(root: bytes, path: bytes, made: set[bytes]) -> None:
+    """Make the folders above a path below `root`; `made` remembers those that are there."""
+    folder = path.rpartition(b"/")[0]
+    if not folder or folder in made:
+        return
+    for parent in files.parents(path):
+        if parent not in made:
+            make_folder(os.path.join(root, parent))
+            made.add(parent)

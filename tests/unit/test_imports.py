@@ -1,0 +1,95 @@
+"""The layers stay apart: imports run one way, and light installations stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PURE = {"runs", "plan", "errors"}
+IO = {
+    "os",
+    "io",
+    "time",
+    "socket",
+    "urllib3",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "shutil",
+    "random",
+    "secrets",
+    "datetime",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules("puller"), ids=str)
+def test_puller_never_imports_publisher(path):
+    assert not [name for name in imports(path) if name.split(".")[0] in ("publisher", "boto3", "watchdog")]
+
+
+@pytest.mark.parametrize("path", modules("puller/wire"), ids=str)
+def test_wire_is_a_leaf_without_io_or_clock(path):
+    names = imports(path)
+    assert not [n for n in names if n.startswith("puller.") and not n.startswith(("puller.wire", "puller.errors"))]
+    assert not {name.split(".")[0] for name in names} & IO
+    assert "open(" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_modules_do_no_io(name):
+    assert not {n.split(".")[0] for n in imports(ROOT / f"puller/{name}.py")} & IO
+
+
+@pytest.mark.parametrize("path", modules("publisher"), ids=str)
+def test_publisher_uses_the_readers_half_only(path):
+    allowed = ("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console")
+    used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
+    assert used <= set(allowed), used
+
+
+def test_targets_and_sources_do_not_know_each_other():
+    for package in ("puller/targets", "publisher/sources", "publisher/stores"):
+        for path in modules(package):
+            if path.name in ("__init__.py", "base.py"):
+                continue
+            siblings = {"folder", "sqlite", "jsonl"} - {path.stem}
+            dotted = package.replace("/", ".")
+            assert not {f"{dotted}.{name}" for name in siblings} & imports(path)
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import puller.cli",
+            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog",
+        ),
+        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc boto3 watchdog"),
+        ("import puller.pull", "urllib3 sqlite3 rich publisher boto3 watchdog"),
+    ],
+)
+def test_heavy_modules_load_late(statement, absent):
+    script = f"{statement}; import sys; print([m for m in {absent.split()!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
