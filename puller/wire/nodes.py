@@ -268,31 +268,36 @@ def encode_patch(keys: list[bytes], values: list[Value], dictionary: bytes, leve
     return encode((compress(encode(keys), level), check, compress(encode(values), level, dictionary)))
 
 
-def patch_keys(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None) -> tuple[list[bytes], bytes, bytes]:
-    """The keys of a leaf of a patch, the hash of its dictionary, and its frame of values (SPEC 5.7)."""
+class PatchLeaf(msgspec.Struct, frozen=True):
+    """A leaf of a patch whose values are still to be decompressed (SPEC 5.7)."""
+
+    keys: list[bytes]
+    check: bytes
+    frame: bytes
+    lower: bytes
+    upper: bytes | None
+
+    def values(self, dictionary: bytes) -> list[Value] | None:
+        """The values of the keys, or None if `dictionary` is not the one the patch was made with."""
+        if xxhash.xxh3_128_digest(dictionary) != self.check:
+            return None
+        values: list[Value] = _decode_values(decompress(self.frame, None, MAX_PATCH, dictionary))
+        return check_run(self.keys, values, lower=self.lower, upper=self.upper, deletions=True)[1]
+
+
+def decode_patch(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None) -> PatchLeaf:
+    """A leaf of a patch (SPEC 5.7)."""
     frame, check, values = _decode_patch(raw)
     if len(check) != 16:
         raise Invalid("the hash of a patch's dictionary is not 16 bytes long")
     keys: list[bytes] = _decode_keys(decompress(frame, None, MAX_PATCH))
-    check_run(keys, [b""] * len(keys), lower=lower, upper=upper, deletions=True)
-    return keys, check, values
-
-
-def patch_values(frame: bytes, dictionary: bytes, check: bytes) -> list[Value] | None:
-    """The values of a leaf of a patch, or None if `dictionary` is not the one it was made with (SPEC 5.7)."""
-    if xxhash.xxh3_128_digest(dictionary) != check:
-        return None
-    values: list[Value] = _decode_values(decompress(frame, None, MAX_PATCH, dictionary))
-    return values
-
-
-def _tree_fields(tree: Tree, name: Callable[[bytes], Any]) -> list[Any]:
-    return [name(tree.ref.sha256), tree.ref.stored, tree.ref.raw, tree.level, tree.files, tree.bytes]
+    check_run(keys, [None] * len(keys), lower=lower, upper=upper, deletions=True)
+    return PatchLeaf(keys, check, values, lower, upper)
 
 
 def tree_form(tree: Tree, name: Callable[[bytes], Any] = bytes) -> list[Any]:
     """`[sha256, stored, raw, level, files, bytes]` (SPEC 5.5); `name` renders the hash."""
-    return _tree_fields(tree, name)
+    return [name(tree.ref.sha256), tree.ref.stored, tree.ref.raw, tree.level, tree.files, tree.bytes]
 
 
 def parse_tree(form: Any, name: Callable[[Any], bytes]) -> Tree:

@@ -1,0 +1,103 @@
+"""The product reads everything the format allows, also what its publisher does not write yet."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from puller.fetch import FolderFetcher
+from puller.runs import merge
+from puller.tree import Reader
+from puller.wire import nodes
+from puller.wire.checksum import run_sum
+from puller.wire.codec import DIFFS
+from puller.wire.head import parse_head
+from tests.conftest import puller, tree
+from tests.crafted import SNAPSHOT, VERSIONS, craft
+
+
+def files(state):
+    return {key.decode(): (value[:1].decode(), value[1:]) for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def crafted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("crafted") / "data"
+    root.mkdir()
+    return root, craft(root)
+
+
+def test_bootstrap_reads_every_feature(crafted, tmp_path):
+    root, states = crafted
+    done = puller("pull", "--json", root, tmp_path / "c").json
+    assert done["way"] == "bootstrap"
+    assert done["planned_diffs"] < VERSIONS - SNAPSHOT
+    assert tree(tmp_path / "c") == files(states[VERSIONS])
+    assert puller("verify", tmp_path / "c").status == 0
+
+
+def test_diffs_from_every_version_lead_to_head(crafted):
+    """A diff is right on any state, also on one whose keys come from different versions."""
+    root, states = crafted
+    head = parse_head((root / "HEAD").read_bytes())
+    with ThreadPoolExecutor(2) as pool:
+        reader = Reader(FolderFetcher(str(root)), pool)
+        log = reader.log(head.log)
+        diffs = list(log.diffs)
+        pending = list(log.segments)
+        while pending:
+            part = reader.log(pending.pop().ref)
+            diffs += part.diffs
+            pending += part.segments
+        assert len(diffs) == VERSIONS - 1 + VERSIONS // 8
+        for diff in diffs:
+            for version in range(diff.a, diff.b + 1):
+                mixed = {
+                    k: v
+                    for n, k in enumerate(
+                        sorted(states[diff.a].keys() | states[diff.b].keys() | states[version].keys())
+                    )
+                    if (v := states[(diff.a, version, diff.b)[n % 3]].get(k)) is not None
+                }
+                for keys, values in merge([reader.diff(diff)]):
+                    for key, value in zip(keys, values, strict=True):
+                        if value is None:
+                            mixed.pop(key, None)
+                        else:
+                            whole = value if isinstance(value, bytes) else b"".join(reader.large(key, value))
+                            mixed[key] = whole
+                assert mixed == states[diff.b]
+
+
+def test_patches_give_what_their_diffs_give(crafted):
+    root, states = crafted
+    head = parse_head((root / "HEAD").read_bytes())
+    patches = 0
+    with ThreadPoolExecutor(2) as pool:
+        reader = Reader(FolderFetcher(str(root)), pool)
+        log = reader.log(head.log)
+        diffs = log.diffs + reader.log(log.segments[0].ref).diffs
+        for diff in diffs:
+            if diff.patch is None:
+                continue
+            patches += 1
+            old = states[diff.a]
+            expected = dict(pair for keys, values in reader.diff(diff) for pair in zip(keys, values, strict=True))
+            found = {}
+            for leaf in reader.leaves(DIFFS, diff.patch):
+                patch = nodes.decode_patch(reader.load(DIFFS, leaf.ref), lower=leaf.lower, upper=leaf.upper)
+                held = [old.get(k) if len(old.get(k) or b"") <= 1 << 20 else None for k in patch.keys]
+                dictionary = nodes.patch_dictionary(held)
+                assert patch.values(dictionary + b"\0") is None
+                found |= dict(zip(patch.keys, patch.values(dictionary), strict=True))
+            assert found == expected
+    assert patches >= 5
+
+
+def test_checksum_of_every_version(crafted):
+    root, states = crafted
+    head = parse_head((root / "HEAD").read_bytes())
+    state = states[VERSIONS]
+    assert head.checksum == run_sum(sorted(state), [state[k] for k in sorted(state)])
+    assert head.order == (3, VERSIONS, 1_800_000_000)

@@ -1,0 +1,97 @@
+"""Every command in a document is run, and what documents name exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.S | re.M)
+DOCUMENTS = [p for p in ROOT.rglob("*.md") if not {".venv", "build", ".git"} & set(p.relative_to(ROOT).parts)]
+
+
+def blocks() -> list[str]:
+    return [block for path in sorted(DOCUMENTS) for block in BLOCK.findall(path.read_text())]
+
+
+def run(script: str, folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, (script, done.stdout, done.stderr)
+    return done.stdout
+
+
+def is_set_up(block: str) -> bool:
+    return "pip install" in block or ".ci/test" in block
+
+
+def test_commands_in_documents_work_when_pasted(tmp_path):
+    """In the order they stand in, in one folder, with the commands on the PATH."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("publisher", "puller"):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m {name}.cli "$@"\n')
+        program.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    found = [block for block in blocks() if not is_set_up(block)]
+    assert len(found) >= 3
+    outputs = [run(block, work, PATH=f"{programs}:{os.environ['PATH']}", PYTHONPATH=str(ROOT)) for block in found]
+    assert "a1|9.5\nb2|12.0\n" in "".join(outputs)
+    assert "nothing new (exit code 10)" in "".join(outputs)
+
+
+@pytest.mark.slow
+def test_the_first_command_sets_everything_up(tmp_path):
+    """From a fresh checkout, in a fresh environment, without the optional parts."""
+    block = next(block for block in blocks() if "pip install" in block)
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name, follow_symlinks=False)
+    assert "bootstrap" in run(block, tmp_path)
+    installed = run(".venv/bin/pip list", tmp_path)
+    assert "boto3" not in installed
+    assert "watchdog" not in installed
+    assert (tmp_path / "demo/copy/nginx/headwater.conf").exists()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_names_exist(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (path.parent / target).exists(), target
+    for name in re.findall(r"`((?:puller|publisher|tests|infra|\.ci)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for name in ("publisher", "puller"):
+        out = subprocess.run(
+            [sys.executable, "-m", f"{name}.cli", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for command in re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.M):
+            assert f"{name} {command}" in text
+
+
+def test_architecture_names_every_module():
+    text = (ROOT / "publisher/ARCHITECTURE.md").read_text()
+    for package in ("puller", "publisher"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.stem not in ("__init__", "base", "cli"):
+                assert f"{path.stem}.py`" in text or f"`{path.stem}`" in text, path

@@ -1,0 +1,130 @@
+"""The test vectors: made anew without a difference, and read by the product. (The independent reader has its own test.)"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from puller.errors import HeadwaterError, Invalid, Unsupported
+from puller.wire import files, nodes
+from puller.wire import rows as wire
+from puller.wire.checksum import record_hash
+from puller.wire.codec import decompress
+from puller.wire.head import parse_head
+from puller.wire.keys import decode_key
+from tests.vectors import generate
+
+HERE = Path(generate.__file__).parent
+VECTORS = json.loads((HERE / "vectors.json").read_text()) | json.loads((HERE / "frames.json").read_text())
+MIB = 1 << 20
+
+
+def blob(text):
+    return None if text is None else bytes.fromhex(text)
+
+
+def read_leaf(v, data):
+    bounds = {"lower": blob(v.get("lower") or ""), "upper": blob(v.get("upper"))}
+    keys, _ = nodes.decode_leaf(data, deletions=v.get("deletions", False), **bounds)
+    assert v.get("keys") in (None, [key.hex() for key in keys])
+
+
+def read_index(v, data):
+    nodes.decode_index(data, level=v["level"], lower=blob(v.get("lower") or ""), upper=blob(v.get("upper")))
+
+
+def read_log(v, data):
+    assert nodes.encode_log(nodes.decode_log(data)) == data
+
+
+def read_head(v, data):
+    assert parse_head(data).version == v["version"]
+
+
+def read_key(v, data):
+    table, key = decode_key(data)
+    assert (table, list(map(generate.tagged, key))) == (v["table"], v["key"])
+
+
+def read_row(v, data):
+    wire.decode_columns(wire.decode_schema(blob(VECTORS["row"]["schema"]))[0], [data])
+
+
+def read_schema(v, data):
+    assert wire.encode_schema(wire.decode_schema(data)) == data
+
+
+def read_path(v, data):
+    files.check_path(data)
+
+
+def read_file_value(v, data):
+    files.check_values([b"key"], [data])
+
+
+def read_frame(v, data):
+    content = decompress(data, v["raw"], dictionary=blob(v.get("dictionary")))
+    assert content == blob(v["content"])
+
+
+def read_patch(v, data):
+    leaf = nodes.decode_patch(data)
+    values = leaf.values(nodes.patch_dictionary([blob(x) for x in v["old"]]))
+    if values is None:
+        raise Invalid("the dictionary does not fit")
+    assert values == [blob(x) for x in v["values"]]
+
+
+READERS = {name.removeprefix("read_"): reader for name, reader in list(globals().items()) if name.startswith("read_")}
+CASES = [(part, kind, v) for part in READERS for kind in ("good", "bad") for v in VECTORS[part][kind]]
+
+
+@pytest.mark.parametrize(("part", "kind", "v"), CASES, ids=[f"{p}-{k}-{v['name'][:50]}" for p, k, v in CASES])
+def test_vector(part, kind, v):
+    if kind == "good":
+        READERS[part](v, bytes.fromhex(v["data"]))
+        return
+    with pytest.raises(Invalid):
+        READERS[part](v, bytes.fromhex(v["data"]))
+
+
+def test_record_hashes():
+    for v in VECTORS["record_hash"]:
+        assert f"{record_hash(blob(v['key']), blob(v['value'])):032x}" == v["hash"]
+
+
+def test_vectors_are_made_anew_without_a_difference():
+    assert generate.vectors() == json.loads((HERE / "vectors.json").read_text())
+
+
+def test_unknown_formats_and_needs_say_upgrade():
+    for v in VECTORS["head"]["bad"]:
+        if any(word in v["name"] for word in ("another version", "unknown need", "another kind")):
+            with pytest.raises(Unsupported, match="upgrade headwater"):
+                parse_head(bytes.fromhex(v["data"]))
+
+
+def test_a_value_in_a_leaf_has_at_most_a_mebibyte():
+    nodes.decode_leaf(nodes.encode_leaf([b"k"], [bytes(MIB)]))
+    with pytest.raises(Invalid):
+        nodes.decode_leaf(nodes.encode_leaf([b"k"], [bytes(MIB + 1)]))
+
+
+@pytest.mark.parametrize("part", ["leaf", "index", "log", "head", "schema", "patch"])
+def test_mutations_never_raise_anything_else(part):
+    """Every byte of every good vector flipped, removed or doubled: read, or refused."""
+    for v in VECTORS[part]["good"]:
+        data = bytes.fromhex(v["data"])
+        for at in range(0, len(data), max(1, len(data) // 300)):
+            for changed in (
+                data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :],
+                data[:at] + data[at + 1 :],
+                data[: at + 1] + data[at:],
+                data[:at],
+            ):
+                try:
+                    READERS[part](v | {"keys": None}, changed)
+                except (HeadwaterError, AssertionError):
+                    pass

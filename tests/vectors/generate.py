@@ -1,0 +1,495 @@
+"""Makes the test vectors: python -m tests.vectors.generate
+
+`vectors.json` has, for each part of the format, good vectors (bytes and what they mean) and bad ones (bytes and the rule of
+SPEC.md that they break). A test makes them anew and fails on any difference. `frames.json` holds compressed frames: these are
+kept as they are, since compressors may change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import xxhash
+import zstandard
+
+from puller.wire import nodes
+from puller.wire.checksum import record_hash
+from puller.wire.codec import Ref, compress, encode
+from puller.wire.keys import encode_key
+from puller.wire.nodes import Diff, Entry, Log, Segment, Tree
+from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
+
+HERE = Path(__file__).parent
+H = bytes(range(32))
+REF = [H, 100, 200]
+MIB = 1024 * 1024
+
+
+def entry(bound: bytes = b"", **changes: Any) -> list[Any]:
+    fields = {"bound": bound, "ref": REF, "level": 0, "records": 3, "large": 0, "checksum": bytes(16)} | changes
+    return list(fields.values())
+
+
+def large(**changes: Any) -> list[Any]:
+    fields = {"size": 2 * MIB, "hash": bytes(16), "depth": 0, "entries": [[H, 10, MIB], [H, 10, MIB]]} | changes
+    return list(fields.values())
+
+
+def nested(levels: int, raw: int = 100) -> list[Any]:
+    piece: list[Any] = [H, 10, raw]
+    for _ in range(levels):
+        piece = [H, 10, raw, [piece]]
+    return piece
+
+
+def leaf(*records: tuple[bytes, Any]) -> bytes:
+    return encode([[k for k, _ in records], [v for _, v in records]])
+
+
+def good_leaves() -> list[dict]:
+    return [
+        case("empty", encode([[], []]), deletions=False, lower=b"", upper=None, keys=[]),
+        case("one", leaf((b"a", b"1")), deletions=False, lower=b"", upper=None, keys=[b"a"]),
+        case("bytewise order", leaf((b"", b""), (b"a", b""), (b"a\0", b""), (b"b", b""), (b"\xff", b"")), keys=None),
+        case("range", leaf((b"b", b""), (b"c", b"")), lower=b"b", upper=b"d", keys=[b"b", b"c"]),
+        case("deleted", leaf((b"a", None)), deletions=True, keys=[b"a"]),
+        case("large", leaf((b"a", large())), keys=[b"a"]),
+        case("longest key", leaf((b"k" * 4096, b"")), keys=None),
+        case("large, pieces on pieces eight deep", leaf((b"a", large(entries=[nested(8, MIB), [H, 1, MIB]]))), keys=[b"a"]),
+    ]
+
+
+def bad_leaves() -> list[dict]:
+    return [
+        case("trailing bytes (4.3)", leaf((b"a", b"1")) + b"\0"),
+        case("cut off (4.3)", leaf((b"a", b"1"))[:-1]),
+        case("nothing (4.3)", b""),
+        case("another type (4.3)", encode({"keys": []})),
+        case("three elements (4.3)", encode([[b"a"], [b"1"], []])),
+        case("one element (4.3)", encode([[]])),
+        case("a text for a key (4.3)", encode([["a"], [b"1"]])),
+        case("a text for a value (4.3)", encode([[b"a"], ["1"]])),
+        case("a number for a value (4.3)", encode([[b"a"], [1]])),
+        case("nesting without end (4.3)", b"\x92\x91\xc4\x01a\x91" + b"\x91" * 2000 + b"\xc0"),
+        case("fewer values (5.1)", encode([[b"a", b"b"], [b"1"]])),
+        case("descending (5.1)", leaf((b"b", b""), (b"a", b""))),
+        case("twice the same key (5.1)", leaf((b"a", b""), (b"a", b""))),
+        case("below its range (5.1)", leaf((b"a", b"")), lower=b"b"),
+        case("at its upper bound (5.1)", leaf((b"b", b"")), upper=b"b"),
+        case("deleted in a snapshot (5.1)", leaf((b"a", None))),
+        case("a key too long (5.1)", leaf((b"k" * 4097, b""))),
+    ] + [case(c["name"], leaf((b"a", msgspec.msgpack.decode(bytes.fromhex(c["data"]))))) for c in bad_large()]
+
+
+def bad_large() -> list[dict]:
+    return [
+        case("large, of 1 MiB (5.3)", encode(large(size=MIB, entries=[[H, 10, MIB]]))),
+        case("large, hash too short (5.3)", encode(large(hash=bytes(15)))),
+        case("large, negative depth (5.3)", encode(large(depth=-1))),
+        case("large, too deep (5.3)", encode(large(depth=5))),
+        case("large, no entries (5.3)", encode(large(entries=[]))),
+        case("large, five elements (5.3)", encode([*large(), 0])),
+        case("large, three elements (5.3)", encode(large()[:3])),
+        case("large, pieces do not add up (5.3)", encode(large(entries=[[H, 10, MIB]]))),
+        case("large, entry that is no array (5.3)", encode(large(entries=[b"x"]))),
+        case("large, list entry with bases (5.3)", encode(large(depth=1, entries=[[H, 1, 1, [REF]]]))),
+        case("large, size beyond 2^53-1 (5.3)", encode(large(size=2**53, depth=1))),
+        case("piece, no bases (5.4)", encode(large(entries=[[H, 10, 2 * MIB, []]]))),
+        case("piece, nine deep (5.4)", encode(large(entries=[nested(9, 2 * MIB)]))),
+        case("piece, bases over 8 MiB (5.4)", encode(large(entries=[[H, 10, 2 * MIB, [[H, 9, 4 * MIB]] * 3]]))),
+        case("piece, 65 files (5.4)", encode(large(entries=[[H, 10, 2 * MIB, [[H, 1, 1]] * 64]]))),
+        case("reference, hash too short (4.2)", encode(large(entries=[[H[1:], 10, 2 * MIB]]))),
+        case("reference, stored 0 (4.2)", encode(large(entries=[[H, 0, 2 * MIB]]))),
+        case("reference, stored over 16 MiB (4.2)", encode(large(entries=[[H, 16 * MIB + 1, 2 * MIB]]))),
+        case("reference, raw over 16 MiB (4.2)", encode(large(size=17 * MIB, entries=[[H, 1, 17 * MIB]]))),
+        case("reference, negative (4.2)", encode(large(entries=[[H, -1, 2 * MIB]]))),
+        case("reference, float (4.2)", encode(large(entries=[[H, 1.0, 2 * MIB]]))),
+        case("reference, true (4.2)", encode(large(entries=[[H, True, 2 * MIB]]))),
+    ]
+
+
+def indexes() -> tuple[list[dict], list[dict]]:
+    good = [
+        case("one", encode([entry()]), level=1),
+        case("two", encode([entry(), entry(b"m")]), level=1),
+        case("inner range", encode([entry(b"b"), entry(b"c")]), level=1, lower=b"b", upper=b"d"),
+        case("uneven levels", encode([entry(level=2), entry(b"m")]), level=3),
+    ]
+    bad = [
+        case("empty (5.2)", encode([]), level=1),
+        case("first bound above its own (5.2)", encode([entry(b"a")]), level=1),
+        case("descending bounds (5.2)", encode([entry(), entry(b"b"), entry(b"a")]), level=1),
+        case("twice the same bound (5.2)", encode([entry(), entry()]), level=1),
+        case("bound at the upper bound (5.2)", encode([entry(), entry(b"d")]), level=1, upper=b"d"),
+        case("level of its own (5.2)", encode([entry(level=1)]), level=1),
+        case("negative level (5.2)", encode([entry(level=-1)]), level=1),
+        case("negative records (5.2)", encode([entry(records=-1)]), level=1),
+        case("checksum too short (5.2)", encode([entry(checksum=bytes(15))]), level=1),
+        case("a text for a bound (5.2)", encode([["", *entry()[1:]]]), level=1),
+        case("five elements (5.2)", encode([entry()[:5]]), level=1),
+        case("seven elements (5.2)", encode([[*entry(), 0]]), level=1),
+        case("bound too long (5.2)", encode([entry(), entry(b"k" * 4097)]), level=1),
+        case("reference with a hash too short (4.2)", encode([entry(ref=[H[1:], 1, 1])]), level=1),
+        case("reference of 16 MiB and a byte (4.2)", encode([entry(ref=[H, 16 * MIB + 1, 1])]), level=1),
+        case("trailing bytes (4.3)", encode([entry()]) + b"\xc0", level=1),
+    ]
+    return good, bad
+
+
+TREE = Tree(Ref(H, 100, 200), 0, 1, 100)
+
+
+def logs() -> tuple[list[dict], list[dict]]:
+    form = nodes.tree_form(TREE)
+    log = Log([Diff(1, 2, TREE, TREE), Diff(0, 8, TREE)], [Segment(0, 8, 3, Ref(H, 1, 2))])
+    good = [case("empty", encode([[], []])), case("diffs, a patch and a segment", nodes.encode_log(log))]
+    bad = [
+        case("one element (5.8)", encode([[]])),
+        case("three elements (5.8)", encode([[], [], []])),
+        case("a diff that leads nowhere (5.6)", encode([[[2, 2, form]], []])),
+        case("a diff that leads back (5.6)", encode([[[2, 1, form]], []])),
+        case("a patch beside a wide diff (5.6)", encode([[[0, 2, form, form]], []])),
+        case("a diff of five (5.6)", encode([[[0, 1, form, form, form]], []])),
+        case("a tree of five (5.5)", encode([[[0, 1, form[:5]]], []])),
+        case("a tree 16 levels high (5.5)", encode([[[0, 1, [H, 1, 1, 16, 1, 1]]], []])),
+        case("a tree with a text for a hash (5.5)", encode([[[0, 1, [H.hex(), 1, 1, 0, 1, 1]]], []])),
+        case("a version beyond 2^53-1 (1)", encode([[[0, 2**53, form]], []])),
+        case("a segment that covers nothing (5.8)", encode([[], [[3, 3, 1, REF]]])),
+        case("a segment wider than itself (5.8)", encode([[], [[0, 3, 4, REF]]])),
+        case("a segment of no width (5.8)", encode([[], [[0, 3, 0, REF]]])),
+        case("a segment of three (5.8)", encode([[], [[0, 3, 1]]])),
+    ]
+    return good, bad
+
+
+HEAD: dict[str, Any] = {
+    "epoch": 1,
+    "version": 42,
+    "time": 1_800_000_000,
+    "kind": "table",
+    "checksum": "00" * 15 + "2a",
+    "records": 3,
+    "snapshot": {"version": 40, "tree": [H.hex(), 100, 200, 0, 1, 100]},
+    "diffs": [[40, 41, [H.hex(), 1, 2, 0, 1, 1]], [41, 42, [H.hex(), 1, 2, 0, 1, 1], [H.hex(), 1, 2, 0, 1, 1]]],
+    "log": [H.hex(), 5, 6],
+    "interval": 30,
+    "publish_id": "ab" * 16,
+    "trust": 0,
+    "needs": [],
+}
+SIGNATURE = "\u2014 key.example/a aGFzaHNpZ25hdHVyZQ==\n"
+
+
+def head(changes: dict | None = None, *, first: str = "headwater/1 name", end: str = "\n", text: str = "") -> bytes:
+    fields = {k: v for k, v in (HEAD | (changes or {})).items() if v is not ...}
+    return f"{first}\n{text or json.dumps(fields)}\n{end}".encode()
+
+
+def heads() -> tuple[list[dict], list[dict]]:
+    good = [
+        case("plain", head(), version=42),
+        case("signed twice", head(end=f"\n{SIGNATURE}{SIGNATURE}"), version=42),
+        case("no log", head({"log": None}), version=42),
+        case("log left out", head({"log": ...}), version=42),
+        case("expires", head({"expires": 5}), version=42),
+        case("unknown names", head({"new": {"x": [None, True, "é"]}}), version=42),
+        case("largest numbers", head({"version": 2**53 - 1, "epoch": 2**53 - 1}), version=2**53 - 1),
+        case("longest name", head(first="headwater/1 A" + "." * 62 + "z"), version=42),
+        case("spaces in the JSON", head(text=" " + json.dumps(HEAD, indent=None, separators=(" , ", " : ")) + "\t".replace("\t", " ")), version=42),
+    ]
+    line = json.dumps(HEAD)
+    bad = [
+        case("a web page (7.1)", b"<html>\n\n</html>\n"),
+        case("nothing (7.1)", b""),
+        case("no empty line (7.1)", head(end="")),
+        case("cut off (7.1)", head(end=f"\n{SIGNATURE}")[:-1]),
+        case("over 4096 bytes (7.1)", head({"pad": "x" * 4096})),
+        case("not UTF-8 (7.1)", head().replace(b"name", b"n\xffme", 1)),
+        case("a tab (7.1)", head(text=line.replace(" ", "\t", 1))),
+        case("carriage returns (7.1)", head().replace(b"\n", b"\r\n")),
+        case("another version (7.1)", head(first="headwater/2 name")),
+        case("no name (7.1)", head(first="headwater/1")),
+        case("an empty name (7.1)", head(first="headwater/1 ")),
+        case("a name with a space (7.1)", head(first="headwater/1 na me")),
+        case("a name with a slash (7.1)", head(first="headwater/1 na/me")),
+        case("a name beginning with a dot (7.1)", head(first="headwater/1 .name")),
+        case("a name of 65 (7.1)", head(first="headwater/1 " + "n" * 65)),
+        case("three lines (7.1)", head(text=line + "\n{}")),
+        case("a malformed signature line (7.1)", head(end="\n- key aGFzaHNpZ25hdHVyZQ==\n")),
+        case("a signature that is no base64 (7.1)", head(end="\n\u2014 key !!!!\n")),
+        case("a signature without padding (7.1)", head(end="\n\u2014 key aGFzaHNpZ25hdHVyZQ\n")),
+        case("a signature of four bytes (7.1)", head(end="\n\u2014 key aGFzaA==\n")),
+        case("a key name with a plus (7.1)", head(end="\n\u2014 k+y aGFzaHNpZ25hdHVyZQ==\n")),
+        case("a signature without a key name (7.1)", head(end="\n\u2014  aGFzaHNpZ25hdHVyZQ==\n")),
+        case("duplicate names (7.2)", head(text='{"epoch":1,' + line[1:])),
+        case("duplicate names, one escaped (7.2)", head(text='{"\\u0065poch":1,' + line[1:])),
+        case("duplicate names further in (7.2)", head(text=line[:-1] + ',"x":{"a":1,"a":2}}')),
+        case("an array (7.2)", head(text="[]")),
+        case("a fraction (7.2)", head(text=line.replace('"epoch": 1', '"epoch": 1.0'))),
+        case("an exponent (7.2)", head(text=line.replace('"epoch": 1', '"epoch": 1e3'))),
+        case("a fraction in an unknown name (7.2)", head(text=line[:-1] + ',"x":0.5}')),
+        case("NaN (7.2)", head(text=line[:-1] + ',"x":NaN}')),
+        case("-0 (7.2)", head(text=line[:-1] + ',"x":-0}')),
+        case("2^53 (7.2)", head({"records": 2**53})),
+        case("a lone byte order mark (7.2)", head(text="\ufeff" + line)),
+        case("two values (7.2)", head(text=line + "{}")),
+        case("version 0 (7.2)", head({"version": 0})),
+        case("a negative epoch (7.2)", head({"epoch": -1})),
+        case("true for a number (7.2)", head({"epoch": True})),
+        case("a text for a number (7.2)", head({"records": "3"})),
+        case("interval 0 (7.2)", head({"interval": 0})),
+        case("another kind (7.2)", head({"kind": "graph"})),
+        case("upper-case checksum (7.2)", head({"checksum": "AB" * 16})),
+        case("short checksum (7.2)", head({"checksum": "00" * 15})),
+        case("short publish_id (7.2)", head({"publish_id": "ab"})),
+        case("a snapshot beyond the version (7.2)", head({"snapshot": HEAD["snapshot"] | {"version": 43}})),
+        case("snapshot version 0 (7.2)", head({"snapshot": HEAD["snapshot"] | {"version": 0}})),
+        case("a diff beyond the version (7.2)", head({"diffs": [[42, 43, [H.hex(), 1, 2, 0, 1, 1]]]})),
+        case("upper-case hash in a tree (5.5)", head({"diffs": [[40, 41, [H.hex().upper(), 1, 2, 0, 1, 1]]]})),
+        case("a log of two (7.2)", head({"log": [H.hex(), 5]})),
+        case("expires as text (7.2)", head({"expires": "soon"})),
+        case("an unknown need (7.3)", head({"needs": ["teleportation"]})),
+        case("an unknown need and an unknown kind (7.3)", head({"needs": ["teleportation"], "kind": "graph"})),
+        case("a need that is no text (7.2)", head({"needs": [1]})),
+    ]
+    bad += [case(f"without {name} (7.2)", head({name: ...})) for name in HEAD if name != "log"]
+    return good, bad
+
+
+def keys() -> tuple[list[dict], list[dict]]:
+    values: list[tuple[str, tuple]] = [
+        ("t", (n,)) for n in (0, 1, -1, 255, 256, -255, -256, 65535, 65536, 2**63 - 1, -(2**63), None, False, True)
+    ]
+    values += [("t", (f,)) for f in (0.0, 1.5, -1.5, 5e-324, -5e-324, 1.7976931348623157e308, math.inf, -math.inf)]
+    values += [("t", ("",)), ("t", ("a\0b",)), ("t", ("\U0001f600",)), ("t", (b"",)), ("t", (b"\0\xff\0",)), ("", (1,))]
+    values += [("t\0u", ("de", 3)), ("t", ("de", 3, None))]
+    good = [case(repr((table, key)), encode_key(table, key), table=table, key=list(map(tagged, key))) for table, key in values]
+    t = b"\x30t\0"
+    bad = [
+        case("no primary key (9.2)", t),
+        case("no table (9.2)", b"\x14\x14"),
+        case("cut off text (9.2)", t + b"\x30a"),
+        case("cut off integer (9.2)", t + b"\x16\x01"),
+        case("cut off float (9.2)", t + b"\x21\x80"),
+        case("unknown element (9.2)", t + b"\x40"),
+        case("integer with a zero in front (9.2)", t + b"\x16\x00\x01"),
+        case("negative integer too long (9.2)", t + b"\x12\xff\x00"),
+        case("zero as a positive integer (9.2)", t + b"\x15\x00"),
+        case("2^63 (9.2)", t + b"\x1c" + (2**63).to_bytes(8, "big")),
+        case("below -2^63 (9.2)", t + b"\x0c" + (2**63 - 2).to_bytes(8, "big")),
+        case("NaN (9.2)", t + b"\x21\xff\xf8" + bytes(6)),
+        case("negative zero (9.2)", t + b"\x21\x7f" + b"\xff" * 7),
+        case("text that is not UTF-8 (9.2)", t + b"\x30\xff\0"),
+        case("text with a surrogate (9.2)", t + b"\x30\xed\xa0\x80\0"),
+    ]
+    return good, bad
+
+
+def tagged(value: Any) -> Any:
+    """A value with its type, as JSON."""
+    if isinstance(value, bytes):
+        return {"blob": value.hex()}
+    if isinstance(value, float):
+        return {"float64": struct.pack(">d", value).hex()}
+    return value
+
+
+ROWS = Table("t", [Column("id", "int64"), Column("i", "int64"), Column("f", "float64"), Column("a", "any")], [0])
+SCHEMA = [ROWS, Table("u", [Column("x", "text"), Column("y", "blob")], [1, 0], [Index("by x", True, [0])])]
+
+
+def rows() -> tuple[list[dict], list[dict]]:
+    good = [
+        case("empty", encode_row([None, None, None])),
+        case("numbers", encode_row([1, 1.0, 1])),
+        case("extremes", encode_row([-(2**63), -0.0, 2**63 - 1])),
+        case("NaN", encode_row([None, math.nan, math.nan])),
+        case("any text", encode_row([None, None, "é\0"])),
+        case("any blob", encode_row([None, None, b"\xff"])),
+        case("any boolean", encode_row([None, None, True])),
+        case("any JSON", encode_row([None, None, Json(1, b'{"a":[1.0]}')])),
+    ]
+    bad = [
+        case("ends in nil (9.3)", encode([1, None])),
+        case("too many values (9.3)", encode([1, 1.0, 1, 1])),
+        case("long array form (9.3)", b"\xdc\x00\x01\x01"),
+        case("long integer form (9.3)", b"\x91\xd0\x01"),
+        case("int for a float (9.3)", encode([1, 1])),
+        case("float for an int (9.3)", encode([1.0])),
+        case("true for an int (9.3)", encode([True])),
+        case("float 32 (9.3)", b"\x92\x01\xca\x3f\x80\x00\x00"),
+        case("2^63 (9.3)", encode([2**63])),
+        case("another NaN (9.3)", b"\x92\xc0\xcb\x7f\xf8" + bytes(5) + b"\x01"),
+        case("negative NaN (9.3)", b"\x92\xc0\xcb\xff\xf8" + bytes(6)),
+        case("signalling NaN (9.3)", b"\x92\xc0\xcb\x7f\xf0" + bytes(5) + b"\x01"),
+        case("ext of another type (9.3)", encode([None, None, Json(2, b"1")])),
+        case("JSON that is not UTF-8 (9.3)", encode([None, None, Json(1, b"\xff")])),
+        case("text that is not UTF-8 (4.3)", b"\x93\xc0\xc0\xa1\xff"),
+        case("an array (9.3)", encode([None, None, [1]])),
+        case("a map (9.3)", encode([None, None, {"a": 1}])),
+        case("no array (9.3)", encode({})),
+        case("trailing bytes (4.3)", encode([1]) + b"\xc0"),
+        case("nothing (4.3)", b""),
+    ]
+    return good, bad
+
+
+def schemas() -> tuple[list[dict], list[dict]]:
+    column = [["a", "int64"], ["b", "text"]]
+    good = [case("no tables", encode([])), case("two tables", encode_schema(SCHEMA))]
+    bad = [
+        case("a table twice (9.1)", encode([["t", column, [0], []], ["t", column, [0], []]])),
+        case("a column twice (9.1)", encode([["t", [["a", "text"], ["a", "text"]], [0], []]])),
+        case("unknown type (9.1)", encode([["t", [["a", "int32"]], [0], []]])),
+        case("no key (9.1)", encode([["t", column, [], []]])),
+        case("a key beyond the columns (9.1)", encode([["t", column, [2], []]])),
+        case("a negative key (9.1)", encode([["t", column, [-1], []]])),
+        case("a key column twice (9.1)", encode([["t", column, [0, 0], []]])),
+        case("JSON in the key (9.1)", encode([["t", [["a", "json"]], [0], []]])),
+        case("an index over nothing (9.1)", encode([["t", column, [0], [["i", False, []]]]])),
+        case("an index beyond the columns (9.1)", encode([["t", column, [0], [["i", False, [2]]]]])),
+        case("an index with a number for unique (9.1)", encode([["t", column, [0], [["i", 1, [0]]]]])),
+        case("three elements (9.1)", encode([["t", column, [0]]])),
+        case("five elements (9.1)", encode([["t", column, [0], [], 0]])),
+        case("long form (9.1)", b"\xdc\x00\x00"),
+        case("trailing bytes (4.3)", encode([]) + b"\xc0"),
+        case("a blob for a name (9.1)", encode([[b"t", column, [0], []]])),
+    ]
+    return good, bad
+
+
+def paths() -> tuple[list[dict], list[dict]]:
+    good = ["a", "a/b", "é", ".a", "..a", "a..", "...", "a b", "x" * 255, ".headwaters", "a/.headwater", "con", "a\\b", "-rf", "~"]
+    bad = {
+        "": "empty",
+        "/a": "absolute",
+        "a/": "slash at the end",
+        "a//b": "empty component",
+        ".": "dot",
+        "a/./b": "dot",
+        "..": "dots",
+        "a/../b": "dots",
+        "a\nb": "control character",
+        "a\0b": "zero byte",
+        "a\x7fb": "DEL",
+        ".headwater": "reserved",
+        ".headwater/x": "reserved",
+        "x" * 256: "component too long",
+        "a/" + "é" * 128: "component too long in bytes",
+    }
+    return (
+        [case(path, path.encode()) for path in good],
+        [case(f"{why} (8.1)", path.encode()) for path, why in bad.items()] + [case("not UTF-8 (8.1)", b"a\xff")],
+    )
+
+
+def file_values() -> tuple[list[dict], list[dict]]:
+    good = [b"f", b"fcontent", b"x", b"x#!", b"la", b"l../../b", b"l" + b"d" * 4095, b"d"]
+    bad = {b"": "empty", b"g": "unknown type", b"da": "folder with content", b"l": "link to nowhere"}
+    bad |= {b"la\0": "link with a zero byte", b"l" + b"d" * 4096: "link too long"}
+    return [case(v[:1].decode(), v) for v in good], [case(f"{why} (8.2)", v) for v, why in bad.items()]
+
+
+def frames() -> tuple[list[dict], list[dict]]:
+    raw = b"content of a frame, content of a frame"
+    plain = compress(raw)
+    dictionary = b"\x37\xa4\x30\xec content of a frame"
+    patched = compress(raw, 3, dictionary)
+    unknown = zstandard.ZstdCompressor(write_content_size=False).compress(raw)
+    parameters = zstandard.ZstdCompressionParameters(window_log=25, write_content_size=True, enable_ldm=False)
+    wide = zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(16 * MIB) + b"x" * MIB * 9)
+    unchecked = zstandard.ZstdCompressor(
+        dict_data=zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT), write_dict_id=False
+    ).compress(raw)
+    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    good = [
+        case("plain", plain, raw=len(raw), content=raw),
+        case("empty content is not a file, but a frame", compress(b""), raw=0, content=b""),
+        case("with a checksum", zstandard.ZstdCompressor(write_checksum=True).compress(raw), raw=len(raw), content=raw),
+        case("with a dictionary", patched, raw=len(raw), content=raw, dictionary=dictionary),
+    ]
+    bad = [
+        case("another size declared (4.1)", plain, raw=len(raw) - 1),
+        case("no content size (4.1)", unknown, raw=len(raw)),
+        case("window over 16 MiB (4.1)", wide[:200], raw=25 * MIB),
+        case("a second frame (4.1)", plain + plain, raw=len(raw)),
+        case("a skippable frame behind (4.1)", plain + skippable, raw=len(raw)),
+        case("a skippable frame in front (4.1)", skippable + plain, raw=len(raw)),
+        case("trailing bytes (4.1)", plain + b"x", raw=len(raw)),
+        case("cut off (4.1)", plain[:-3], raw=len(raw)),
+        case("nothing (4.1)", b"", raw=0),
+        case("no frame (4.1)", raw, raw=len(raw)),
+        case("a dictionary and no checksum (4.1)", unchecked, raw=len(raw), dictionary=dictionary),
+        case("another dictionary (4.1)", patched, raw=len(raw), dictionary=dictionary[:-1] + b"X"),
+        case("a dictionary that was not used (4.1)", patched, raw=len(raw)),
+    ]
+    return good, bad
+
+
+def patches() -> tuple[list[dict], list[dict]]:
+    names, old, new = [b"a", b"b", b"c"], [b"old value of a", None, b"c"], [b"new value of a", b"b", None]
+    dictionary = nodes.patch_dictionary(old)
+    good = [case("patch", nodes.encode_patch(names, new, dictionary), old=old, values=new)]
+    check = xxhash.xxh3_128_digest(dictionary)
+
+    def patch(k: Any, v: Any, c: bytes = check, d: bytes = dictionary) -> bytes:
+        return encode((compress(encode(k)), c, compress(encode(v), 3, d)))
+
+    bad = [
+        case("keys descend (5.7)", patch([b"b", b"a", b"c"], new), old=old),
+        case("fewer values (5.7)", patch(names, new[:2]), old=old),
+        case("hash too short (5.7)", patch(names, new, check[:15]), old=old),
+        case("two elements (5.7)", encode((b"", check)), old=old),
+        case("a text among the values (5.7)", patch(names, [b"", "x", None]), old=old),
+        case("values frame without a checksum (4.1)", encode((compress(encode(names)), check, compress(encode(new)))), old=old),
+        case("keys frame too large (5.7)", patch([bytes(5 * MIB)], new), old=old),
+        case("values frame too large (5.7)", patch(names, [bytes(MIB)] * 5), old=old),
+    ]
+    return good, bad
+
+
+def case(name: str, data: bytes, **fields: Any) -> dict:
+    return {"name": name, "data": data.hex()} | {k: plain(v) for k, v in fields.items()}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return [plain(v) for v in value] if isinstance(value, list) else value
+
+
+def both(pair: tuple[list[dict], list[dict]]) -> dict:
+    return {"good": pair[0], "bad": pair[1]}
+
+
+def vectors() -> dict:
+    """All vectors that are the same each time."""
+    pairs = [(b"", b""), (b"a.txt", b"fhello"), (b"k" * 4096, bytes(1000)), (b"\0", b"\xff")]
+    return {
+        "record_hash": [{"key": k.hex(), "value": v.hex(), "hash": f"{record_hash(k, v):032x}"} for k, v in pairs],
+        "leaf": {"good": good_leaves(), "bad": bad_leaves()},
+        "index": both(indexes()),
+        "log": both(logs()),
+        "head": both(heads()),
+        "key": both(keys()),
+        "row": both(rows()) | {"schema": encode_schema([ROWS]).hex()},
+        "schema": both(schemas()),
+        "path": both(paths()),
+        "file_value": both(file_values()),
+    }
+
+
+def write() -> None:
+    """Write both files."""
+    (HERE / "vectors.json").write_text(json.dumps(vectors(), indent=0, ensure_ascii=True) + "\n")
+    compressed = {"frame": both(frames()), "patch": both(patches())}
+    (HERE / "frames.json").write_text(json.dumps(compressed, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    write()
