@@ -296,18 +296,21 @@ def decode_patch(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None) 
 
 
 def tree_form(tree: Tree, name: Callable[[bytes], Any] = bytes) -> list[Any]:
-    """`[sha256, stored, raw, level, files, bytes]` (SPEC 5.5); `name` renders the hash."""
-    return [name(tree.ref.sha256), tree.ref.stored, tree.ref.raw, tree.level, tree.files, tree.bytes]
+    """`[sha256, stored, raw, level, files, bytes]`, or the first three for a lone leaf (SPEC 5.5); `name` renders the hash."""
+    form = [name(tree.ref.sha256), tree.ref.stored, tree.ref.raw]
+    lone = (tree.level, tree.files, tree.bytes) == (0, 1, tree.ref.stored)
+    return form if lone else [*form, tree.level, tree.files, tree.bytes]
 
 
 def parse_tree(form: Any, name: Callable[[Any], bytes]) -> Tree:
-    """The tree that `[sha256, stored, raw, level, files, bytes]` stands for; `name` reads the hash."""
-    if not isinstance(form, list) or len(form) != 6:
-        raise Invalid("a tree is not [sha256, stored, raw, level, files, bytes]")
-    numbers = [_natural(n, "a tree's number") for n in form[1:]]
-    if numbers[2] > MAX_LEVEL:
-        raise Invalid(f"a tree is {numbers[2]} levels high")
-    return Tree(check_ref(Ref(name(form[0]), numbers[0], numbers[1])), *numbers[2:])
+    """The tree that `tree_form` gives; `name` reads the hash."""
+    if not isinstance(form, list) or len(form) not in (3, 6):
+        raise Invalid("a tree is not [sha256, stored, raw] or [sha256, stored, raw, level, files, bytes]")
+    stored, raw, *rest = (_natural(n, "a tree's number") for n in form[1:])
+    level, files, size = rest or (0, 1, stored)
+    if level > MAX_LEVEL:
+        raise Invalid(f"a tree is {level} levels high")
+    return Tree(check_ref(Ref(name(form[0]), stored, raw)), level, files, size)
 
 
 def diff_form(diff: Diff, name: Callable[[bytes], Any] = bytes) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from puller.wire import files, nodes
 from puller.wire import rows as wire
 from puller.wire.checksum import record_hash
 from puller.wire.codec import decompress
-from puller.wire.head import parse_head
+from puller.wire.head import MAX_HEAD, Head, format_head, parse_head
 from puller.wire.keys import decode_key
 from tests.vectors import generate
 
@@ -124,7 +126,42 @@ def test_mutations_never_raise_anything_else(part):
                 data[: at + 1] + data[at:],
                 data[:at],
             ):
-                try:
+                with contextlib.suppress(HeadwaterError, AssertionError):
                     READERS[part](v | {"keys": None}, changed)
-                except (HeadwaterError, AssertionError):
-                    pass
+
+
+def test_head_at_version_100_million_has_room_for_everything():
+    """Every level of diffs (of 8), the newest eight of the two lowest with patches, and two Ed25519 signatures."""
+    version, diffs, serial = 10**8, [], iter(range(1000))
+
+    def tree(size):
+        ref = nodes.Ref(next(serial).to_bytes(32, "big"), min(size, 16 * MIB), min(3 * size, 16 * MIB))
+        return nodes.Tree(ref, int(size > 8 * MIB), 1 + size // (8 * MIB) * 2, size)
+
+    for level in range(9):
+        width = 8**level
+        for n in range(8 if level < 2 else 1):
+            b = (version // width - n) * width
+            diffs.append(nodes.Diff(b - width, b, tree(40_000 * width), tree(15_000) if level == 0 else None))
+    head = Head(
+        name="vulnerability-data.example.org",
+        epoch=12,
+        version=version,
+        time=1_800_000_000,
+        kind="table",
+        checksum=2**128 - 1,
+        records=2_000_000_000,
+        snapshot_version=version - 1000,
+        snapshot=tree(10**13),
+        diffs=diffs,
+        log=nodes.Ref(bytes(32), 123_456, 234_567),
+        interval=30,
+        publish_id="ab" * 16,
+        trust=12,
+        expires=1_800_003_600,
+    )
+    signature = "\u2014 vulnerability-data.example.org " + base64.b64encode(bytes(68)).decode() + "\n"
+    data = format_head(head) + 2 * signature.encode()
+    assert len(data) <= MAX_HEAD
+    assert parse_head(data) == head
+    assert len({d.b - d.a for d in head.diffs}) == 9

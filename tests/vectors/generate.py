@@ -21,7 +21,7 @@ from puller.wire import nodes
 from puller.wire.checksum import record_hash
 from puller.wire.codec import Ref, compress, encode
 from puller.wire.keys import encode_key
-from puller.wire.nodes import Diff, Entry, Log, Segment, Tree
+from puller.wire.nodes import Diff, Log, Segment, Tree
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
 
 HERE = Path(__file__).parent
@@ -60,7 +60,11 @@ def good_leaves() -> list[dict]:
         case("deleted", leaf((b"a", None)), deletions=True, keys=[b"a"]),
         case("large", leaf((b"a", large())), keys=[b"a"]),
         case("longest key", leaf((b"k" * 4096, b"")), keys=None),
-        case("large, pieces on pieces eight deep", leaf((b"a", large(entries=[nested(8, MIB), [H, 1, MIB]]))), keys=[b"a"]),
+        case(
+            "large, pieces on pieces eight deep",
+            leaf((b"a", large(entries=[nested(8, MIB), [H, 1, MIB]]))),
+            keys=[b"a"],
+        ),
     ]
 
 
@@ -141,13 +145,17 @@ def indexes() -> tuple[list[dict], list[dict]]:
     return good, bad
 
 
-TREE = Tree(Ref(H, 100, 200), 0, 1, 100)
+TREE = Tree(Ref(H, 100, 200), 2, 7, 1000)
 
 
 def logs() -> tuple[list[dict], list[dict]]:
     form = nodes.tree_form(TREE)
     log = Log([Diff(1, 2, TREE, TREE), Diff(0, 8, TREE)], [Segment(0, 8, 3, Ref(H, 1, 2))])
-    good = [case("empty", encode([[], []])), case("diffs, a patch and a segment", nodes.encode_log(log))]
+    good = [
+        case("empty", encode([[], []])),
+        case("lone leaf", encode([[[0, 1, REF]], []])),
+        case("diffs, a patch and a segment", nodes.encode_log(log)),
+    ]
     bad = [
         case("one element (5.8)", encode([[]])),
         case("three elements (5.8)", encode([[], [], []])),
@@ -155,7 +163,7 @@ def logs() -> tuple[list[dict], list[dict]]:
         case("a diff that leads back (5.6)", encode([[[2, 1, form]], []])),
         case("a patch beside a wide diff (5.6)", encode([[[0, 2, form, form]], []])),
         case("a diff of five (5.6)", encode([[[0, 1, form, form, form]], []])),
-        case("a tree of five (5.5)", encode([[[0, 1, form[:5]]], []])),
+        case("a tree of five (5.5)", encode([[[0, 1, [H, 1, 1, 0, 1]]], []])),
         case("a tree 16 levels high (5.5)", encode([[[0, 1, [H, 1, 1, 16, 1, 1]]], []])),
         case("a tree with a text for a hash (5.5)", encode([[[0, 1, [H.hex(), 1, 1, 0, 1, 1]]], []])),
         case("a version beyond 2^53-1 (1)", encode([[[0, 2**53, form]], []])),
@@ -200,7 +208,11 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("unknown names", head({"new": {"x": [None, True, "é"]}}), version=42),
         case("largest numbers", head({"version": 2**53 - 1, "epoch": 2**53 - 1}), version=2**53 - 1),
         case("longest name", head(first="headwater/1 A" + "." * 62 + "z"), version=42),
-        case("spaces in the JSON", head(text=" " + json.dumps(HEAD, indent=None, separators=(" , ", " : ")) + "\t".replace("\t", " ")), version=42),
+        case(
+            "spaces in the JSON",
+            head(text=" " + json.dumps(HEAD, indent=None, separators=(" , ", " : ")) + "\t".replace("\t", " ")),
+            version=42,
+        ),
     ]
     line = json.dumps(HEAD)
     bad = [
@@ -268,7 +280,10 @@ def keys() -> tuple[list[dict], list[dict]]:
     values += [("t", (f,)) for f in (0.0, 1.5, -1.5, 5e-324, -5e-324, 1.7976931348623157e308, math.inf, -math.inf)]
     values += [("t", ("",)), ("t", ("a\0b",)), ("t", ("\U0001f600",)), ("t", (b"",)), ("t", (b"\0\xff\0",)), ("", (1,))]
     values += [("t\0u", ("de", 3)), ("t", ("de", 3, None))]
-    good = [case(repr((table, key)), encode_key(table, key), table=table, key=list(map(tagged, key))) for table, key in values]
+    good = [
+        case(repr((table, key)), encode_key(table, key), table=table, key=list(map(tagged, key)))
+        for table, key in values
+    ]
     t = b"\x30t\0"
     bad = [
         case("no primary key (9.2)", t),
@@ -364,7 +379,23 @@ def schemas() -> tuple[list[dict], list[dict]]:
 
 
 def paths() -> tuple[list[dict], list[dict]]:
-    good = ["a", "a/b", "é", ".a", "..a", "a..", "...", "a b", "x" * 255, ".headwaters", "a/.headwater", "con", "a\\b", "-rf", "~"]
+    good = [
+        "a",
+        "a/b",
+        "é",
+        ".a",
+        "..a",
+        "a..",
+        "...",
+        "a b",
+        "x" * 255,
+        ".headwaters",
+        "a/.headwater",
+        "con",
+        "a\\b",
+        "-rf",
+        "~",
+    ]
     bad = {
         "": "empty",
         "/a": "absolute",
@@ -404,7 +435,8 @@ def frames() -> tuple[list[dict], list[dict]]:
     parameters = zstandard.ZstdCompressionParameters(window_log=25, write_content_size=True, enable_ldm=False)
     wide = zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(16 * MIB) + b"x" * MIB * 9)
     unchecked = zstandard.ZstdCompressor(
-        dict_data=zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT), write_dict_id=False
+        dict_data=zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT),
+        write_dict_id=False,
     ).compress(raw)
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
     good = [
@@ -446,7 +478,11 @@ def patches() -> tuple[list[dict], list[dict]]:
         case("hash too short (5.7)", patch(names, new, check[:15]), old=old),
         case("two elements (5.7)", encode((b"", check)), old=old),
         case("a text among the values (5.7)", patch(names, [b"", "x", None]), old=old),
-        case("values frame without a checksum (4.1)", encode((compress(encode(names)), check, compress(encode(new)))), old=old),
+        case(
+            "values frame without a checksum (4.1)",
+            encode((compress(encode(names)), check, compress(encode(new)))),
+            old=old,
+        ),
         case("keys frame too large (5.7)", patch([bytes(5 * MIB)], new), old=old),
         case("values frame too large (5.7)", patch(names, [bytes(MIB)] * 5), old=old),
     ]
