@@ -113,12 +113,16 @@ class HttpFetcher:
         self.requests = 0
         self.received = 0
         self._errors = urllib3.exceptions
-        self._pool = urllib3.PoolManager(
-            maxsize=THREADS,
-            block=True,
-            retries=False,
-            timeout=urllib3.Timeout(connect=10.0, read=TIMEOUT),
-            headers={"Accept-Encoding": "identity", "User-Agent": "headwater"},
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "headwater"}
+        options: dict[str, Any] = {
+            "maxsize": THREADS,
+            "block": True,
+            "retries": False,
+            "timeout": urllib3.Timeout(connect=10.0, read=TIMEOUT),
+        }
+        proxy = _proxy(base)
+        self._pool: urllib3.PoolManager = (
+            urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
         )
 
     def fetch(self, path: str, size: int) -> bytes:
@@ -139,7 +143,7 @@ class HttpFetcher:
             self.requests += 1
             try:
                 response = self._pool.request(
-                    "GET", url, headers={**self._pool.headers, **headers}, redirect=False, preload_content=False
+                    "GET", url, headers=self._headers | headers, redirect=False, preload_content=False
                 )
                 whole = False
                 try:
@@ -194,6 +198,19 @@ class HttpFetcher:
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", None)
     return str(cause if isinstance(cause, Exception) else error)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY), as curl has it."""
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass_environment
+
+    parts = urlsplit(url)
+    proxies = getproxies_environment()
+    if proxy_bypass_environment(parts.netloc, proxies):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _retry_after(value: str | None) -> float | None:

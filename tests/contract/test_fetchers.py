@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -205,6 +207,39 @@ def test_retries_are_bounded_and_honour_the_host(bad):
     with pytest.raises(NotFound):
         retrying.fetch("404", 100)
     assert pauses == []
+
+
+def test_a_proxy_of_the_environment_is_used(bad, monkeypatch):
+    monkeypatch.setenv("http_proxy", bad.base)
+    proxied = HttpFetcher("http://data.invalid/x")
+    assert proxied.fetch("found", 100) == b"found"
+    proxied.close()
+    monkeypatch.setenv("no_proxy", "data.invalid")
+    direct = HttpFetcher("http://data.invalid/x")
+    with pytest.raises(Unavailable):
+        direct.fetch("found", 100)
+
+
+def test_https_with_a_certificate_that_is_trusted_and_one_that_is_not(tmp_path, nginx, monkeypatch):
+    (nginx.root / "HEAD").write_bytes(HEAD)
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", *names, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    server = make_server(str(nginx.root), "127.0.0.1", 0, quiet=True)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = serve(server).replace("http:", "https:")
+    untrusting = HttpFetcher(url)
+    with pytest.raises(Unavailable, match="certificate"):
+        untrusting.fetch_head(None)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+    trusting = HttpFetcher(url)
+    assert trusting.fetch_head(None).data == HEAD
+    for fetcher in (untrusting, trusting):
+        fetcher.close()
+    server.shutdown()
+    server.server_close()
 
 
 def test_nobody_there():

@@ -318,6 +318,31 @@ def test_interruption_is_clean(tmp_path):
     assert tree(tmp_path / "c") == tree(tmp_path / "s")
 
 
+def test_an_interrupted_pull_keeps_the_old_state(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/a").write_text("old")
+    publisher("publish", tmp_path / "s", tmp_path / "d")
+    puller("pull", tmp_path / "d", tmp_path / "c")
+    old = tree(tmp_path / "c")
+    for n in range(3000):
+        (tmp_path / "s" / str(n)).write_bytes(os.urandom(3000))
+    publisher("publish", tmp_path / "s", tmp_path / "d")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "puller.cli", "pull", tmp_path / "d", tmp_path / "c"], stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "c/.headwater/staging").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert b"Traceback" not in err
+    if process.returncode != 0:
+        assert process.returncode == 130
+        assert puller("verify", tmp_path / "c").status == 0
+        assert tree(tmp_path / "c") in (old, tree(tmp_path / "s"))
+    puller("pull", tmp_path / "d", tmp_path / "c")
+    assert tree(tmp_path / "c") == tree(tmp_path / "s")
+
+
 def test_progress_on_a_terminal_only(data):
     (data / "s/big").write_bytes(os.urandom(30_000_000))
     master, slave = pty.openpty()

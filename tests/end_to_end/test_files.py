@@ -15,9 +15,9 @@ from tests.conftest import publisher, puller, tree
 
 @pytest.fixture(scope="session")
 def stdlib(tmp_path_factory) -> Path:
-    """The standard library folder of the running Python, without installed packages."""
+    """The standard library folder of the running Python; installed packages, which may lie in it, are left out."""
     copy = tmp_path_factory.mktemp("stdlib") / "lib"
-    leave = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__")
+    leave = shutil.ignore_patterns("site-packages", "dist-packages")
     shutil.copytree(sysconfig.get_paths()["stdlib"], copy, symlinks=True, ignore=leave)
     return copy
 
