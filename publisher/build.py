@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from operator import add
+from typing import TypeVar
 
 import xxhash
 
@@ -169,13 +170,14 @@ class TreeBuilder:
         return Entry(bound, ref, 0, len(keys), nodes.large_bytes(values), checksum)
 
     def _count(self, value: Large) -> None:
-        if value.depth == 0:
-            refs = _piece_refs(nodes.pieces(value.entries))
+        if value.depth:
+            lists = value.lists()
+            self._extra_files += len(lists) + value.size // CHUNK_SIZE
+            self._extra_bytes += value.size
+        else:
+            refs = {ref for piece in value.pieces() for ref in piece.files()}
             self._extra_files += len(refs)
             self._extra_bytes += sum(ref.stored for ref in refs)
-        else:
-            self._extra_files += len(value.entries)
-            self._extra_bytes += value.size
 
     def _index(self, entries: list[Entry]) -> Tree:
         files = len(entries) + self._extra_files
@@ -204,25 +206,25 @@ class TreeBuilder:
 def _weight(value: Value) -> int:
     if isinstance(value, bytes):
         return len(value) + 10
-    return 10 if value is None else 100 + 60 * len(value.entries)
+    return 10 if value is None else 100 + len(bytes(value.entries))
 
 
-def _piece_refs(pieces: Sequence[nodes.Piece]) -> set[Ref]:
-    refs: set[Ref] = set()
-    for piece in pieces:
-        refs.add(piece.ref)
-        refs |= _piece_refs(piece.bases)
-    return refs
+T = TypeVar("T")
+
+
+def cut_stably(items: list[T], name: Callable[[T], bytes], least: int, most: int, mask: int) -> list[list[T]]:
+    """Cut a list at places that depend on the names of the items alone, so that cuts stay put when items come and go."""
+    found: list[list[T]] = [[]]
+    for item in items:
+        group = found[-1]
+        at_cut = len(group) >= least and xxhash.xxh3_64_intdigest(name(item)) & mask == 0
+        if at_cut or len(group) >= most:
+            group = []
+            found.append(group)
+        group.append(item)
+    return found
 
 
 def groups(entries: list[Entry]) -> list[list[Entry]]:
-    """Cut the entries of one level into index files, at places that depend on their bounds alone."""
-    found: list[list[Entry]] = [[]]
-    for entry in entries:
-        group = found[-1]
-        at_cut = len(group) >= INDEX_LEAST and xxhash.xxh3_64_intdigest(entry.bound) & INDEX_MASK == 0
-        if at_cut or len(group) >= INDEX_MOST:
-            group = []
-            found.append(group)
-        group.append(entry)
-    return found
+    """The entries of one level, cut into index files."""
+    return cut_stably(entries, lambda entry: entry.bound, INDEX_LEAST, INDEX_MOST, INDEX_MASK)

@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from puller.wire.codec import Ref
 from puller.wire.nodes import Diff, Log, Segment
 
-DIFFS_KEPT = 512
-SEGMENTS_KEPT = 32
+DIFFS_KEPT = 16
+"""Diffs of a width that move into a segment together; up to twice as many stay in the newest log."""
+SEGMENTS_KEPT = 16
+"""Segments of a size that move into a larger one together."""
+
+T = TypeVar("T", Diff, Segment)
+K = TypeVar("K", bound=Hashable)
 
 
-def grow(log: Log, diff: Diff, put: Callable[[Log], Ref]) -> Log:
-    """The log with one more diff; what gets too long for it is handed to `put`, oldest first."""
-    diffs = [*log.diffs, diff]
-    segments = list(log.segments)
-    if len(diffs) >= 2 * DIFFS_KEPT:
-        old, diffs = diffs[:DIFFS_KEPT], diffs[DIFFS_KEPT:]
-        segments.append(_segment(Log(old, []), put))
-    while (full := _full_class(segments)) is not None:
-        group = [s for s in segments if _height(s) == full][:SEGMENTS_KEPT]
-        at = segments.index(group[0])
-        segments[at : at + len(group)] = [_segment(Log([], group), put)]
+def grow(log: Log, new: Iterable[Diff], put: Callable[[Log], Ref]) -> Log:
+    """The log with further diffs; what gets too long for it is handed to `put`, oldest first.
+
+    Diffs of different widths never share a segment: a reader far behind wants narrow ones near its ends only.
+    """
+    diffs, segments = [*log.diffs, *new], list(log.segments)
+    for width, group in _classes(diffs, lambda d: d.b - d.a).items():
+        while len(group) >= 2 * DIFFS_KEPT:
+            old, group = group[:DIFFS_KEPT], group[DIFFS_KEPT:]
+            segments.append(Segment(old[0].a, old[-1].b, width, put(Log(old, []))))
+            diffs = _without(diffs, old)
+    while (full := _full(segments)) is not None:
+        segments = _without(segments, full)
+        widest = max(s.widest for s in full)
+        segments.append(Segment(min(s.a for s in full), max(s.b for s in full), widest, put(Log([], full))))
     return Log(diffs, segments)
 
 
-def _segment(log: Log, put: Callable[[Log], Ref]) -> Segment:
-    spans = [(d.a, d.b, d.b - d.a) for d in log.diffs] + [(s.a, s.b, s.widest) for s in log.segments]
-    return Segment(min(a for a, _, _ in spans), max(b for _, b, _ in spans), max(w for _, _, w in spans), put(log))
+def _full(segments: list[Segment]) -> list[Segment] | None:
+    """The oldest segments of a width and size of which there are too many."""
+    for group in _classes(segments, lambda s: (s.widest, _height(s))).values():
+        if len(group) >= 2 * SEGMENTS_KEPT:
+            return group[:SEGMENTS_KEPT]
+    return None
 
 
 def _height(segment: Segment) -> int:
-    height, width = 0, segment.b - segment.a
-    while width >= DIFFS_KEPT * SEGMENTS_KEPT // 2:
-        width //= SEGMENTS_KEPT
+    height, diffs = 0, (segment.b - segment.a) // segment.widest
+    while diffs >= DIFFS_KEPT * SEGMENTS_KEPT // 2:
+        diffs //= SEGMENTS_KEPT
         height += 1
     return height
 
 
-def _full_class(segments: list[Segment]) -> int | None:
-    counts = Counter(map(_height, segments))
-    return next((height for height, n in sorted(counts.items()) if n >= 2 * SEGMENTS_KEPT), None)
+def _classes(items: Sequence[T], name: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: item.b):
+        found[name(item)].append(item)
+    return found
+
+
+def _without(items: Sequence[T], gone: Sequence[T]) -> list[T]:
+    numbers = set(map(id, gone))
+    return [item for item in items if id(item) not in numbers]

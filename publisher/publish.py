@@ -24,7 +24,7 @@ from puller.tree import Reader
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW, Ref
-from puller.wire.head import MAX_HEAD, Head, archive_path, format_head, is_name, parse_head
+from puller.wire.head import MAX_WRITTEN, Head, archive_path, format_head, is_name, parse_head
 from puller.wire.nodes import Diff, Large, Log, Run, Tree, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
 
@@ -126,8 +126,6 @@ def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
         data, token = store.read_head()
     except NotFound:
         return None, b"", ABSENT
-    if len(data) > MAX_HEAD:
-        raise Invalid(f"HEAD in {store.where} is over 4096 bytes long; nothing was written")
     return parse_head(data), data, token
 
 
@@ -255,9 +253,9 @@ class _Publish:
             raise UsageError(f"{self.store.where} holds the dataset {head.name!r}, not {self.options.name!r}")
         schema: Schema = []
         if head.kind == "table":
-            first = next(self._state(head, chain), ([], []))
-            if first[0] and first[0][0] == SCHEMA_KEY and isinstance(first[1][0], bytes):
-                schema = decode_schema(first[1][0])
+            keys, values = next(self._state(head, chain), ([], []))
+            if keys and keys[0] == SCHEMA_KEY:
+                schema = decode_schema(self.reader.whole(SCHEMA_KEY, values[0]))
         source = self.open_source(head.name, schema)
         if source.kind != head.kind:
             raise UsageError(
@@ -288,8 +286,8 @@ class _Publish:
             snapshot = (diff.b, self._compact(head, chain))
             outcome.snapshot = True
         put_log = Sink(self.store, DIFFS)
-        log = grow(log, diff, lambda part: put_log.put(nodes.encode_log(part)))
-        listed = log.diffs[-DIFFS_IN_HEAD:]
+        log = grow(log, [diff], lambda part: put_log.put(nodes.encode_log(part)))
+        listed = sorted(log.diffs, key=lambda d: d.b)[-DIFFS_IN_HEAD:]
         ref = put_log.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
         outcome.head = self._next_head(head, checksum, records, snapshot=snapshot, diffs=listed, log=ref)
         return outcome
@@ -297,20 +295,13 @@ class _Publish:
     def _chain(self, head: Head, log: Log) -> list[Diff]:
         """The diffs that lead from HEAD's snapshot to HEAD."""
         diffs = list(head.diffs)
-        way = route(head.snapshot_version, head.version, diffs)
-        if way is None:
-            diffs += self._older(log, head.snapshot_version)
-            way = route(head.snapshot_version, head.version, diffs)
-        if way is None:
-            raise Invalid(f"HEAD in {self.store.where} and its log do not lead from the snapshot to HEAD's version")
-        return way
-
-    def _older(self, log: Log, start: int) -> list[Diff]:
-        found = [diff for diff in log.diffs if diff.b > start]
-        for segment in log.segments:
-            if segment.b > start:
-                found += self._older(self.reader.log(segment.ref), start)
-        return found
+        start, end = head.snapshot_version, head.version
+        for every in (None, False, True):
+            if every is not None:
+                diffs += self.reader.listed(log, start, end, every=every)
+            if (way := route(start, end, diffs)) is not None:
+                return way
+        raise Invalid(f"HEAD in {self.store.where} and its log do not lead from the snapshot to HEAD's version")
 
     def _state(self, head: Head, chain: list[Diff]) -> Iterator[Run]:
         return live(merge([self.reader.snapshot(head.snapshot), *(self.reader.diff(diff) for diff in chain)]))
@@ -370,8 +361,8 @@ class _Publish:
         """The value of what a source gave for a key; an unchanged large value keeps its pieces."""
         if isinstance(given, bytes):
             return given
-        known = (before.size, before.record_hash) if isinstance(before, Large) else None
-        if known is not None and hash_stream(key, given.prefix, given.open()) == known:
+        known = (before.size, before.sha256) if isinstance(before, Large) else None
+        if known is not None and hash_stream(given.prefix, given.open()) == known:
             return before
         return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
 
@@ -446,7 +437,7 @@ def fit(head: Head) -> Head:
     """`head` with as many of its diffs as HEAD has room for, newest first; the log has them all."""
     while True:
         try:
-            if len(format_head(head)) <= MAX_HEAD - _HEAD_ROOM:
+            if len(format_head(head)) <= MAX_WRITTEN - _HEAD_ROOM:
                 return head
         except Invalid:
             if not head.diffs:

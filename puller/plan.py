@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import groupby
 
 from puller.errors import Invalid
 from puller.wire.head import Head
@@ -63,49 +64,49 @@ def route(start: int, end: int, diffs: Iterable[Diff]) -> list[Diff] | None:
 
     A diff (a, b] may be applied to any version from a to b, so it leads on from each of them (SPEC 5.6).
     """
-    useful = sorted((d for d in diffs if d.b > start and d.b <= end), key=lambda d: (d.a, d.b))
-    best: dict[int, int] = {start: 0}
+    useful = sorted((d for d in diffs if start < d.b <= end), key=lambda d: d.b)
+    versions, costs = [start], [0]  # both ascend: a version that costs more than a later one is of no use
     came: dict[int, tuple[int, Diff]] = {}
-    queue = [(0, start)]
-    while queue:
-        cost, version = heapq.heappop(queue)
-        if version == end:
-            return _trace(start, end, came)
-        if cost > best[version]:
+    for b, group in groupby(useful, key=lambda d: d.b):
+        steps = []
+        for diff in group:
+            at = bisect_left(versions, diff.a)
+            if at < len(versions):
+                steps.append((costs[at] + diff.tree.bytes + diff.tree.files * REQUEST_COST, versions[at], diff))
+        if not steps:
             continue
-        for diff in useful:
-            if diff.a > version:
-                break
-            total = cost + diff.tree.bytes + diff.tree.files * REQUEST_COST
-            if diff.b > version and total < best.get(diff.b, total + 1):
-                best[diff.b] = total
-                came[diff.b] = (version, diff)
-                heapq.heappush(queue, (total, diff.b))
-    return None
+        cost, origin, diff = min(steps, key=lambda step: step[0])
+        came[b] = origin, diff
+        while costs[-1] >= cost:
+            versions.pop()
+            costs.pop()
+        versions.append(b)
+        costs.append(cost)
+    return _trace(start, end, came)
 
 
-def _trace(start: int, end: int, came: dict[int, tuple[int, Diff]]) -> list[Diff]:
+def _trace(start: int, end: int, came: dict[int, tuple[int, Diff]]) -> list[Diff] | None:
     way = []
     while end != start:
+        if end not in came:
+            return None
         end, diff = came[end]
         way.append(diff)
     return way[::-1]
 
 
-def needs_log(position: tuple[int, int] | None, head: Head) -> bool:
-    """Whether HEAD's own list of diffs is too short to plan from `position`, and its log says more."""
-    if head.log is None or (position is not None and position == (head.epoch, head.version)):
-        return False
+def covers(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
+    """Whether `diffs` lead to HEAD's version from its snapshot, and from `position` where it is of this epoch."""
     starts = [head.snapshot_version]
     if position is not None and position[0] == head.epoch:
         starts.append(position[1])
-    return any(route(start, head.version, head.diffs) is None for start in starts)
+    return all(route(start, head.version, diffs) is not None for start in starts)
 
 
 def plan(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff], *, overwrite: bool = False) -> Plan:
     """The way from `position` (epoch and version, None for an empty target) to `head`.
 
-    `diffs` are those known: HEAD's, and the log's where `needs_log` says so. Raises Invalid if they do not
+    `diffs` are those known: HEAD's, and the log's where those do not cover the way. Raises Invalid if they do not
     even lead from the snapshot to HEAD.
     """
     known = position is not None and position[0] == head.epoch and not overwrite

@@ -12,13 +12,13 @@ import msgspec
 
 from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, NotFound, UsageError
 from puller.fetch import THREADS, Fetcher
-from puller.plan import Plan, Reason, Way, needs_log, plan
+from puller.plan import Plan, Reason, Way, covers, plan
 from puller.runs import live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.head import Head, parse_head
-from puller.wire.nodes import Diff, Log, Run
+from puller.wire.nodes import Diff, Run
 
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
@@ -142,10 +142,7 @@ class _Pull:
                     self._remember(state, head, etag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
-        diffs = list(head.diffs)
-        if head.log is not None and needs_log(position, head):
-            start = min(position[1] if position else head.version, head.snapshot_version)
-            diffs += self._all_diffs(self.reader.log(head.log), start)
+        diffs = self._diffs(head, position)
         chosen = plan(position, head, diffs, overwrite=self.options.overwrite)
         if self.options.dry_run:
             named = self.options.adopt or self.options.overwrite
@@ -172,13 +169,20 @@ class _Pull:
             )
         return None
 
-    def _all_diffs(self, log: Log, start: int) -> list[Diff]:
-        """The log's diffs that lead beyond version `start`, with those of further files where they do."""
-        found = [diff for diff in log.diffs if diff.b > start]
-        for segment in log.segments:
-            if segment.b > start:
-                found += self._all_diffs(self.reader.log(segment.ref), start)
-        return found
+    def _diffs(self, head: Head, position: tuple[int, int] | None) -> list[Diff]:
+        """HEAD's diffs, and as much of the log as it takes to have a way."""
+        diffs = list(head.diffs)
+        current = position == (head.epoch, head.version)
+        if head.log is None or current or covers(position, head, diffs):
+            return diffs
+        log = self.reader.log(head.log)
+        starts = [head.snapshot_version] + ([position[1]] if position and position[0] == head.epoch else [])
+        for every in (False, True):
+            for start in starts:
+                diffs += self.reader.listed(log, start, head.version, every=every)
+            if covers(position, head, diffs):
+                break
+        return diffs
 
     def _runs(self, head: Head, chosen: Plan) -> Iterator[Run]:
         streams = [self.reader.diff(diff) for diff in chosen.diffs]

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from puller.errors import Corrupt, NotFound
+from puller.errors import Corrupt, Invalid, NotFound
 from puller.fetch import THREADS, Fetcher
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
-from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Tree
+from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
 
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
+
+NEAR = 16
+"""How many times the width of a diff from the ends of a way such a diff is looked for."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -121,9 +124,31 @@ class Reader:
         """The records of a diff, deletions as None."""
         return self.runs(DIFFS, diff.tree)
 
-    def log(self, ref: Ref) -> Log:
-        """A log file."""
-        return nodes.decode_log(self.load(DIFFS, ref))
+    def log(self, ref: Ref, within: Segment | None = None) -> Log:
+        """A log file; `within` is the segment that names it, where it is not HEAD that does."""
+        return nodes.decode_log(self.load(DIFFS, ref), within)
+
+    def listed(self, log: Log, start: int, end: int, *, every: bool = False) -> list[Diff]:
+        """The diffs that a log and its segments list and that may lead from version `start` towards `end`.
+
+        Diffs are wanted narrow near the ends and wide between: without `every`, segments that lie far from both
+        for the width of their diffs are not read.
+        """
+        found: list[Diff] = []
+        seen: set[bytes] = set()
+        level = [log]
+        for _ in range(nodes.MAX_LOG_NESTING + 1):
+            found += (diff for part in level for diff in part.diffs if start < diff.b <= end)
+            segments = [s for part in level for s in part.segments if start < s.b and s.ref.sha256 not in seen]
+            wanted = [s for s in segments if every or s.a <= start + NEAR * s.widest or s.b > end - NEAR * s.widest]
+            if not wanted:
+                return found
+            seen.update(s.ref.sha256 for s in wanted)
+            level = [part for _, part in ahead(self.pool, iter(wanted), self._segment, lambda s: s.ref.raw)]
+        raise Invalid("the segments of a log are nested more than eight deep")
+
+    def _segment(self, segment: Segment) -> Log:
+        return self.log(segment.ref, segment)
 
     def large(self, key: bytes, value: Large) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece.
@@ -132,22 +157,34 @@ class Reader:
         """
         hasher = RecordHasher(key)
         size = 0
-        pieces = self._pieces(value.entries, value.depth)
-        for _, part in ahead(self.pool, pieces, self._piece, lambda piece: piece.ref.raw):
+        for _, part in ahead(self.pool, self._pieces(value), self._piece, lambda piece: piece.raw):
             size += len(part)
-            if size > value.size:
-                break
             hasher.update(part)
             yield part
         if not check_large(value, hasher, size):
             raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
 
-    def _pieces(self, entries: list[object], depth: int) -> Iterator[Piece]:
+    def whole(self, key: bytes, value: Value) -> bytes:
+        """The bytes of a value that is not deleted, assembled where it is large."""
+        assert value is not None
+        return value if isinstance(value, bytes) else b"".join(self.large(key, value))
+
+    def _pieces(self, value: Large) -> Iterator[Piece]:
+        if value.depth == 0:
+            yield from value.pieces()
+        else:
+            for item in value.lists():
+                yield from self._below(item, value.depth - 1)
+
+    def _below(self, item: Sublist, depth: int) -> Iterator[Piece]:
+        raw = self.load(CHUNKS, item.ref)
+        if len(raw) > nodes.MAX_NODE:
+            raise Invalid("a list of pieces is larger than 4 MiB")
         if depth == 0:
-            yield from nodes.pieces(entries)
-            return
-        for ref in nodes.list_refs(entries):
-            yield from self._pieces(nodes.decode_list(self.load(CHUNKS, ref)), depth - 1)
+            yield from nodes.decode_pieces(raw, item.size)
+        else:
+            for below in nodes.decode_sublists(raw, item.size):
+                yield from self._below(below, depth - 1)
 
     def _piece(self, piece: Piece) -> bytes:
         return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref))

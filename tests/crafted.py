@@ -12,12 +12,13 @@ import json
 import random
 from pathlib import Path
 
+import msgspec
 import xxhash
 
 from puller.wire import nodes
 from puller.wire.checksum import record_hash, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, Ref, compress, encode, path_of
-from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Segment, Tree
+from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Segment, Sublist, Tree
 
 VERSIONS = 20
 SNAPSHOT = 4
@@ -81,22 +82,28 @@ class Writer:
 
         return self.tree(DIFFS, changes, leaf_size, leaf)
 
+    def piece(self, content: bytes, bases: list[Piece] = (), dictionary: bytes | None = None) -> Piece:
+        ref = self.stored(CHUNKS, compress(content, 1, dictionary), len(content))
+        return Piece(ref.sha256, ref.stored, ref.raw, xxhash.xxh3_128_digest(content), list(bases))
+
     def large(self, key: bytes, content: bytes, r: random.Random) -> Large:
         """A large value of three pieces, the last two as patches on earlier ones, two lists deep."""
         third = len(content) // 3
         parts = [content[:third], content[third : 2 * third], content[2 * third :]]
         base = bytearray(parts[1])
         base[100] ^= 0xFF
-        older = Piece(self.put(CHUNKS, bytes(base)))
-        middle = Piece(self.stored(CHUNKS, compress(parts[1], 1, bytes(base)), len(parts[1])), (older,))
-        both = parts[0] + parts[1]
-        first = Piece(self.put(CHUNKS, parts[0]))
-        last = Piece(self.stored(CHUNKS, compress(parts[2], 1, both), len(parts[2])), (first, middle))
-        entries = [nodes.piece_entry(piece) for piece in (first, middle, last)]
-        lists = [self.put(CHUNKS, encode(entries[:2])), self.put(CHUNKS, encode(entries[2:]))]
-        above = self.put(CHUNKS, encode([[ref.sha256, ref.stored, ref.raw] for ref in lists]))
+        older = self.piece(bytes(base))
+        middle = self.piece(parts[1], [older], bytes(8) + base)
+        first = self.piece(parts[0])
+        last = self.piece(parts[2], [first, middle], bytes(8) + parts[0] + parts[1])
+        below = []
+        for group in ([first, middle], [last]):
+            ref = self.put(CHUNKS, encode(group))
+            below.append(Sublist(ref.sha256, ref.stored, ref.raw, sum(piece.raw for piece in group)))
+        ref = self.put(CHUNKS, encode(below))
+        entries = msgspec.Raw(encode([Sublist(ref.sha256, ref.stored, ref.raw, len(content))]))
         digest = record_hash(key, content).to_bytes(16, "big")
-        return Large(len(content), digest, 2, [[above.sha256, above.stored, above.raw]])
+        return Large(len(content), digest, hashlib.sha256(content).digest(), 2, entries)
 
 
 def craft(root: Path) -> list[dict[bytes, bytes]]:

@@ -17,7 +17,7 @@ from publisher.sources.base import Report, Unsorted
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
-from puller.wire.jsontext import cell
+from puller.wire.jsontext import MAX_JSON_DEPTH, cell, json_depth
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
@@ -116,9 +116,9 @@ class JsonLinesSource:
         rows = self._decode(lines, number)
         if not rows:
             return [], []
-        cells = self._columns.cells(rows)
-        heads = cells[: len(self._key)]
         try:
+            cells = self._columns.cells(rows)
+            heads = cells[: len(self._key)]
             keys = encode_keys(self._table, heads)
         except Invalid as error:
             raise SourceError(f"{self.where}: near line {number + 1}: {error}; nothing was published") from error
@@ -219,10 +219,17 @@ class _Columns:
             cells = list(map(attrgetter(f"c{n}"), rows))
             types = set(map(type, cells))
             if dict in types or list in types or (int in types and not _fit(cells, types)):
-                cells = list(map(cell, cells))
+                cells = list(map(self._nested, cells))
                 types = set(map(type, cells))
             seen |= types
             found.append(cells)
+        return found
+
+    @staticmethod
+    def _nested(value: Any) -> Any:
+        found = cell(value)
+        if isinstance(found, Json) and json_depth(found.data) > MAX_JSON_DEPTH:
+            raise Invalid(f"JSON is nested more than {MAX_JSON_DEPTH} deep")
         return found
 
     def table(self, name: str, old: Table | None) -> Table:

@@ -102,7 +102,7 @@ class FolderTarget:
     def records(self) -> Iterator[Run]:
         db = self._open()
         for path, kind in db.execute("SELECT path, kind FROM files ORDER BY path"):
-            value = self._read(path)
+            value = self.read(path)
             if value is not None and value[:1] == kind:
                 yield [path], [value]
 
@@ -139,7 +139,8 @@ class FolderTarget:
                     hasher.update(part)
         return hasher.digest()
 
-    def _read(self, path: bytes) -> bytes | None:
+    def read(self, path: bytes) -> bytes | None:
+        """The value of what lies at `path`, or None if nothing does."""
         full = os.path.join(self.root, path)
         try:
             mode = os.lstat(full).st_mode
@@ -348,7 +349,7 @@ class _Writer:
                 rows.append((key, PLACE, self._number, digest, kind, value.size - 1, mtime))
                 continue
             kind = value[:1]
-            if self._opening.replace and self._held(key, digest, kind):
+            if self._opening.replace and self._held(key, value, digest):
                 rows.append((key, KEEP, None, digest, kind, len(value) - 1, mtime))
             elif kind == files.FOLDER:
                 rows.append((key, FOLDER, None, digest, kind, 0, mtime))
@@ -386,9 +387,9 @@ class _Writer:
             )
         self._check_shape()
 
-    def _held(self, key: bytes, digest: bytes, kind: bytes) -> bool:
-        row = self._db.execute("SELECT hash, size, mtime FROM files WHERE path = ?", (key,)).fetchone()
-        return row is not None and row[0] == digest and self._target.hash_of(key, kind) == digest
+    def _held(self, key: bytes, value: bytes, digest: bytes) -> bool:
+        row = self._db.execute("SELECT hash FROM files WHERE path = ?", (key,)).fetchone()
+        return row is not None and row[0] == digest and self._target.read(key) == value
 
     def _next(self) -> bytes:
         self._number += 1

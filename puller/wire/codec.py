@@ -94,7 +94,7 @@ def decompress(frame: bytes, raw_size: int | None, limit: int = MAX_RAW, diction
 def seal(raw: bytes, level: int = 3) -> tuple[Ref, bytes]:
     """Compress `raw` into a stored file; return its reference and its bytes."""
     stored = compress(raw, level)
-    return Ref(hashlib.sha256(stored).digest(), len(stored), len(raw)), stored
+    return check_ref(Ref(hashlib.sha256(stored).digest(), len(stored), len(raw))), stored
 
 
 def check_stored(ref: Ref, stored: bytes) -> bytes:

@@ -12,6 +12,9 @@ RESERVED = b".headwater"
 _SEPARATOR = b"/"
 _DOTS = frozenset({b"", b".", b".."})
 _CONTROL = bytes(range(32)) + b"\x7f"
+_IGNORABLE = frozenset(map(chr, [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF]))
+_MAY_BE_RESERVED = _IGNORABLE | {"."}
+_LOWER = {n: n + 32 for n in range(ord("A"), ord("Z") + 1)}
 
 
 def check_path(key: bytes) -> bytes:
@@ -22,13 +25,19 @@ def check_path(key: bytes) -> bytes:
         )
     if len(key) > 255 and max(map(len, key.split(_SEPARATOR))) > 255:
         raise Invalid(f"unsafe path {key!r:.200}: a part is longer than 255 bytes")
-    if key == RESERVED or key.startswith(RESERVED + _SEPARATOR):
-        raise Invalid("a path lies in .headwater, which is reserved for bookkeeping")
     try:
-        key.decode()
+        path = key.decode()
     except UnicodeDecodeError as error:
         raise Invalid(f"unsafe path {key!r:.200}: it is not UTF-8") from error
+    if path[0] in _MAY_BE_RESERVED and _is_reserved(path.partition("/")[0]):
+        raise Invalid("a path lies in .headwater, which is reserved for bookkeeping")
     return key
+
+
+def _is_reserved(component: str) -> bool:
+    """Whether some file system takes `component` for the bookkeeping folder (SPEC 8.1)."""
+    plain = "".join(c for c in component if c not in _IGNORABLE)
+    return plain.rstrip(". ").translate(_LOWER) == RESERVED.decode()
 
 
 def parents(key: bytes) -> list[bytes]:

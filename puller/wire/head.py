@@ -15,7 +15,12 @@ from puller.wire.codec import MAX_INTEGER, Ref, check_ref
 from puller.wire.nodes import Diff, Tree, diff_form, parse_diff, parse_tree, tree_form
 
 FORMAT = "headwater/1"
-MAX_HEAD = 4096
+MAX_WRITTEN = 4096
+"""Bytes of a HEAD that a publisher may write."""
+MAX_HEAD = 16384
+"""Bytes of a HEAD that a reader takes: room for signatures that are still to come."""
+MAX_TIME = 9_000_000_000
+MAX_INTERVAL = 604_800
 HEAD = "HEAD"
 KINDS = ("files", "table", "bytes")
 KNOWN_NEEDS: frozenset[str] = frozenset()
@@ -80,17 +85,21 @@ def format_head(head: Head) -> bytes:
         fields["expires"] = head.expires
     text = f"{FORMAT} {head.name}\n{json.dumps(fields, separators=(',', ':'))}\n"
     data = text.encode() + b"\n"
-    if len(data) > MAX_HEAD:
+    if len(data) > MAX_WRITTEN:
         raise Invalid(f"HEAD would be {len(data)} bytes long")
     return data
 
 
 def split_note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """The signed text of a note and its signatures: pairs of key name and key hash with signature (SPEC 7.1)."""
-    if not data.startswith(b"headwater/"):
+    form = data.split(b"\n", 1)[0].split(b" ", 1)[0]
+    if not form.startswith(b"headwater/"):
         raise Invalid("this is not the HEAD of a headwater dataset")
+    if form != FORMAT.encode():
+        name = form.decode(errors="replace")
+        raise Unsupported(f"the dataset is in format {name:.40}; this release reads {FORMAT}: upgrade headwater")
     if len(data) > MAX_HEAD:
-        raise Invalid("HEAD is over 4096 bytes long")
+        raise Invalid(f"HEAD is over {MAX_HEAD} bytes long")
     try:
         note = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -105,7 +114,7 @@ def split_note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
 
 def _signature(line: str) -> tuple[str, bytes]:
     parts = line.split(" ")
-    if len(parts) != 3 or parts[0] != "\u2014" or not parts[1] or "+" in parts[1]:
+    if len(parts) != 3 or parts[0] != "\u2014" or not _is_key_name(parts[1]):
         raise Invalid("HEAD has a malformed signature line")
     try:
         blob = base64.b64decode(parts[2], validate=True)
@@ -116,21 +125,33 @@ def _signature(line: str) -> tuple[str, bytes]:
     return parts[1], blob
 
 
+def _is_key_name(name: str) -> bool:
+    return bool(name) and "+" not in name and not any(c.isspace() for c in name)
+
+
 def parse_head(data: bytes) -> Head:
     """The HEAD that `data` holds (SPEC 7). Raises Invalid, or Unsupported for an unknown format or need."""
     text, _ = split_note(data)
     lines = text.split("\n")
-    form, _, name = lines[0].partition(" ")
-    if form != FORMAT:
-        raise Unsupported(f"the dataset is in format {form!r:.40}; this release reads {FORMAT}: upgrade headwater")
+    name = lines[0].partition(" ")[2]
     if len(lines) != 3 or not is_name(name):
         raise Invalid("HEAD does not begin with the format, a name and one line of JSON")
-    fields = _json(lines[1])
-    needs = _field(fields, "needs", list)
-    unknown = [str(need) for need in needs if need not in KNOWN_NEEDS]
+    _check_needs(lines[1])
+    return _head(name, _json(lines[1]))
+
+
+def _check_needs(line: str) -> None:
+    """Refuse what this release does not know, before anything else in the object is looked at (SPEC 7.3)."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"HEAD is not JSON: {error}") from error
+    needs = fields.get("needs") if isinstance(fields, dict) else None
+    if not isinstance(needs, list) or not all(isinstance(need, str) for need in needs):
+        raise Invalid("HEAD has no proper field 'needs'")
+    unknown = sorted(set(needs) - KNOWN_NEEDS)
     if unknown:
         raise Unsupported(f"the dataset needs {', '.join(unknown)}, unknown to this release: upgrade headwater")
-    return _head(name, fields)
 
 
 def _head(name: str, fields: dict[str, Any]) -> Head:
@@ -140,7 +161,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         name=name,
         epoch=_integer(fields, "epoch"),
         version=_integer(fields, "version", 1),
-        time=_integer(fields, "time"),
+        time=_integer(fields, "time", 0, MAX_TIME),
         kind=_field(fields, "kind", str),
         checksum=int.from_bytes(_hex(fields.get("checksum"), 16), "big"),
         records=_integer(fields, "records"),
@@ -148,11 +169,11 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         snapshot=parse_tree(snapshot.get("tree"), _hash),
         diffs=[parse_diff(diff, _hash) for diff in _field(fields, "diffs", list)],
         log=None if log is None else _log(log),
-        interval=_integer(fields, "interval", 1),
+        interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         publish_id=_hex(fields.get("publish_id"), 16).hex(),
         trust=_integer(fields, "trust"),
         needs=fields["needs"],
-        expires=_integer(fields, "expires") if "expires" in fields else None,
+        expires=_integer(fields, "expires", 0, MAX_TIME) if "expires" in fields else None,
     )
     if head.kind not in KINDS:
         raise Unsupported(f"the dataset is of kind {head.kind!r:.40}, unknown to this release: upgrade headwater")
@@ -192,10 +213,10 @@ def _field(fields: dict[str, Any], name: str, type_: type) -> Any:
     return value
 
 
-def _integer(fields: dict[str, Any], name: str, least: int = 0) -> int:
+def _integer(fields: dict[str, Any], name: str, least: int = 0, most: int = MAX_INTEGER) -> int:
     value = _field(fields, name, int)
-    if value < least:
-        raise Invalid(f"HEAD has a field {name!r} below {least}")
+    if not least <= value <= most:
+        raise Invalid(f"HEAD has a field {name!r} that is not from {least} to {most}")
     return int(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,22 @@ from puller.wire import rows as wire
 from puller.wire.rows import JSON_EXT, Json, Table
 
 _encode = msgspec.json.encode
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]')
+
+
+MAX_JSON_DEPTH = 512
+
+
+def json_depth(text: Any) -> int:
+    """How deep arrays and objects are nested in JSON text; at most that, where it is within the limit anyway."""
+    data = bytes(text)
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return data.count(b"[") + data.count(b"{")
+    depth = deepest = 0
+    for token in _BRACKETS.findall(data):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def cell(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from puller.errors import Invalid
+from puller.errors import Corrupt, Invalid
 from puller.wire.codec import (
     MAX_INLINE,
     MAX_INTEGER,
@@ -30,16 +30,30 @@ MAX_DEPTH = 4
 MAX_NESTING = 8
 MAX_PIECE_FILES = 64
 MAX_BASES = 8 * 1024 * 1024
+MAX_PIECE_WORK = 64 * 1024 * 1024
 MAX_PATCH = 4 * 1024 * 1024
+MAX_NODE = 4 * 1024 * 1024
+MAX_ENTRIES = 64 * 1024
+MAX_LOG_NESTING = 8
+DICTIONARY_START = bytes(8)
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A value over 1 MiB (SPEC 5.3): its size in bytes, record hash, and its pieces, `depth` lists below."""
+    """A value over 1 MiB (SPEC 5.3): its size in bytes, record hash, SHA-256, and its pieces, `depth` lists below."""
 
     size: int
     record_hash: bytes
+    sha256: bytes
     depth: int
-    entries: list[Any]
+    entries: msgspec.Raw
+
+    def pieces(self) -> list[Piece]:
+        """The pieces, at depth 0."""
+        return decode_pieces(bytes(self.entries), self.size)
+
+    def lists(self) -> list[Sublist]:
+        """The files with the entries one level down, at other depths."""
+        return decode_sublists(bytes(self.entries), self.size)
 
 
 Value = bytes | None | Large
@@ -47,11 +61,40 @@ Run = tuple[list[bytes], list[Value]]
 """Keys in strictly ascending order, and the value of each; None means deleted (only in diffs)."""
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """A file with a part of a large value, and the pieces its dictionary is made of, in order (SPEC 5.4)."""
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A file with a part of a large value (SPEC 5.4).
 
-    ref: Ref
-    bases: tuple[Piece, ...] = ()
+    `check` is the xxh3_128 of the part; `bases` are the pieces that its dictionary is made of, in order.
+    """
+
+    sha256: bytes
+    stored: int
+    raw: int
+    check: bytes
+    bases: list[Piece]
+
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
+
+    def files(self) -> list[Ref]:
+        """The files that the piece is built from, as often as they are named."""
+        return [self.ref, *(ref for base in self.bases for ref in base.files())]
+
+
+class Sublist(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A file with entries of a large value, whose contents have `size` bytes together (SPEC 5.3)."""
+
+    sha256: bytes
+    stored: int
+    raw: int
+    size: int
+
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -99,10 +142,18 @@ class Log(msgspec.Struct, frozen=True):
     segments: list[Segment]
 
 
-_Leaf = tuple[list[bytes], list[bytes | None | Large]]
-_decode_leaf = decoder(_Leaf)
+class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    a: int
+    b: int
+    tree: list[int | bytes]
+    patch: list[int | bytes] | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_leaf = decoder(tuple[list[bytes], list[bytes | None | Large]])
 _decode_index = decoder(list[Entry])
-_decode_list = decoder(list[Any])
+_decode_pieces = decoder(list[Piece])
+_decode_sublists = decoder(list[Sublist])
+_decode_log = decoder(tuple[list[_DiffForm], list[tuple[int, int, int, Ref]]])
 _decode_patch = decoder(tuple[bytes, bytes, bytes])
 _decode_keys = decoder(list[bytes])
 _decode_values = decoder(list[bytes | None | Large])
@@ -149,6 +200,8 @@ def encode_leaf(keys: list[bytes], values: list[Value]) -> bytes:
 
 def decode_index(raw: bytes, *, level: int, lower: bytes = b"", upper: bytes | None = None) -> list[Entry]:
     """The entries of an index at `level`, which covers [lower, upper) (SPEC 5.2)."""
+    if len(raw) > MAX_NODE:
+        raise Invalid("an index is larger than 4 MiB")
     entries: list[Entry] = _decode_index(raw)
     if not entries:
         raise Invalid("an index has no entry")
@@ -161,7 +214,7 @@ def decode_index(raw: bytes, *, level: int, lower: bytes = b"", upper: bytes | N
             raise Invalid(f"an index of level {level} names a file of level {entry.level}")
         if len(entry.bound) > MAX_KEY or len(entry.checksum) != 16:
             raise Invalid("an index has a bound or a checksum of a wrong length")
-        if not (0 <= entry.records <= MAX_INTEGER and 0 <= entry.large <= MAX_INTEGER):
+        if not (0 < entry.records <= MAX_INTEGER and 0 <= entry.large <= MAX_INTEGER):
             raise Invalid("an index has a number out of bounds")
     return entries
 
@@ -178,83 +231,66 @@ def large_bytes(values: Sequence[Value]) -> int:
 
 def check_large_value(value: Large) -> Large:
     """Return `value` if it keeps the rules of SPEC 5.3."""
-    if not MAX_INLINE < value.size <= MAX_INTEGER or len(value.record_hash) != 16:
-        raise Invalid("a large value has a wrong size or record hash")
+    if not MAX_INLINE < value.size <= MAX_INTEGER or len(value.record_hash) != 16 or len(value.sha256) != 32:
+        raise Invalid("a large value has a wrong size or hash")
+    if len(bytes(value.entries)) > MAX_ENTRIES:
+        raise Invalid("a large value lists more pieces than 64 KiB hold")
     if not 0 <= value.depth <= MAX_DEPTH:
         raise Invalid(f"a large value is {value.depth} lists deep")
-    if not value.entries:
-        raise Invalid("a large value has no pieces")
     if value.depth:
-        list_refs(value.entries)
-    elif sum(piece.ref.raw for piece in pieces(value.entries)) != value.size:
-        raise Invalid("the pieces of a large value do not add up to its size")
+        value.lists()
+    else:
+        value.pieces()
     return value
 
 
-def pieces(entries: list[Any]) -> list[Piece]:
-    """The pieces that a list at depth 0 names (SPEC 5.4)."""
-    found = []
-    for entry in entries:
-        piece, files = _piece(entry, 0)
-        if files > MAX_PIECE_FILES:
-            raise Invalid(f"a piece is made from {files} files")
-        found.append(piece)
+def decode_pieces(raw: bytes, size: int) -> list[Piece]:
+    """The pieces that a list at depth 0 names, whose contents have `size` bytes together (SPEC 5.4)."""
+    found: list[Piece] = _decode_pieces(raw)
+    for piece in found:
+        check_piece(piece)
+    if not found or sum(piece.raw for piece in found) != size:
+        raise Invalid("the pieces of a large value do not add up to its size")
     return found
 
 
-def _piece(entry: Any, nesting: int) -> tuple[Piece, int]:
-    if not isinstance(entry, list) or len(entry) not in (3, 4) or nesting > MAX_NESTING:
-        raise Invalid("a piece is not [sha256, stored, raw] or [sha256, stored, raw, bases], at most eight deep")
-    ref = _ref(entry[:3])
-    if len(entry) == 3:
-        return Piece(ref), 1
-    if not isinstance(entry[3], list) or not entry[3]:
-        raise Invalid("a patched piece names no bases")
-    files, bases = 1, []
-    for base in entry[3]:
-        piece, n = _piece(base, nesting + 1)
-        bases.append(piece)
-        files += n
-    if sum(base.ref.raw for base in bases) > MAX_BASES:
-        raise Invalid("the bases of a piece are larger than 8 MiB")
-    return Piece(ref, tuple(bases)), files
+def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
+    """The files that a list at depth 1 or more names, whose contents have `size` bytes together (SPEC 5.3)."""
+    found: list[Sublist] = _decode_sublists(raw)
+    for item in found:
+        check_ref(item.ref)
+    if not found or min(item.size for item in found) < 1 or sum(item.size for item in found) != size:
+        raise Invalid("the lists of a large value do not add up to its size")
+    return found
 
 
-def _ref(entry: Any) -> Ref:
-    try:
-        return check_ref(msgspec.convert(entry, Ref))
-    except msgspec.ValidationError as error:
-        raise Invalid(f"a reference is not [sha256, stored, raw]: {error}") from error
-
-
-def list_refs(entries: list[Any]) -> list[Ref]:
-    """The files that a list at depth 1 or more names (SPEC 5.3)."""
-    return [_ref(entry) for entry in entries]
-
-
-def decode_list(raw: bytes) -> list[Any]:
-    """A file with a list of the entries of a large value (SPEC 5.3)."""
-    entries: list[Any] = _decode_list(raw)
-    if not entries:
-        raise Invalid("a list of pieces is empty")
-    return entries
-
-
-def piece_entry(piece: Piece) -> list[Any]:
-    """The MessagePack form of a piece (SPEC 5.4)."""
-    entry: list[Any] = [piece.ref.sha256, piece.ref.stored, piece.ref.raw]
-    if piece.bases:
-        entry.append([piece_entry(base) for base in piece.bases])
-    return entry
+def check_piece(piece: Piece, nesting: int = 0) -> None:
+    """Raise Invalid for a piece that breaks the rules of SPEC 5.4."""
+    check_ref(piece.ref)
+    if len(piece.check) != 16 or nesting > MAX_NESTING:
+        raise Invalid("a piece has a wrong hash, or is nested more than eight deep")
+    for base in piece.bases:
+        check_piece(base, nesting + 1)
+    bases = sum(base.raw for base in piece.bases)
+    if bases > MAX_BASES or bases > 8 * piece.raw:
+        raise Invalid("the bases of a piece are larger than 8 MiB, or than eight times the piece")
+    if nesting == 0 and piece.bases:
+        files = piece.files()
+        if len(files) > MAX_PIECE_FILES or sum(ref.raw for ref in files) > MAX_PIECE_WORK:
+            raise Invalid("a piece is built from more than 64 files, or 64 MiB")
 
 
 def build_piece(piece: Piece, stored: Callable[[Ref], bytes]) -> bytes:
-    """The raw bytes of a piece; `stored` gives the verified bytes of a file (SPEC 5.4)."""
+    """The content of a piece; `stored` gives the verified bytes of a file (SPEC 5.4). Raises Corrupt."""
     frame = stored(piece.ref)
-    if not piece.bases:
-        return decompress(frame, piece.ref.raw)
-    dictionary = b"".join(build_piece(base, stored) for base in piece.bases)
-    return decompress(frame, piece.ref.raw, dictionary=dictionary)
+    if piece.bases:
+        dictionary = DICTIONARY_START + b"".join(build_piece(base, stored) for base in piece.bases)
+        content = decompress(frame, piece.raw, dictionary=dictionary)
+    else:
+        content = decompress(frame, piece.raw)
+    if xxhash.xxh3_128_digest(content) != piece.check:
+        raise Corrupt("the content of a piece is not what its entry declares")
+    return content
 
 
 def patch_dictionary(old: Sequence[Value]) -> bytes:
@@ -347,21 +383,25 @@ def _bytes(value: Any) -> bytes:
 
 def encode_log(log: Log) -> bytes:
     """The MessagePack of a log (SPEC 5.8)."""
-    segments = [[s.a, s.b, s.widest, [s.ref.sha256, s.ref.stored, s.ref.raw]] for s in log.segments]
-    return encode([[diff_form(diff) for diff in log.diffs], segments])
+    return encode([[diff_form(diff) for diff in log.diffs], [[s.a, s.b, s.widest, s.ref] for s in log.segments]])
 
 
-def decode_log(raw: bytes) -> Log:
-    """A log (SPEC 5.8)."""
-    form = _decode_list(raw)
-    if len(form) != 2 or not isinstance(form[0], list) or not isinstance(form[1], list):
-        raise Invalid("a log is not [diffs, segments]")
-    segments = []
-    for item in form[1]:
-        if not isinstance(item, list) or len(item) != 4:
-            raise Invalid("a segment is not [a, b, widest, reference]")
-        a, b, widest = (_natural(n, "a segment's number") for n in item[:3])
-        if not a < b or not 0 < widest <= b - a:
-            raise Invalid(f"a segment covers ({a}, {b}] with diffs of {widest} versions")
-        segments.append(Segment(a, b, widest, _ref(item[3])))
-    return Log([parse_diff(diff, _bytes) for diff in form[0]], segments)
+def decode_log(raw: bytes, within: Segment | None = None) -> Log:
+    """A log (SPEC 5.8); `within` is the segment that names it, where it is not HEAD that does."""
+    if len(raw) > MAX_NODE:
+        raise Invalid("a log is larger than 4 MiB")
+    diffs, segments = _decode_log(raw)
+    log = Log([_diff(form) for form in diffs], [Segment(*segment) for segment in segments])
+    for s in log.segments:
+        check_ref(s.ref)
+        if not 0 <= s.a < s.b <= MAX_INTEGER or not 0 < s.widest <= s.b - s.a:
+            raise Invalid(f"a segment covers ({s.a}, {s.b}] with diffs of {s.widest} versions")
+    spans = [(d.a, d.b, d.b - d.a) for d in log.diffs] + [(s.a, s.b, s.widest) for s in log.segments]
+    if within is not None and any(a < within.a or b > within.b or w > within.widest for a, b, w in spans):
+        raise Invalid("a log holds diffs that its segment does not cover")
+    return log
+
+
+def _diff(form: _DiffForm) -> Diff:
+    trees = [form.tree] if form.patch is msgspec.UNSET else [form.tree, form.patch]
+    return parse_diff([form.a, form.b, *trees], _bytes)

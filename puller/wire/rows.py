@@ -16,6 +16,11 @@ from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, enco
 
 SCHEMA_KEY = b""
 JSON_EXT = 1
+MAX_COLUMNS = 4096
+MAX_INDEXES = 64
+MAX_TABLES = 65536
+MAX_ROW = 256 * 1024 * 1024
+MAX_SCHEMA = 16 * 1024 * 1024
 TYPES = ("int64", "float64", "text", "blob", "bool", "json", "any")
 Json = msgspec.msgpack.Ext
 _ALLOWED: dict[str, frozenset[type]] = {
@@ -71,9 +76,13 @@ def encode_schema(schema: Schema) -> bytes:
 
 def decode_schema(value: bytes) -> Schema:
     """The schema that the record with the empty key holds (SPEC 9.1)."""
+    if len(value) > MAX_SCHEMA:
+        raise Invalid("the schema is larger than 16 MiB")
     schema: Schema = _decode_schema(value)
     if encode(schema) != value:
         raise Invalid("the schema is not in its shortest form")
+    if len(schema) > MAX_TABLES:
+        raise Invalid("the schema has more than 65,536 tables")
     if len({table.name for table in schema}) != len(schema):
         raise Invalid("the schema has two tables of one name")
     for table in schema:
@@ -83,6 +92,8 @@ def decode_schema(value: bytes) -> Schema:
 
 def _check_table(table: Table) -> None:
     names = [column.name for column in table.columns]
+    if len(names) > MAX_COLUMNS or len(table.indexes) > MAX_INDEXES:
+        raise Invalid(f"table {table.name!r} has more than 4,096 columns or 64 indexes")
     if len(set(names)) != len(names):
         raise Invalid(f"table {table.name!r} has two columns of one name")
     for column in table.columns:
@@ -120,7 +131,7 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
     """
     joined = _array_header(len(values)) + b"".join(values)
     rows: list[list[Any]] = _decode_rows(joined)
-    if encode(rows) != joined:
+    if list(map(encode, rows)) != list(values):
         raise Invalid(f"table {table.name!r} has a row that is not in its shortest form")
     columns = [table.columns[n] for n in table.value_columns]
     width = len(columns)

@@ -1,42 +1,85 @@
-"""The log stays short and complete however long history gets."""
+"""The log stays short and complete however long history gets, and a reader needs little of it."""
 
 from __future__ import annotations
 
-from publisher.history import DIFFS_KEPT, SEGMENTS_KEPT, grow
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from publisher.history import grow
+from puller.plan import route
+from puller.tree import Reader
 from puller.wire.codec import Ref
-from puller.wire.nodes import Diff, Log, Tree, decode_log, encode_log
+from puller.wire.nodes import Diff, Log, Segment, Tree, decode_log, encode_log
+
+VERSIONS = 70_000
 
 
-def test_long_history_is_complete_and_shallow():
-    files: dict[bytes, bytes] = {}
+def tree(size):
+    return Tree(Ref(bytes(32), 1, 1), 0, 1, size)
 
-    def put(log: Log) -> Ref:
+
+class Files:
+    """Log files in memory; counts what is read."""
+
+    def __init__(self):
+        self.data: list[bytes] = []
+        self.reads = 0
+
+    def put(self, log: Log) -> Ref:
         data = encode_log(log)
-        name = len(files).to_bytes(32, "big")
-        files[name] = data
-        return Ref(name, len(data), len(data))
+        self.data.append(data)
+        return Ref((len(self.data) - 1).to_bytes(32, "big"), len(data), len(data))
 
-    log, versions = Log([], []), 100_000
-    tree = Tree(Ref(bytes(32), 1, 1), 0, 1, 1)
-    longest = 0
-    for version in range(versions):
-        log = grow(log, Diff(version, version + 1, tree), put)
-        longest = max(longest, len(log.diffs) + len(log.segments))
-    assert longest < 2 * DIFFS_KEPT + 6 * SEGMENTS_KEPT
+    def read(self, ref: Ref, within: Segment | None = None) -> Log:
+        self.reads += 1
+        return decode_log(self.data[int.from_bytes(ref.sha256, "big")], within)
 
-    found: list[int] = []
+
+@pytest.fixture(scope="module", params=[1, 6])
+def history(request):
+    """A long history, with diffs of one width or of six."""
+    files, log, longest = Files(), Log([], []), 0
+    for version in range(1, VERSIONS + 1):
+        widths = [8**n for n in range(request.param) if version % 8**n == 0]
+        log = grow(log, [Diff(version - w, version, tree(1000 * w)) for w in widths], files.put)
+        longest = max(longest, len(encode_log(log)))
+    return files, log, longest, request.param
+
+
+def test_nothing_is_lost_and_nothing_twice(history):
+    files, log, longest, levels = history
+    found: list[tuple[int, int]] = []
     deepest = 0
 
     def walk(part: Log, depth: int) -> None:
         nonlocal deepest
         deepest = max(deepest, depth)
+        found.extend((d.a, d.b) for d in part.diffs)
         for segment in part.segments:
-            inner = decode_log(files[segment.ref.sha256])
-            assert all(segment.a <= d.a and d.b <= segment.b for d in inner.diffs)
-            assert segment.widest >= max((d.b - d.a for d in inner.diffs), default=1)
-            walk(inner, depth + 1)
-        found.extend(d.b for d in part.diffs)
+            walk(files.read(segment.ref, segment), depth + 1)
 
     walk(log, 0)
-    assert sorted(found) == list(range(1, versions + 1))
-    assert deepest <= 3
+    expected = [(b - 8**n, b) for n in range(levels) for b in range(8**n, VERSIONS + 1, 8**n)]
+    assert sorted(found) == sorted(expected)
+    assert deepest <= 4
+    assert longest < 40_000
+
+
+@pytest.mark.parametrize("behind", [1, 10, 100, 1000, 10_000, 65_000])
+def test_a_reader_needs_few_segments(history, behind):
+    files, log, _, levels = history
+    with ThreadPoolExecutor(1) as pool:
+        reader = Reader(None, pool)
+        reader.log = files.read
+        files.reads = 0
+        diffs = reader.listed(log, VERSIONS - behind, VERSIONS)
+        way = route(VERSIONS - behind, VERSIONS, diffs)
+        if levels > 1:
+            assert way is not None
+            assert files.reads <= 16
+            assert len(way) <= 50
+        else:
+            assert files.reads <= 8
+            every = reader.listed(log, VERSIONS - behind, VERSIONS, every=True)
+            assert len(route(VERSIONS - behind, VERSIONS, every)) == behind

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puller.errors import Invalid
-from puller.plan import REQUEST_COST, Reason, Way, needs_log, plan, route
+from puller.plan import REQUEST_COST, Reason, Way, covers, plan, route
 from puller.wire.codec import Ref
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Tree
@@ -59,11 +59,11 @@ def test_no_way_at_all_is_an_error():
 
 def test_the_log_is_asked_for_only_where_head_is_too_short():
     short = head(9, 1, SINGLES[4:], log=True)
-    assert needs_log((1, 2), short)
-    assert needs_log(None, short)
-    assert not needs_log((1, 9), short)
-    assert not needs_log((1, 6), head(9, 7, SINGLES[4:], log=True))
-    assert not needs_log((1, 2), head(9, 1, SINGLES[4:]))
+    assert not covers((1, 2), short, short.diffs)
+    assert not covers(None, short, short.diffs)
+    assert covers((1, 2), short, SINGLES)
+    assert covers((1, 6), head(9, 7, SINGLES[4:]), SINGLES[4:])
+    assert covers((2, 6), head(9, 7, SINGLES[4:]), SINGLES[6:])
 
 
 @given(st.integers(0, 10**6))

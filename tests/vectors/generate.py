@@ -36,15 +36,25 @@ def entry(bound: bytes = b"", **changes: Any) -> list[Any]:
 
 
 def large(**changes: Any) -> list[Any]:
-    fields = {"size": 2 * MIB, "hash": bytes(16), "depth": 0, "entries": [[H, 10, MIB], [H, 10, MIB]]} | changes
+    two = [piece(MIB), piece(MIB)]
+    fields = {"size": 2 * MIB, "hash": bytes(16), "sha256": H, "depth": 0, "entries": two} | changes
     return list(fields.values())
 
 
-def nested(levels: int, raw: int = 100) -> list[Any]:
-    piece: list[Any] = [H, 10, raw]
+def piece(raw: int, bases: Any = (), **changes: Any) -> list[Any]:
+    bases = bases if bases is None else list(bases)
+    return list(({"sha256": H, "stored": 10, "raw": raw, "check": bytes(16), "bases": bases} | changes).values())
+
+
+def nested(levels: int, raw: int) -> list[Any]:
+    found = piece(raw)
     for _ in range(levels):
-        piece = [H, 10, raw, [piece]]
-    return piece
+        found = piece(raw, [found])
+    return found
+
+
+def sublist(size: int, raw: int = 100) -> list[Any]:
+    return [H, 10, raw, size]
 
 
 def leaf(*records: tuple[bytes, Any]) -> bytes:
@@ -62,7 +72,7 @@ def good_leaves() -> list[dict]:
         case("longest key", leaf((b"k" * 4096, b"")), keys=None),
         case(
             "large, pieces on pieces eight deep",
-            leaf((b"a", large(entries=[nested(8, MIB), [H, 1, MIB]]))),
+            leaf((b"a", large(entries=[nested(8, MIB), piece(MIB)]))),
             keys=[b"a"],
         ),
     ]
@@ -91,29 +101,42 @@ def bad_leaves() -> list[dict]:
 
 
 def bad_large() -> list[dict]:
+    whole = 2 * MIB
     return [
-        case("large, of 1 MiB (5.3)", encode(large(size=MIB, entries=[[H, 10, MIB]]))),
+        case("large, of 1 MiB (5.3)", encode(large(size=MIB, entries=[piece(MIB)]))),
         case("large, hash too short (5.3)", encode(large(hash=bytes(15)))),
+        case("large, SHA-256 too short (5.3)", encode(large(sha256=H[1:]))),
         case("large, negative depth (5.3)", encode(large(depth=-1))),
-        case("large, too deep (5.3)", encode(large(depth=5))),
+        case("large, too deep (5.3)", encode(large(depth=5, entries=[sublist(whole)]))),
         case("large, no entries (5.3)", encode(large(entries=[]))),
-        case("large, five elements (5.3)", encode([*large(), 0])),
-        case("large, three elements (5.3)", encode(large()[:3])),
-        case("large, pieces do not add up (5.3)", encode(large(entries=[[H, 10, MIB]]))),
+        case("large, six elements (5.3)", encode([*large(), 0])),
+        case("large, four elements (5.3)", encode(large()[:4])),
+        case("large, pieces do not add up (5.3)", encode(large(entries=[piece(MIB)]))),
+        case("large, lists do not add up (5.3)", encode(large(depth=1, entries=[sublist(MIB)]))),
+        case("large, a list of nothing (5.3)", encode(large(depth=1, entries=[sublist(whole), sublist(0)]))),
         case("large, entry that is no array (5.3)", encode(large(entries=[b"x"]))),
-        case("large, list entry with bases (5.3)", encode(large(depth=1, entries=[[H, 1, 1, [REF]]]))),
-        case("large, size beyond 2^53-1 (5.3)", encode(large(size=2**53, depth=1))),
-        case("piece, no bases (5.4)", encode(large(entries=[[H, 10, 2 * MIB, []]]))),
-        case("piece, nine deep (5.4)", encode(large(entries=[nested(9, 2 * MIB)]))),
-        case("piece, bases over 8 MiB (5.4)", encode(large(entries=[[H, 10, 2 * MIB, [[H, 9, 4 * MIB]] * 3]]))),
-        case("piece, 65 files (5.4)", encode(large(entries=[[H, 10, 2 * MIB, [[H, 1, 1]] * 64]]))),
-        case("reference, hash too short (4.2)", encode(large(entries=[[H[1:], 10, 2 * MIB]]))),
-        case("reference, stored 0 (4.2)", encode(large(entries=[[H, 0, 2 * MIB]]))),
-        case("reference, stored over 16 MiB (4.2)", encode(large(entries=[[H, 16 * MIB + 1, 2 * MIB]]))),
-        case("reference, raw over 16 MiB (4.2)", encode(large(size=17 * MIB, entries=[[H, 1, 17 * MIB]]))),
-        case("reference, negative (4.2)", encode(large(entries=[[H, -1, 2 * MIB]]))),
-        case("reference, float (4.2)", encode(large(entries=[[H, 1.0, 2 * MIB]]))),
-        case("reference, true (4.2)", encode(large(entries=[[H, True, 2 * MIB]]))),
+        case("large, a piece at depth 1 (5.3)", encode(large(depth=1))),
+        case("large, a list at depth 0 (5.3)", encode(large(entries=[sublist(whole)]))),
+        case("large, size beyond 2^53-1 (5.3)", encode(large(size=2**53, depth=1, entries=[sublist(2**53)]))),
+        case("large, entries over 64 KiB (5.3)", encode(large(size=1200 * 1000, entries=[piece(1000)] * 1200))),
+        case("piece, hash too short (5.4)", encode(large(entries=[piece(whole, check=bytes(15))]))),
+        case("piece, nine deep (5.4)", encode(large(entries=[nested(9, whole)]))),
+        case("piece, bases over 8 MiB (5.4)", encode(large(entries=[piece(whole, [piece(4 * MIB)] * 3)]))),
+        case(
+            "piece, bases over eight times its size (5.4)",
+            encode(large(entries=[piece(whole - 9), piece(9, [piece(73)])])),
+        ),
+        case("piece, 65 files (5.4)", encode(large(entries=[piece(whole, [piece(1)] * 64)]))),
+        case("piece, built from over 64 MiB (5.4)", encode(large(entries=[piece(whole, [nested(8, 4 * MIB)] * 2)]))),
+        case("piece, nil for bases (5.4)", encode(large(entries=[piece(whole, bases=None)]))),
+        case("piece, four elements (5.4)", encode(large(entries=[piece(whole)[:4]]))),
+        case("reference, hash too short (4.2)", encode(large(entries=[piece(whole, sha256=H[1:])]))),
+        case("reference, stored 0 (4.2)", encode(large(entries=[piece(whole, stored=0)]))),
+        case("reference, stored over 16 MiB (4.2)", encode(large(entries=[piece(whole, stored=16 * MIB + 1)]))),
+        case("reference, raw over 16 MiB (4.2)", encode(large(size=17 * MIB, entries=[piece(17 * MIB)]))),
+        case("reference, negative (4.2)", encode(large(entries=[piece(whole, stored=-1)]))),
+        case("reference, float (4.2)", encode(large(entries=[piece(whole, stored=1.0)]))),
+        case("reference, true (4.2)", encode(large(entries=[piece(whole, stored=True)]))),
     ]
 
 
@@ -132,7 +155,7 @@ def indexes() -> tuple[list[dict], list[dict]]:
         case("bound at the upper bound (5.2)", encode([entry(), entry(b"d")]), level=1, upper=b"d"),
         case("level of its own (5.2)", encode([entry(level=1)]), level=1),
         case("negative level (5.2)", encode([entry(level=-1)]), level=1),
-        case("negative records (5.2)", encode([entry(records=-1)]), level=1),
+        case("no records (5.2)", encode([entry(records=0)]), level=1),
         case("checksum too short (5.2)", encode([entry(checksum=bytes(15))]), level=1),
         case("a text for a bound (5.2)", encode([["", *entry()[1:]]]), level=1),
         case("five elements (5.2)", encode([entry()[:5]]), level=1),
@@ -170,6 +193,7 @@ def logs() -> tuple[list[dict], list[dict]]:
         case("a segment that covers nothing (5.8)", encode([[], [[3, 3, 1, REF]]])),
         case("a segment wider than itself (5.8)", encode([[], [[0, 3, 4, REF]]])),
         case("a segment of no width (5.8)", encode([[], [[0, 3, 0, REF]]])),
+        case("a text for a diff (5.8)", encode([["x"], []])),
         case("a segment of three (5.8)", encode([[], [[0, 3, 1]]])),
     ]
     return good, bad
@@ -207,6 +231,7 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("expires", head({"expires": 5}), version=42),
         case("unknown names", head({"new": {"x": [None, True, "é"]}}), version=42),
         case("largest numbers", head({"version": 2**53 - 1, "epoch": 2**53 - 1}), version=2**53 - 1),
+        case("over 4096 bytes", head({"pad": "x" * 4096}), version=42),
         case("longest name", head(first="headwater/1 A" + "." * 62 + "z"), version=42),
         case(
             "spaces in the JSON",
@@ -220,11 +245,12 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("nothing (7.1)", b""),
         case("no empty line (7.1)", head(end="")),
         case("cut off (7.1)", head(end=f"\n{SIGNATURE}")[:-1]),
-        case("over 4096 bytes (7.1)", head({"pad": "x" * 4096})),
+        case("over 16384 bytes (7.1)", head({"pad": "x" * 16384})),
         case("not UTF-8 (7.1)", head().replace(b"name", b"n\xffme", 1)),
         case("a tab (7.1)", head(text=line.replace(" ", "\t", 1))),
         case("carriage returns (7.1)", head().replace(b"\n", b"\r\n")),
         case("another version (7.1)", head(first="headwater/2 name")),
+        case("another version, of another form (7.1)", b"headwater/2\n\t\xff" + bytes(20_000)),
         case("no name (7.1)", head(first="headwater/1")),
         case("an empty name (7.1)", head(first="headwater/1 ")),
         case("a name with a space (7.1)", head(first="headwater/1 na me")),
@@ -268,6 +294,13 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("an unknown need (7.3)", head({"needs": ["teleportation"]})),
         case("an unknown need and an unknown kind (7.3)", head({"needs": ["teleportation"], "kind": "graph"})),
         case("a need that is no text (7.2)", head({"needs": [1]})),
+        case("a need that is an object (7.2)", head({"needs": [{}]})),
+        case(
+            "an unknown need and a fraction (7.3)", head(text=json.dumps(HEAD | {"needs": ["teleportation"], "x": 0.5}))
+        ),
+        case("a time after 2255 (7.2)", head({"time": 9_000_000_001})),
+        case("an interval of over a week (7.2)", head({"interval": 604_801})),
+        case("a key name with an em space (7.1)", head(end="\n\u2014 k\u2003y aGFzaHNpZ25hdHVyZQ==\n")),
     ]
     bad += [case(f"without {name} (7.2)", head({name: ...})) for name in HEAD if name != "log"]
     return good, bad
@@ -345,6 +378,9 @@ def rows() -> tuple[list[dict], list[dict]]:
         case("ext of another type (9.3)", encode([None, None, Json(2, b"1")])),
         case("JSON that is not UTF-8 (9.3)", encode([None, None, Json(1, b"\xff")])),
         case("text that is not UTF-8 (4.3)", b"\x93\xc0\xc0\xa1\xff"),
+        case("unsigned form of a negative number's place (9.3)", b"\x91\xd1\x01\x2c"),
+        case("half a row (9.3)", b"\x91"),
+        case("two rows (9.3)", b"\x91\x01\x91\x02"),
         case("an array (9.3)", encode([None, None, [1]])),
         case("a map (9.3)", encode([None, None, {"a": 1}])),
         case("no array (9.3)", encode({})),
@@ -369,6 +405,8 @@ def schemas() -> tuple[list[dict], list[dict]]:
         case("an index over nothing (9.1)", encode([["t", column, [0], [["i", False, []]]]])),
         case("an index beyond the columns (9.1)", encode([["t", column, [0], [["i", False, [2]]]]])),
         case("an index with a number for unique (9.1)", encode([["t", column, [0], [["i", 1, [0]]]]])),
+        case("4,097 columns (9.1)", encode([["t", [[str(n), "any"] for n in range(4097)], [0], []]])),
+        case("65 indexes (9.1)", encode([["t", column, [0], [["i", False, [0]]] * 65]])),
         case("three elements (9.1)", encode([["t", column, [0]]])),
         case("five elements (9.1)", encode([["t", column, [0], [], 0]])),
         case("long form (9.1)", b"\xdc\x00\x00"),
@@ -410,6 +448,10 @@ def paths() -> tuple[list[dict], list[dict]]:
         "a\x7fb": "DEL",
         ".headwater": "reserved",
         ".headwater/x": "reserved",
+        ".Headwater": "reserved without case",
+        ".headwater. /x": "reserved with dots and spaces behind",
+        ".head\u200cwater": "reserved with an ignorable character",
+        "\ufeff.headwater": "reserved with an ignorable character in front",
         "x" * 256: "component too long",
         "a/" + "é" * 128: "component too long in bytes",
     }
