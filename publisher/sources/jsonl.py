@@ -197,7 +197,7 @@ class _Columns:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to know a table by."""
-        return not self._order
+        return not self._order and not any(self._types)
 
     def add(self, fields: dict[str, None]) -> None:
         """Take up the fields that are not known yet, in order."""
@@ -234,8 +234,9 @@ class _Columns:
 
     def table(self, name: str, old: Table | None) -> Table:
         """The table with all columns, in the order first seen."""
-        place = {column: n for n, column in enumerate(self._order)}
-        columns = [Column(column, self._type(column)) for column in self._order]
+        order = [*self._order, *(column for column in self._key if column not in self._order)]
+        place = {column: n for n, column in enumerate(order)}
+        columns = [Column(column, self._type(column)) for column in order]
         return Table(name, columns, [place[column] for column in self._key], [] if old is None else old.indexes)
 
     def _type(self, name: str) -> str:

@@ -1,0 +1,182 @@
+"""A state machine: random edits, publishes, and pulls of several pullers at random lags, against plain dicts."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from publisher.publish import Options as PublishOptions
+from publisher.publish import publish
+from publisher.sources import open_source
+from publisher.stores import open_store
+from puller.fetch import FolderFetcher
+from puller.plan import Way
+from puller.pull import Options, pull
+from puller.targets import open_target
+from tests.conftest import lines, tree
+
+NAMES = st.sampled_from([f"{a}{b}" for a in "abcd" for b in "0123"])
+
+
+class Replicas(RuleBasedStateMachine):
+    """One source, one dataset, three pullers that lag behind as they like."""
+
+    targets: tuple[str, ...]
+
+    def __init__(self):
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp())
+        self.dest = str(self.base / "data")
+        self.state: dict[str, object] = {}
+        self.published: list[dict[str, object]] = []
+        self.held: dict[str, int] = {}
+        self.clock = 1_000_000
+
+    def now(self):
+        self.clock += 1
+        return float(self.clock)
+
+    def teardown(self):
+        shutil.rmtree(self.base)
+
+    @rule()
+    def publish(self):
+        if not self.state:
+            return
+        outcome = publish(
+            open_store(self.dest),
+            lambda name, schema: open_source(
+                self.source(), None, key=self.key, table=None, name=name, schema=schema, strict=True
+            ),
+            "data",
+            PublishOptions(allow_shrink=True),
+            now=self.now,
+        )
+        changed = not self.published or self.state != self.published[-1]
+        assert outcome.changed == changed
+        if changed:
+            self.published.append(dict(self.state))
+        assert outcome.head.version == len(self.published)
+
+    @rule(data=st.data())
+    def pull(self, data):
+        if not self.published:
+            return
+        name = data.draw(st.sampled_from(self.targets))
+        opened = []
+
+        def find(head):
+            opened.append(open_target(str(self.base / name), None if head is None else head.kind))
+            return opened[-1]
+
+        try:
+            outcome = pull(self.dest, FolderFetcher(self.dest), find, Options(), now=self.now)
+        finally:
+            for target in opened:
+                target.close()
+        if self.held.get(name) == len(self.published):
+            assert outcome.plan.way is Way.NOTHING
+        self.held[name] = len(self.published)
+        target = open_target(str(self.base / name), outcome.kind)
+        check = target.check()
+        assert f"{check.checksum:032x}" == outcome.checksum
+        target.close()
+
+    @invariant()
+    def replicas_hold_what_was_published(self):
+        for name, version in self.held.items():
+            assert self.read(self.base / name) == self.published[version - 1]
+
+
+class Files(Replicas):
+    """Kind files: names are files, or folders with files in them."""
+
+    targets = ("copy", "other", "third")
+    key = ()
+
+    def source(self):
+        folder = self.base / "source"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, (kind, content) in self.state.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "l":
+                path.symlink_to(content.decode())
+            else:
+                path.write_bytes(content)
+                path.chmod(0o755 if kind == "x" else 0o644)
+        return str(folder)
+
+    @rule(name=NAMES, inside=st.booleans(), kind=st.sampled_from("fxl"), seed=st.integers(0, 10**6))
+    def write(self, name, inside, kind, seed):
+        r = random.Random(seed)
+        for other in [n for n in self.state if n == name or n.startswith(name + "/")]:
+            if not inside or other == name:
+                del self.state[other]
+        size = r.choice([1, 20, 3000, 3000, 1_200_000]) if kind != "l" else 10
+        self.state[f"{name}/{r.randrange(3)}" if inside else name] = (kind, r.randbytes(size).hex().encode()[:size])
+
+    @rule(name=NAMES)
+    def delete(self, name):
+        for other in [n for n in self.state if n.partition("/")[0] == name]:
+            del self.state[other]
+
+    def read(self, path):
+        return tree(path)
+
+
+class Tables(Replicas):
+    """Kind table: rows with fields that come and go."""
+
+    targets = ("copy.db", "copy.jsonl", "other.jsonl")
+    key = ("k",)
+
+    def source(self):
+        rows = list(self.state.values())
+        random.Random(len(self.published)).shuffle(rows)
+        path = self.base / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    @initialize()
+    def first(self):
+        self.state["first"] = {"k": "first"}
+
+    @rule(
+        name=NAMES,
+        fields=st.dictionaries(
+            st.sampled_from(["a", "b", "c", "A"]),
+            st.one_of(st.integers(-3, 3), st.sampled_from([0.5, -0.0, True, "text", [1, {"x": None}], 2**70])),
+        ),
+    )
+    def write(self, name, fields):
+        self.state[name] = {"k": name} | fields
+
+    @rule(name=NAMES)
+    def delete(self, name):
+        self.state.pop(name, None)
+
+    def read(self, path):
+        if path.suffix == ".db":
+            target = open_target(str(path), "table")
+            schema_keys = sum(len(keys) for keys, _ in target.records()) - 1
+            target.close()
+            return (
+                self.published[self.held[path.name] - 1]
+                if schema_keys == len(self.published[self.held[path.name] - 1])
+                else None
+            )
+        return {row["k"]: row for row in lines(path)}
+
+
+TestFiles = Files.TestCase
+TestTables = Tables.TestCase
+TestFiles.settings = TestTables.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
