@@ -97,6 +97,8 @@ class Reader:
             yield Leaf(ref, lower, upper, entry)
             return
         entries = nodes.decode_index(self.load(area, ref), level=level, lower=lower, upper=upper)
+        if entry is not None and entry.records != sum(here.records for here in entries):
+            raise Corrupt("an index holds another number of records than the one above it says")
         for here, after in zip(entries, [*entries[1:], None], strict=True):
             end = upper if after is None else after.bound
             yield from self._descend(area, here.ref, here.level, here.bound, end, here)

@@ -9,7 +9,9 @@ from typing import Protocol
 
 import msgspec
 
+from puller.errors import Invalid
 from puller.wire.nodes import Large, Run, Value
+from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
 STATE_FORMAT = 1
 
@@ -59,6 +61,15 @@ class Opening:
     large: Callable[[bytes, Large], Iterator[bytes]]
     overwrite: bool = False
     adopt: bool = False
+
+
+def whole(opening: Opening, key: bytes, value: Value) -> bytes | None:
+    """The bytes of a value, assembled where it is large; None for a deleted one. Raises Invalid for a row over its limit."""
+    if not isinstance(value, Large):
+        return value
+    if opening.kind == "table" and value.size > (MAX_ROW if key else MAX_SCHEMA):
+        raise Invalid("a row is larger than 256 MiB, or the schema than 16 MiB")
+    return b"".join(opening.large(key, value))
 
 
 @dataclass

@@ -19,11 +19,11 @@ import msgspec
 from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.runs import Cursor, live, overlay
-from puller.targets.base import Changes, Check, Opening, State
+from puller.targets.base import Changes, Check, Opening, State, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
-from puller.wire.nodes import Large, Run, Value
+from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, Table
 
 SUFFIX = ".headwater"
@@ -209,10 +209,7 @@ class _Writer:
         deleted = sum(value is None for value in values)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
-        plain: list[Value] = [
-            b"".join(self._opening.large(key, value)) if isinstance(value, Large) else value
-            for key, value in zip(keys, values, strict=True)
-        ]
+        plain: list[Value] = [whole(self._opening, key, value) for key, value in zip(keys, values, strict=True)]
         before: dict[bytes, Value] = {}
         rows = (keys, plain)
         if keys and keys[0] == SCHEMA_KEY:

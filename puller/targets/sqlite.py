@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
-from puller.targets.base import Changes, Check, Opening, State
+from puller.targets.base import Changes, Check, Opening, State, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import decode_keys
-from puller.wire.nodes import Large, Run, Value
+from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
 
 BOOKKEEPING = "_headwater"
@@ -233,10 +233,7 @@ class _Writer:
         deleted = sum(value is None for value in values)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
-        plain = [
-            b"".join(self._opening.large(key, value)) if isinstance(value, Large) else value
-            for key, value in zip(keys, values, strict=True)
-        ]
+        plain = [whole(self._opening, key, value) for key, value in zip(keys, values, strict=True)]
         if self._opening.kind == "bytes":
             self._put_bytes(keys, plain)
             return

@@ -21,6 +21,7 @@ MAX_HEAD = 16384
 """Bytes of a HEAD that a reader takes: room for signatures that are still to come."""
 MAX_TIME = 9_000_000_000
 MAX_INTERVAL = 604_800
+MAX_NESTING = 32
 HEAD = "HEAD"
 KINDS = ("files", "table", "bytes")
 KNOWN_NEEDS: frozenset[str] = frozenset()
@@ -120,8 +121,8 @@ def _signature(line: str) -> tuple[str, bytes]:
         blob = base64.b64decode(parts[2], validate=True)
     except (binascii.Error, ValueError) as error:
         raise Invalid("HEAD has a malformed signature") from error
-    if len(blob) < 5:
-        raise Invalid("HEAD has a signature that is too short")
+    if len(blob) < 5 or base64.b64encode(blob).decode() != parts[2]:
+        raise Invalid("HEAD has a signature that is too short, or not in its one form")
     return parts[1], blob
 
 
@@ -201,9 +202,19 @@ def _json(line: str) -> dict[str, Any]:
         fields = json.loads(line, object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"HEAD is not strict JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise Invalid("HEAD is not a JSON object")
+    if not isinstance(fields, dict) or _is_deep(fields, MAX_NESTING):
+        raise Invalid("HEAD is not a JSON object, or nested more than 32 deep")
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Invalid("HEAD has a lone surrogate in a text") from error
     return fields
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    """Whether arrays and objects in `value` are nested more than `most` deep, itself included."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (most == 0 or any(_is_deep(item, most - 1) for item in inner))
 
 
 def _field(fields: dict[str, Any], name: str, type_: type) -> Any:

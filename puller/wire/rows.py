@@ -163,16 +163,16 @@ def _check_cells(column: Column, cells: Sequence[Any]) -> None:
     if float in types and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
         raise Invalid(f"column {column.name!r} holds a NaN of a form that is not canonical")
     for cell in cells if Json in types else ():
-        if type(cell) is Json and (cell.code != JSON_EXT or not _is_utf8(cell.data)):
+        if type(cell) is Json and (cell.code != JSON_EXT or not _is_text(cell.data)):
             raise Invalid(f"column {column.name!r} holds an extension that is not JSON text")
 
 
-def _is_utf8(data: Any) -> bool:
+def _is_text(data: Any) -> bool:
+    """Whether JSON text is UTF-8, and not empty."""
     try:
-        str(data, "utf-8")
+        return bool(str(data, "utf-8"))
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _array_header(n: int) -> bytes:

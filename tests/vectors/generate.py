@@ -226,6 +226,7 @@ def heads() -> tuple[list[dict], list[dict]]:
     good = [
         case("plain", head(), version=42),
         case("signed twice", head(end=f"\n{SIGNATURE}{SIGNATURE}"), version=42),
+        case("nested 32 deep", head(text=json.dumps(HEAD)[:-1] + ',"x":' + "[" * 31 + "]" * 31 + "}"), version=42),
         case("no log", head({"log": None}), version=42),
         case("log left out", head({"log": ...}), version=42),
         case("expires", head({"expires": 5}), version=42),
@@ -293,6 +294,12 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("expires as text (7.2)", head({"expires": "soon"})),
         case("an unknown need (7.3)", head({"needs": ["teleportation"]})),
         case("an unknown need and an unknown kind (7.3)", head({"needs": ["teleportation"], "kind": "graph"})),
+        case("a lone surrogate (7.2)", head(text=line[:-1] + ',"x":"\\ud800"}')),
+        case("a lone surrogate in a name (7.2)", head(text=line[:-1] + ',"\\udfff":1}')),
+        case("nested 33 deep (7.2)", head(text=line[:-1] + ',"x":' + "[" * 32 + "]" * 32 + "}")),
+        case("nested without end (7.2)", head(text=line[:-1] + ',"x":' + "[" * 3000 + "]" * 3000 + "}")),
+        case("null for expires (7.2)", head({"expires": None})),
+        case("a signature with bits unused (7.1)", head(end="\n\u2014 key aGFzaHNpZ25hdHVyZR==\n")),
         case("a need that is no text (7.2)", head({"needs": [1]})),
         case("a need that is an object (7.2)", head({"needs": [{}]})),
         case(
@@ -375,6 +382,7 @@ def rows() -> tuple[list[dict], list[dict]]:
         case("another NaN (9.3)", b"\x92\xc0\xcb\x7f\xf8" + bytes(5) + b"\x01"),
         case("negative NaN (9.3)", b"\x92\xc0\xcb\xff\xf8" + bytes(6)),
         case("signalling NaN (9.3)", b"\x92\xc0\xcb\x7f\xf0" + bytes(5) + b"\x01"),
+        case("empty JSON (9.3)", encode([None, None, Json(1, b"")])),
         case("ext of another type (9.3)", encode([None, None, Json(2, b"1")])),
         case("JSON that is not UTF-8 (9.3)", encode([None, None, Json(1, b"\xff")])),
         case("text that is not UTF-8 (4.3)", b"\x93\xc0\xc0\xa1\xff"),
