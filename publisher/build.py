@@ -11,6 +11,7 @@ from itertools import accumulate
 from operator import add
 from typing import TypeVar
 
+import msgspec
 import xxhash
 
 from publisher.stores.base import Store
@@ -123,8 +124,10 @@ class TreeBuilder:
         self._bound = bound
 
     def keep(self, entry: Entry) -> None:
-        """Take over a leaf as it is, with its bound."""
+        """Take over a leaf as it is, with its bound (or the lowest, if nothing is left below it)."""
         self.cut()
+        if self._first is None and not self._done and not self._waiting:
+            entry = msgspec.structs.replace(entry, bound=b"")
         done: Future[Entry] = Future()
         done.set_result(entry)
         self._waiting.append((0, done))

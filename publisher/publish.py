@@ -375,7 +375,7 @@ class _Publish:
             if not touched[0] and leaf.entry is not None and (builder.size == 0 or builder.size > CHUNK_SIZE // 4):
                 builder.keep(leaf.entry)
                 continue
-            if builder.size > CHUNK_SIZE // 4:
+            if builder.size == 0 or builder.size > CHUNK_SIZE // 4:
                 builder.start(leaf.lower)
             old = self.reader.leaf(CHUNKS, leaf)
             for run in live([overlay([old, touched])] if touched[0] else [old]):

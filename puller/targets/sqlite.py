@@ -170,9 +170,11 @@ class Form:
         parts = [f"{name} {kind}".rstrip() for name, kind in zip(self.columns, kinds, strict=True)]
         return f"CREATE TABLE {self.name} ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
 
-    def insert(self) -> str:
-        """INSERT that replaces the row with the same key."""
+    def insert(self, *, replace: bool) -> str:
+        """INSERT; with `replace`, over the row with the same key."""
         marks = ", ".join("?" * len(self.columns))
+        if not replace:
+            return f"INSERT INTO {self.name} VALUES ({marks})"
         rest = [self.columns[n] for n in self.table.value_columns]
         update = ", ".join(f"{name} = excluded.{name}" for name in rest)
         action = f"DO UPDATE SET {update}" if update else "DO NOTHING"
@@ -315,7 +317,7 @@ class _Writer:
             nulls = [head for head in heads if None in head]
             self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
         bound = form.bind(rows)
-        self._db.executemany(form.insert(), bound)
+        self._db.executemany(form.insert(replace=not self._opening.replace), bound)
         if _may_differ(form, values):
             _, again = wire.records_of(form.table, [form.unbind(_held(form, row)) for row in bound])
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
