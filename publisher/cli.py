@@ -170,7 +170,7 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
     Example:
       publisher log /srv/data/prices -n 5
     """
-    from publisher.publish import versions
+    from publisher.published import versions
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
@@ -222,7 +222,7 @@ def _check_apart(source: str, dest: str) -> None:
 
 
 def _head(dest: str) -> Head:
-    from publisher.publish import read_head
+    from publisher.published import read_head
     from publisher.stores import open_store
     from puller.errors import NotFound
 

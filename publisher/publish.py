@@ -11,30 +11,27 @@ from typing import Any
 
 import msgspec
 
-from publisher.build import CHUNK_SIZE, Sink, TreeBuilder, make_pool
+from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
+from publisher.diffs import choose_listed, fit, widen
 from publisher.history import grow
 from publisher.large import hash_stream, put_stream
+from publisher.published import Published, read_head
+from publisher.snapshots import carry, is_due
 from publisher.sources.base import Report, Source, Unsorted
-from publisher.stores.base import ABSENT, Store, Token
-from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
-from puller.plan import route
-from puller.runs import Cursor, live, merge, overlay
-from puller.tree import Reader
+from publisher.stores.base import Store, Token
+from publisher.stores.dry import DryStore
+from puller.errors import Conflict, HeadwaterError, Refused, Shrunk, UsageError
+from puller.runs import Cursor
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
-from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW, Ref
-from puller.wire.head import MAX_WRITTEN, Head, archive_path, format_head, is_name, parse_head
-from puller.wire.nodes import Diff, Large, Log, Run, Tree, Value
-from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
+from puller.wire.codec import CHUNKS, DIFFS, Ref
+from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.nodes import Diff, Large, Run, Tree, Value
+from puller.wire.rows import Schema
 
-DIFFS_IN_HEAD = 8
-SNAPSHOT_SHARE = 0.25
-"""A new snapshot is written when the diffs since the last one come to more than this share of its bytes."""
 INTERVAL = 30
 ATTEMPTS = 5
-_HEAD_ROOM = 400
-"""Bytes of HEAD left free for signature lines."""
 
 
 @dataclass(frozen=True)
@@ -69,77 +66,6 @@ OpenSource = Callable[[str, Schema], Source]
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
-
-
-class StoreFetcher:
-    """Reads a store's files as a puller would."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.requests = 0
-        self.received = 0
-
-    def fetch(self, path: str, size: int) -> bytes:
-        data = self._store.get(path)
-        self.requests += 1
-        self.received += len(data)
-        return data
-
-    def fetch_head(self, etag: str | None) -> Any:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-
-class DryStore:
-    """Counts what would be written to a store, and writes nothing."""
-
-    def __init__(self, inner: Store) -> None:
-        self._inner = inner
-        self.where = inner.where
-        self.written = 0
-        self.get = inner.get
-        self.read_head = inner.read_head
-        self.list = inner.list
-        self.foreign = inner.foreign
-
-    def put(self, path: str, data: bytes) -> None:
-        self.written += len(data)
-
-    def create(self, path: str, data: bytes) -> bool:
-        return True
-
-    def flush(self) -> None:
-        pass
-
-    def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
-        return expected
-
-    def delete(self, path: str) -> None:
-        pass
-
-
-def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
-    """The store's HEAD and its bytes, or None where there is provably none. Raises Invalid if it is no HEAD."""
-    try:
-        data, token = store.read_head()
-    except NotFound:
-        return None, b"", ABSENT
-    return parse_head(data), data, token
-
-
-def versions(store: Store, limit: int) -> Iterator[Head]:
-    """The newest HEAD and up to `limit` - 1 archived ones, newest first. Raises NotFound without a dataset."""
-    head, _, _ = read_head(store)
-    if head is None:
-        raise NotFound(f"there is no dataset at {store.where}")
-    yield head
-    for version in range(head.version - 1, max(0, head.version - limit), -1):
-        try:
-            yield parse_head(store.get(archive_path(head.epoch, version)))
-        except NotFound:
-            return
 
 
 def check_unused(store: Store) -> None:
@@ -217,19 +143,18 @@ class _Publish:
         self.pool = pool
         self.progress = progress
         self.now = now
-        self.reader = Reader(StoreFetcher(store), pool)
         self.chunks = Sink(store, CHUNKS)
+        self.diffs = Sink(store, DIFFS)
 
     def run(self) -> Outcome:
         head, data, token = read_head(self.store)
         if head is None:
             return self._first(token)
-        log = Log(list(head.diffs), []) if head.log is None else self.reader.log(head.log)
-        chain = self._chain(head, log)
-        source = self._source(head, chain)
-        outcome = self._whole(head, source) if head.records == 0 else self._changes(head, log, chain, source)
+        was = Published(self.store, self.pool, head, data, token)
+        source = self._source(was)
+        outcome = self._whole(head, source) if head.records == 0 else self._changes(was, source)
         if outcome.changed:
-            self._swap(head, data, token, outcome.head)
+            self._swap(was, outcome.head)
         outcome.written = self.store.written
         return outcome
 
@@ -248,15 +173,11 @@ class _Publish:
             head, created=True, added=records, written=self.store.written, snapshot=True, report=source.report
         )
 
-    def _source(self, head: Head, chain: list[Diff]) -> Source:
+    def _source(self, was: Published) -> Source:
+        head = was.head
         if self.options.name is not None and self.options.name != head.name:
             raise UsageError(f"{self.store.where} holds the dataset {head.name!r}, not {self.options.name!r}")
-        schema: Schema = []
-        if head.kind == "table":
-            keys, values = next(self._state(head, chain), ([], []))
-            if keys and keys[0] == SCHEMA_KEY:
-                schema = decode_schema(self.reader.whole(SCHEMA_KEY, values[0]))
-        source = self.open_source(head.name, schema)
+        source = self.open_source(head.name, was.schema() if head.kind == "table" else [])
         if source.kind != head.kind:
             raise UsageError(
                 f"{self.store.where} holds a dataset of kind {head.kind}, the source is of kind {source.kind}; "
@@ -272,39 +193,24 @@ class _Publish:
         new = self._next_head(head, checksum, records, snapshot=(head.version + 1, tree), diffs=[], log=None)
         return Outcome(new, added=records, snapshot=True, report=source.report)
 
-    def _changes(self, head: Head, log: Log, chain: list[Diff], source: Source) -> Outcome:
-        outcome, diff_tree, checksum = self._compare(head, chain, source)
-        if diff_tree is None:
+    def _changes(self, was: Published, source: Source) -> Outcome:
+        outcome, tree, checksum = self._compare(was, source)
+        if tree is None:
             return outcome
-        records = head.records + outcome.added - outcome.deleted
-        self._guard(head, records)
-        diff = Diff(head.version, head.version + 1, diff_tree)
-        chain = [*chain, diff]
+        head = was.head
+        diff = Diff(head.version, head.version + 1, tree)
+        chain = [*was.chain, diff]
         snapshot = (head.snapshot_version, head.snapshot)
-        share = SNAPSHOT_SHARE * self._node_bytes(CHUNKS, head.snapshot) + CHUNK_SIZE // 8
-        if sum(self._node_bytes(DIFFS, d.tree) for d in chain) > share:
-            snapshot = (diff.b, self._compact(head, chain))
+        if is_due(was.reader, head.snapshot, chain):
+            snapshot = (diff.b, carry(was.reader, head.snapshot, chain, self.chunks, self.pool))
             outcome.snapshot = True
-        put_log = Sink(self.store, DIFFS)
-        log = grow(log, [diff], lambda part: put_log.put(nodes.encode_log(part)))
-        listed = sorted(log.diffs, key=lambda d: d.b)[-DIFFS_IN_HEAD:]
-        ref = put_log.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
+        new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, self.diffs, self.pool)]
+        log = grow(was.log, new, lambda part: self.diffs.put(nodes.encode_log(part)))
+        listed = choose_listed(log.diffs)
+        ref = self.diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
+        records = head.records + outcome.added - outcome.deleted
         outcome.head = self._next_head(head, checksum, records, snapshot=snapshot, diffs=listed, log=ref)
         return outcome
-
-    def _chain(self, head: Head, log: Log) -> list[Diff]:
-        """The diffs that lead from HEAD's snapshot to HEAD."""
-        diffs = list(head.diffs)
-        start, end = head.snapshot_version, head.version
-        for every in (None, False, True):
-            if every is not None:
-                diffs += self.reader.listed(log, start, end, every=every)
-            if (way := route(start, end, diffs)) is not None:
-                return way
-        raise Invalid(f"HEAD in {self.store.where} and its log do not lead from the snapshot to HEAD's version")
-
-    def _state(self, head: Head, chain: list[Diff]) -> Iterator[Run]:
-        return live(merge([self.reader.snapshot(head.snapshot), *(self.reader.diff(diff) for diff in chain)]))
 
     def _runs(self, source: Source) -> Iterator[Run]:
         for keys, values in source.runs():
@@ -327,13 +233,14 @@ class _Publish:
             return tree, builder.checksum, records + len(keys)
         raise AssertionError("a source that sorts is in order")
 
-    def _compare(self, head: Head, chain: list[Diff], source: Source) -> tuple[Outcome, Tree | None, int]:
+    def _compare(self, was: Published, source: Source) -> tuple[Outcome, Tree | None, int]:
+        head = was.head
         for _ in range(2):
             outcome = Outcome(head, report=source.report)
-            builder = TreeBuilder(Sink(self.store, DIFFS), self.pool)
+            builder = TreeBuilder(self.diffs, self.pool)
             checksum = head.checksum
             lead: Run = ([], [])
-            before = Cursor(self._state(head, chain))
+            before = Cursor(was.records())
             below = before.take_below(b"\0")
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
@@ -366,33 +273,6 @@ class _Publish:
             return before
         return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
 
-    def _compact(self, head: Head, chain: list[Diff]) -> Tree:
-        """The snapshot of a state that is given as an older snapshot and diffs; untouched chunks stay."""
-        changes = Cursor(merge([self.reader.diff(diff) for diff in chain]))
-        builder = TreeBuilder(self.chunks, self.pool, leaf_size=MAX_RAW // 2)
-        for leaf in self.reader.leaves(CHUNKS, head.snapshot):
-            touched = changes.take_below(leaf.upper)
-            if not touched[0] and leaf.entry is not None and (builder.size == 0 or builder.size > CHUNK_SIZE // 4):
-                builder.keep(leaf.entry)
-                continue
-            if builder.size == 0 or builder.size > CHUNK_SIZE // 4:
-                builder.start(leaf.lower)
-            old = self.reader.leaf(CHUNKS, leaf)
-            for run in live([overlay([old, touched])] if touched[0] else [old]):
-                for part in split(run):
-                    builder.add(*part)
-                    if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
-                        builder.cut()
-        return builder.finish()
-
-    def _node_bytes(self, area: str, tree: Tree) -> int:
-        """About the stored bytes of a tree's own files: pieces of large values cost no more in a diff than in a chunk."""
-        if tree.level == 0:
-            return tree.ref.stored
-        if tree.level > 1:
-            return tree.bytes
-        return sum(leaf.ref.stored for leaf in self.reader.leaves(area, tree))
-
     def _guard(self, head: Head, records: int) -> None:
         schema = int(head.kind == "table")
         now, before = records - schema, head.records - schema
@@ -420,41 +300,18 @@ class _Publish:
             )
         )
 
-    def _swap(self, head: Head, data: bytes, token: Token, new: Head) -> None:
+    def _swap(self, was: Published, new: Head) -> None:
+        head = was.head
         self.store.flush()
         path = archive_path(head.epoch, head.version)
-        if not self.store.create(path, data):
+        if not self.store.create(path, was.data):
             archived = parse_head(self.store.get(path))
             if archived.publish_id != head.publish_id:
                 raise HeadwaterError(
                     f"{path} in {self.store.where} is not the HEAD that stands there; nothing was published. "
                     "Two histories were mixed in this folder"
                 )
-        self.store.swap_head(token, format_head(new), new.time)
-
-
-def fit(head: Head) -> Head:
-    """`head` with as many of its diffs as HEAD has room for, newest first; the log has them all."""
-    while True:
-        try:
-            if len(format_head(head)) <= MAX_WRITTEN - _HEAD_ROOM:
-                return head
-        except Invalid:
-            if not head.diffs:
-                raise
-        if head.log is None:
-            raise Invalid("HEAD has no room for its diffs, and no log that lists them")
-        head = msgspec.structs.replace(head, diffs=head.diffs[1:])
-
-
-def split(run: Run) -> list[Run]:
-    """A run that has grown over twice the size of a chunk, in even parts; any other as it is."""
-    keys, values = run
-    total = sum(map(len, keys)) + sum(len(value) for value in values if isinstance(value, bytes))
-    if total <= 2 * CHUNK_SIZE:
-        return [run]
-    step = -(-len(keys) // round(total / CHUNK_SIZE))
-    return [(keys[n : n + step], values[n : n + step]) for n in range(0, len(keys), step)]
+        self.store.swap_head(was.token, format_head(new), new.time)
 
 
 def _rest(cursor: Cursor) -> Iterator[Run]:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from publisher import build, publish
+from publisher import build, snapshots
 from publisher.build import Sink, TreeBuilder, cut_stably, separator
-from publisher.publish import StoreFetcher, split
+from publisher.published import StoreFetcher
+from publisher.snapshots import carry, split
 from puller.errors import NotFound
 from puller.tree import Reader
 from puller.wire import nodes
@@ -127,26 +128,15 @@ def test_cuts_stay_put():
     assert len(before - after) <= 3
 
 
-class _Carried:
-    """The part of a publish that carries a snapshot forward."""
-
-    def __init__(self, store, pool):
-        self.reader = Reader(StoreFetcher(store), pool)
-        self.chunks = Sink(store, CHUNKS)
-        self.pool = pool
-
-    compact = publish._Publish._compact
-
-
 @pytest.mark.parametrize("kind", ["few", "insert", "grow", "shrink", "first", "all"])
 def test_a_snapshot_carried_forward(pool, monkeypatch, kind):
-    monkeypatch.setattr(publish, "CHUNK_SIZE", 2000)
+    monkeypatch.setattr(snapshots, "CHUNK_SIZE", 2000)
     monkeypatch.setattr(build, "CHUNK_SIZE", 2000)
     r = random.Random(3)
     state = {b"key%06d" % (n * 10): r.randbytes(60) for n in range(3000)}
     store = Memory()
     tree, _ = built(store, pool, state, leaf_size=2000, batch=100)
-    carried = _Carried(store, pool)
+    reader = Reader(StoreFetcher(store), pool)
     for step in range(4):
         keys = sorted(state)
         changes: dict = {
@@ -159,11 +149,10 @@ def test_a_snapshot_carried_forward(pool, monkeypatch, kind):
         }[kind]()
         diff, _ = built(store, pool, changes, area=DIFFS, leaf_size=5000)
         state = {k: v for k, v in (state | changes).items() if v is not None}
-        old = {leaf.ref for leaf in carried.reader.leaves(CHUNKS, tree)}
-        head = type("Head", (), {"snapshot": tree})
-        tree = carried.compact(head, [nodes.Diff(step, step + 1, diff)])
+        old = {leaf.ref for leaf in reader.leaves(CHUNKS, tree)}
+        tree = carry(reader, tree, [nodes.Diff(step, step + 1, diff)], Sink(store, CHUNKS), pool)
         assert read(store, pool, tree) == state
-        leaves = list(carried.reader.leaves(CHUNKS, tree))
+        leaves = list(reader.leaves(CHUNKS, tree))
         sizes = [leaf.ref.raw for leaf in leaves]
         assert max(sizes) <= 4500
         assert sorted(sizes)[len(sizes) // 20] >= 400

@@ -1,0 +1,75 @@
+"""Which diffs are written and listed: levels of ever wider ones, merged from narrower ones, never from two states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from publisher.build import Sink, TreeBuilder
+from puller.errors import Invalid
+from puller.plan import route
+from puller.runs import merge
+from puller.tree import Reader
+from puller.wire.head import MAX_WRITTEN, Head, format_head
+from puller.wire.nodes import Diff
+
+BASE = 8
+"""A level's diffs are this many times as wide as those of the level below."""
+LISTED = 8
+"""HEAD lists so many of the newest diffs of each of the two lowest levels, and one of each other."""
+ROOM = 300
+"""Bytes of HEAD left free for signature lines."""
+
+Find = Callable[[int, int], list[Diff]]
+"""Gives diffs that lead from one version to another, those just made included, and perhaps more."""
+
+
+def widen(
+    version: int, last: Diff, most: int, find: Find, reader: Reader, sink: Sink, pool: ThreadPoolExecutor
+) -> list[Diff]:
+    """The diffs that are due at `version` beside `last`, the one from the version before.
+
+    At multiples of 8 that is the one from the version 8 before, at multiples of 64 the one from 64 before, and so on;
+    near the beginning of history, the one from version 1. A level is left out, with all above it, where narrower diffs
+    do not lead over its width any more, or where they cost more than `most`, the bytes of the snapshot.
+    """
+    made = [last]
+    width = BASE
+    while version % width == 0:
+        start = max(version - width, 1)
+        narrower = [d for d in find(start, version) if d.b - d.a < width]
+        way = route(start, version, [*narrower, *made])
+        if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
+            break
+        builder = TreeBuilder(sink, pool)
+        for keys, values in merge([reader.diff(diff) for diff in way]):
+            builder.add(keys, values)
+        made.append(Diff(start, version, builder.finish()))
+        width *= BASE
+    return made[1:]
+
+
+def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:
+    """Those of the known diffs that HEAD is to list, the most useful first."""
+    newest = sorted(diffs, key=lambda d: -d.b)
+    widths = sorted({d.b - d.a for d in newest})
+    chosen: list[Diff] = []
+    for level, width in enumerate(widths):
+        chosen += [d for d in newest if d.b - d.a == width][: LISTED if level < 2 else 1]
+    return sorted(chosen, key=lambda d: (-d.b, d.b - d.a))
+
+
+def fit(head: Head) -> Head:
+    """`head` with as many of its diffs as it has room for; the log has them all."""
+    while True:
+        try:
+            if len(format_head(head)) <= MAX_WRITTEN - ROOM:
+                return msgspec.structs.replace(head, diffs=head.diffs[::-1])
+        except Invalid:
+            if not head.diffs:
+                raise
+        if head.log is None:
+            raise Invalid("HEAD has no room for its diffs, and no log that lists them")
+        head = msgspec.structs.replace(head, diffs=head.diffs[:-1])

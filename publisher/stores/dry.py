@@ -1,0 +1,55 @@
+"""A store that only counts what would be written to another one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from publisher.stores.base import Store, Token
+from puller.errors import NotFound
+
+
+class DryStore:
+    """Reads from a store. What is put is kept in memory, where it can be read back, and never reaches the store."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self.where = inner.where
+        self.written = 0
+
+    def get(self, path: str) -> bytes:
+        try:
+            return self._inner.get(path)
+        except NotFound:
+            if path not in self._files:
+                raise
+            return self._files[path]
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._lock:
+            self.written += len(data)
+            if path.startswith("diffs/"):
+                self._files[path] = data
+
+    def create(self, path: str, data: bytes) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def read_head(self) -> tuple[bytes, Token]:
+        return self._inner.read_head()
+
+    def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
+        return expected
+
+    def list(self, prefix: str) -> Iterator[str]:
+        return self._inner.list(prefix)
+
+    def delete(self, path: str) -> None:
+        pass
+
+    def foreign(self) -> str | None:
+        return self._inner.foreign()
