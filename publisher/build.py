@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from operator import add
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import xxhash
@@ -52,6 +52,14 @@ class Sink:
         return ref
 
 
+class Puts(Protocol):
+    """What takes the raw bytes of files, and gives references."""
+
+    area: str
+
+    def put(self, raw: bytes) -> Ref: ...
+
+
 class TreeBuilder:
     """Builds one tree from runs that come in key order.
 
@@ -59,7 +67,7 @@ class TreeBuilder:
     that records known only at the end (`lead`, below all other keys) can still join it.
     """
 
-    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, leaf_size: int | None = None) -> None:
+    def __init__(self, sink: Puts, pool: ThreadPoolExecutor, leaf_size: int | None = None) -> None:
         self._sink = sink
         self._pool = pool
         self._leaf_size = leaf_size or (DIFF_LEAF_SIZE if sink.area == DIFFS else CHUNK_SIZE)
@@ -84,14 +92,7 @@ class TreeBuilder:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Add records above all that were added before."""
-        if set(map(type, values)) == {bytes}:
-            sizes = map(add, map(len, keys), map(len, values))  # type: ignore[arg-type]
-        else:
-            sizes = map(add, map(len, keys), map(_weight, values))
-            for value in values:
-                if isinstance(value, Large):
-                    self._count(value)
-        ends = list(accumulate(sizes))
+        ends = list(accumulate(self._sizes(keys, values)))
         start = 0
         while start < len(keys):
             base = ends[start - 1] if start else 0
@@ -158,6 +159,15 @@ class TreeBuilder:
         self.checksum = sum(int.from_bytes(entry.checksum, "big") for entry in entries) % MODULUS
         return self._index(entries)
 
+    def _sizes(self, keys: Sequence[bytes], values: Sequence[Value]) -> Iterable[int]:
+        """About the raw bytes of each record; counts the files of large values."""
+        if set(map(type, values)) == {bytes}:
+            return map(add, map(len, keys), map(len, values))  # type: ignore[arg-type]
+        for value in values:
+            if isinstance(value, Large):
+                self._count(value)
+        return map(add, map(len, keys), map(weight, values))
+
     def _submit(self, bound: bytes, keys: list[bytes], values: list[Value]) -> None:
         size = self._leaf_size
         while self._waiting and (self._in_flight + size > IN_FLIGHT or self._waiting[0][1].done()):
@@ -206,7 +216,8 @@ class TreeBuilder:
         )
 
 
-def _weight(value: Value) -> int:
+def weight(value: Value) -> int:
+    """About the raw bytes of a value in a leaf."""
     if isinstance(value, bytes):
         return len(value) + 10
     return 10 if value is None else 100 + len(bytes(value.entries))

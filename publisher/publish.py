@@ -16,6 +16,7 @@ from publisher.changes import Changed, compare
 from publisher.diffs import choose_listed, fit, widen
 from publisher.history import grow
 from publisher.large import hash_stream, put_stream
+from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
 from publisher.snapshots import carry, is_due
 from publisher.sources.base import Report, Source, Unsorted
@@ -194,11 +195,10 @@ class _Publish:
         return Outcome(new, added=records, snapshot=True, report=source.report)
 
     def _changes(self, was: Published, source: Source) -> Outcome:
-        outcome, tree, checksum = self._compare(was, source)
-        if tree is None:
+        outcome, diff, checksum = self._compare(was, source)
+        if diff is None:
             return outcome
         head = was.head
-        diff = Diff(head.version, head.version + 1, tree)
         chain = [*was.chain, diff]
         snapshot = (head.snapshot_version, head.snapshot)
         if is_due(was.reader, head.snapshot, chain):
@@ -233,30 +233,32 @@ class _Publish:
             return tree, builder.checksum, records + len(keys)
         raise AssertionError("a source that sorts is in order")
 
-    def _compare(self, was: Published, source: Source) -> tuple[Outcome, Tree | None, int]:
+    def _compare(self, was: Published, source: Source) -> tuple[Outcome, Diff | None, int]:
+        """Put the diff, and the patch beside it, that lead to the source's state; return them with its checksum."""
         head = was.head
         for _ in range(2):
-            outcome = Outcome(head, report=source.report)
-            builder = TreeBuilder(self.diffs, self.pool)
+            outcome = Outcome(head)
+            builder, patch = TreeBuilder(self.diffs, self.pool), PatchBuilder(self.store, self.pool)
             checksum = head.checksum
-            lead: Run = ([], [])
             before = Cursor(was.records())
-            below = before.take_below(b"\0")
+            below = before.take_below(b"\0") if head.kind == "table" else ([], [])
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
                     checksum += _count(outcome, changed)
                     builder.add(changed.keys, changed.values)
+                    patch.change(changed)
             except Unsorted:
                 continue
-            for changed in compare([below], [source.lead()]):
-                checksum += _count(outcome, changed)
-                lead = changed.keys, changed.values
+            lead = next(compare([below], [source.lead()]), None)
+            checksum += 0 if lead is None else _count(outcome, lead)
             outcome.report = source.report
-            if builder.empty and not lead[0]:
+            if builder.empty and lead is None:
                 outcome.changed = False
                 return outcome, None, head.checksum
             self._guard(head, head.records + outcome.added - outcome.deleted)
-            return outcome, builder.finish(lead), checksum % MODULUS
+            tree = builder.finish(None if lead is None else (lead.keys, lead.values))
+            diff = Diff(head.version, head.version + 1, tree, patch.beside(tree, lead))
+            return outcome, diff, checksum % MODULUS
         raise AssertionError("a source that sorts is in order")
 
     def _settle_all(self, keys: list[bytes], given: list[Any]) -> list[Value]:

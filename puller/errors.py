@@ -90,5 +90,9 @@ class ChecksumMismatch(Invalid):
     """Applying would give a state whose checksum is not the one in HEAD."""
 
 
+class Stale(Invalid):
+    """A patch does not fit what is held, which was edited or is of another version; a diff will do."""
+
+
 class Conflict(HeadwaterError):
     """Somebody else published between our reading of HEAD and our writing of it."""

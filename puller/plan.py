@@ -12,6 +12,8 @@ from puller.errors import Invalid
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Tree
 
+MOST_PATCHED = 32 * 1024 * 1024
+"""Bytes of steps up to which patches are used: what they give is held in memory until all of it is known."""
 REQUEST_COST = 32 * 1024
 """What a request counts for beside its bytes, in bytes."""
 
@@ -20,6 +22,7 @@ class Way(StrEnum):
     """How a target gets to HEAD."""
 
     NOTHING = "nothing"
+    PATCH = "patch"
     DIFFS = "diffs"
     BOOTSTRAP = "bootstrap"
 
@@ -39,6 +42,8 @@ class Reason(StrEnum):
     """The publisher restarted history."""
     NO_DIFFS = "no_diffs"
     """No diffs lead from the target's version to HEAD."""
+    PATCH_CHEAPEST = "patch_cheapest"
+    """Patches cost least: the target holds exactly the version that they were made for."""
     DIFFS_CHEAPEST = "diffs_cheapest"
     """Diffs cost less than the snapshot."""
     SNAPSHOT_CHEAPER = "snapshot_cheaper"
@@ -46,15 +51,28 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
+class Step:
+    """A diff to apply, or the patch beside it."""
+
+    diff: Diff
+    patched: bool = False
+
+    @property
+    def tree(self) -> Tree:
+        """What is to be fetched."""
+        return self.diff.patch if self.patched and self.diff.patch is not None else self.diff.tree
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A way to HEAD: the diffs to apply in order (after the snapshot, where the way is BOOTSTRAP), and its cost.
+    """A way to HEAD: the steps to take in order (after the snapshot, where the way is BOOTSTRAP), and its cost.
 
     `bytes` are stored bytes to fetch and `files` the files they are in, as HEAD declares them.
     """
 
     way: Way
     reason: Reason
-    diffs: list[Diff] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     bytes: int = 0
     files: int = 0
 
@@ -64,20 +82,30 @@ def route(start: int, end: int, diffs: Iterable[Diff]) -> list[Diff] | None:
 
     A diff (a, b] may be applied to any version from a to b, so it leads on from each of them (SPEC 5.6).
     """
+    way = walk(start, end, diffs, patches=False)
+    return None if way is None else [step.diff for step in way]
+
+
+def walk(start: int, end: int, diffs: Iterable[Diff], *, patches: bool) -> list[Step] | None:
+    """The cheapest steps from version `start` to `end`, or None; a patch leads on from its diff's first version only."""
     useful = sorted((d for d in diffs if start < d.b <= end), key=lambda d: d.b)
-    versions, costs = [start], [0]  # both ascend: a version that costs more than a later one is of no use
-    came: dict[int, tuple[int, Diff]] = {}
+    cheapest = {start: 0}
+    versions, costs = [start], [0]  # both ascend: a version that costs more than a later one is of no use to diffs
+    came: dict[int, tuple[int, Step]] = {}
     for b, group in groupby(useful, key=lambda d: d.b):
         steps = []
         for diff in group:
             at = bisect_left(versions, diff.a)
             if at < len(versions):
-                steps.append((costs[at] + diff.tree.bytes + diff.tree.files * REQUEST_COST, versions[at], diff))
+                steps.append((costs[at] + _tree_cost(diff.tree), versions[at], Step(diff)))
+            if patches and diff.patch is not None and diff.a in cheapest:
+                steps.append((cheapest[diff.a] + _tree_cost(diff.patch), diff.a, Step(diff, patched=True)))
         if not steps:
             continue
-        cost, origin, diff = min(steps, key=lambda step: step[0])
-        came[b] = origin, diff
-        while costs[-1] >= cost:
+        cost, origin, step = min(steps, key=lambda step: step[0])
+        came[b] = origin, step
+        cheapest[b] = cost
+        while costs and costs[-1] >= cost:
             versions.pop()
             costs.pop()
         versions.append(b)
@@ -85,13 +113,17 @@ def route(start: int, end: int, diffs: Iterable[Diff]) -> list[Diff] | None:
     return _trace(start, end, came)
 
 
-def _trace(start: int, end: int, came: dict[int, tuple[int, Diff]]) -> list[Diff] | None:
+def _tree_cost(tree: Tree) -> int:
+    return tree.bytes + tree.files * REQUEST_COST
+
+
+def _trace(start: int, end: int, came: dict[int, tuple[int, Step]]) -> list[Step] | None:
     way = []
     while end != start:
         if end not in came:
             return None
-        end, diff = came[end]
-        way.append(diff)
+        end, step = came[end]
+        way.append(step)
     return way[::-1]
 
 
@@ -103,27 +135,43 @@ def covers(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) 
     return all(route(start, head.version, diffs) is not None for start in starts)
 
 
-def plan(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff], *, overwrite: bool = False) -> Plan:
+def plan(
+    position: tuple[int, int] | None,
+    head: Head,
+    diffs: Sequence[Diff],
+    *,
+    overwrite: bool = False,
+    patches: bool = False,
+) -> Plan:
     """The way from `position` (epoch and version, None for an empty target) to `head`.
 
-    `diffs` are those known: HEAD's, and the log's where those do not cover the way. Raises Invalid if they do not
-    even lead from the snapshot to HEAD.
+    `diffs` are those known: HEAD's, and the log's where those do not cover the way. `patches` says that the target
+    can give the values it holds, which patches need. Raises Invalid if the diffs do not even lead from the snapshot
+    to HEAD.
     """
     known = position is not None and position[0] == head.epoch and not overwrite
     if known and position == (head.epoch, head.version):
         return Plan(Way.NOTHING, Reason.CURRENT)
-    after = route(head.snapshot_version, head.version, diffs)
-    way = route(position[1], head.version, diffs) if known and position is not None else None
+    after = walk(head.snapshot_version, head.version, diffs, patches=False)
+    way = walk(position[1], head.version, diffs, patches=patches) if known and position is not None else None
     if after is None and way is None:
         raise Invalid("HEAD and its log name no way from the snapshot to HEAD's version")
-    by_diffs = None if way is None else _plan(Way.DIFFS, Reason.DIFFS_CHEAPEST, way)
-    if after is None and by_diffs is not None:
-        return by_diffs
+    by_steps = None if way is None else _by_steps(way)
+    if by_steps is not None and by_steps.way is Way.PATCH and by_steps.bytes > MOST_PATCHED:
+        return plan(position, head, diffs, overwrite=overwrite)
+    if after is None and by_steps is not None:
+        return by_steps
     reason = _bootstrap_reason(position, head, overwrite)
     snapshot = _plan(Way.BOOTSTRAP, reason, after or [], head.snapshot)
-    if by_diffs is None:
+    if by_steps is None:
         return snapshot
-    return by_diffs if _cost(by_diffs) <= _cost(snapshot) else replace(snapshot, reason=Reason.SNAPSHOT_CHEAPER)
+    return by_steps if _cost(by_steps) <= _cost(snapshot) else replace(snapshot, reason=Reason.SNAPSHOT_CHEAPER)
+
+
+def _by_steps(steps: list[Step]) -> Plan:
+    if any(step.patched for step in steps):
+        return _plan(Way.PATCH, Reason.PATCH_CHEAPEST, steps)
+    return _plan(Way.DIFFS, Reason.DIFFS_CHEAPEST, steps)
 
 
 def _bootstrap_reason(position: tuple[int, int] | None, head: Head, overwrite: bool) -> Reason:
@@ -134,9 +182,9 @@ def _bootstrap_reason(position: tuple[int, int] | None, head: Head, overwrite: b
     return Reason.NO_DIFFS if position[0] == head.epoch else Reason.NEW_EPOCH
 
 
-def _plan(way: Way, reason: Reason, diffs: list[Diff], snapshot: Tree | None = None) -> Plan:
-    trees = [diff.tree for diff in diffs] + ([] if snapshot is None else [snapshot])
-    return Plan(way, reason, diffs, sum(tree.bytes for tree in trees), sum(tree.files for tree in trees))
+def _plan(way: Way, reason: Reason, steps: list[Step], snapshot: Tree | None = None) -> Plan:
+    trees = [step.tree for step in steps] + ([] if snapshot is None else [snapshot])
+    return Plan(way, reason, steps, sum(tree.bytes for tree in trees), sum(tree.files for tree in trees))
 
 
 def _cost(plan: Plan) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, NotFound, UsageError
+from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, NotFound, Stale, UsageError
 from puller.fetch import THREADS, Fetcher
 from puller.plan import Plan, Reason, Way, covers, plan
 from puller.runs import live, merge
@@ -18,8 +18,9 @@ from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.head import Head, parse_head
-from puller.wire.nodes import Diff, Run
+from puller.wire.nodes import Diff, Run, Value
 
+BATCH = 4096
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
@@ -117,6 +118,7 @@ class _Pull:
         self.options = options
         self.progress = progress
         self.now = now
+        self.patches = True
 
     def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
         if head is None:
@@ -124,13 +126,20 @@ class _Pull:
             return self._unchanged(self.state, Reason.CURRENT)
         for attempt in range(3):
             try:
-                return self._to(head, etag, fresh)
+                return self._without_stale_patches(head, etag, fresh)
             except NotFound:
                 newer = parse_head(self.reader.fetcher.fetch_head(None).data or b"")
                 if attempt == 2 or newer.order <= head.order:
                     raise
                 head = newer
         raise AssertionError("unreachable")
+
+    def _without_stale_patches(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
+        try:
+            return self._to(head, etag, fresh)
+        except Stale:
+            self.patches = False
+            return self._to(head, etag, fresh)
 
     def _to(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
         state = self.state
@@ -143,7 +152,8 @@ class _Pull:
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
         diffs = self._diffs(head, position)
-        chosen = plan(position, head, diffs, overwrite=self.options.overwrite)
+        patches = self.patches and self.target.gives_values
+        chosen = plan(position, head, diffs, overwrite=self.options.overwrite, patches=patches)
         if self.options.dry_run:
             named = self.options.adopt or self.options.overwrite
             changes = self._apply(head, etag, chosen) if named else Changes()
@@ -184,11 +194,33 @@ class _Pull:
                 break
         return diffs
 
-    def _runs(self, head: Head, chosen: Plan) -> Iterator[Run]:
-        streams = [self.reader.diff(diff) for diff in chosen.diffs]
+    def _runs(self, head: Head, chosen: Plan, writer: Writer) -> Iterator[Run]:
+        """The records that a plan gives: all of them, or the changed ones."""
+        if chosen.way is Way.PATCH:
+            return self._staged(chosen, writer)
+        streams = [self.reader.diff(step.diff) for step in chosen.steps]
         if chosen.way is Way.BOOTSTRAP:
             return live(merge([self.reader.snapshot(head.snapshot), *streams]))
         return merge(streams)
+
+    def _staged(self, chosen: Plan, writer: Writer) -> Iterator[Run]:
+        """The changes of steps with patches among them; each step sees the values that those before it gave."""
+        staged: dict[bytes, Value] = {}
+
+        def values(keys: list[bytes]) -> list[Value]:
+            unknown = [key for key in keys if key not in staged]
+            held = dict(zip(unknown, writer.values(unknown), strict=True))
+            found = [staged[key] if key in staged else held[key] for key in keys]
+            return [value if isinstance(value, bytes) else None for value in found]
+
+        for step in chosen.steps:
+            stream = self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff)
+            for keys, found in list(stream):
+                staged.update(zip(keys, found, strict=True))
+        ordered = sorted(staged)
+        for n in range(0, len(ordered), BATCH):
+            keys = ordered[n : n + BATCH]
+            yield keys, list(map(staged.__getitem__, keys))
 
     def _apply(self, head: Head, etag: str | None, chosen: Plan) -> Changes:
         replace = chosen.way is Way.BOOTSTRAP
@@ -203,7 +235,7 @@ class _Pull:
         with self.target.writer(opening) as writer:
             checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
             records = 0 if replace or self.state is None else self.state.records
-            checksum, records = self._stream(writer, self._runs(head, chosen), checksum, records, chosen.bytes)
+            checksum, records = self._stream(writer, self._runs(head, chosen, writer), checksum, records, chosen.bytes)
             if (checksum, records) != (head.checksum, head.records):
                 raise self._mismatch(replace, head)
             if self.options.dry_run:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from puller.errors import Corrupt, Invalid, NotFound
+from puller.errors import Corrupt, Invalid, NotFound, Stale
 from puller.fetch import THREADS, Fetcher
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
@@ -125,6 +125,22 @@ class Reader:
     def diff(self, diff: Diff) -> Iterator[Run]:
         """The records of a diff, deletions as None."""
         return self.runs(DIFFS, diff.tree)
+
+    def patch(self, tree: Tree, values: Callable[[list[bytes]], list[Value]]) -> Iterator[Run]:
+        """The records of a patch, deletions as None; `values` gives those of keys at the version it was made for.
+
+        Raises Stale where they are not those.
+        """
+
+        def load(leaf: Leaf) -> nodes.PatchLeaf:
+            return nodes.decode_patch(self.load(DIFFS, leaf.ref), lower=leaf.lower, upper=leaf.upper)
+
+        for _, leaf in ahead(self.pool, self.leaves(DIFFS, tree), load, lambda leaf: leaf.ref.raw):
+            dictionary = nodes.patch_dictionary(values(leaf.keys))
+            found = leaf.values(dictionary) if len(dictionary) <= nodes.MAX_PATCH else None
+            if found is None:
+                raise Stale("the values that are held are not those that the patch was made for")
+            yield leaf.keys, found
 
     def log(self, ref: Ref, within: Segment | None = None) -> Log:
         """A log file; `within` is the segment that names it, where it is not HEAD that does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -95,6 +95,13 @@ class Writer(Protocol):
         """
         ...
 
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        """The values that are held under keys, as dictionary for a patch: None where absent or large.
+
+        Only where the target `gives_values`; what it gives may have been edited, and is checked by its hash.
+        """
+        ...
+
     def overwrites(self) -> list[str]:
         """Names of what `commit` would overwrite though it was edited here, or is not ours. Call it once, at the end."""
         ...
@@ -119,6 +126,8 @@ class Target(Protocol):
 
     kinds: tuple[str, ...]
     where: str
+    gives_values: bool
+    """Whether its writer can look up the values of keys in any order."""
 
     def state(self) -> State | None:
         """What is held, or None if nothing was ever pulled here. Finishes what a killed process left half done."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import stat as stats
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
 from puller.targets.staging import Stager, make_folder, make_parents, remove_folder
 from puller.wire import files
 from puller.wire.checksum import MODULUS, RecordHasher
+from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Large, Run, Value
 
 DATA = ".headwater"
@@ -44,6 +45,7 @@ class FolderTarget:
     """Keeps a folder equal to a dataset of kind `files`; paths that the dataset never named are left alone."""
 
     kinds: tuple[str, ...] = ("files",)
+    gives_values = True
 
     def __init__(self, path: str) -> None:
         self.where = path
@@ -314,6 +316,9 @@ class _NewWriter:
         self._stager.write(path, kind, value)
         return key, digest, kind, len(value) - 1, self._mtime
 
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        return [None] * len(keys)
+
     def overwrites(self) -> list[str]:
         return []
 
@@ -362,6 +367,14 @@ class _Writer:
     def _before(self, key: bytes) -> int | None:
         row = self._db.execute("SELECT hash FROM files WHERE path = ?", (key,)).fetchone()
         return None if row is None else int.from_bytes(row[0], "big")
+
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        return [self._small(files.check_path(key)) for key in keys]
+
+    def _small(self, key: bytes) -> bytes | None:
+        """The value of a path that is ours, unless it is large."""
+        row = self._db.execute("SELECT size FROM files WHERE path = ?", (key,)).fetchone()
+        return self._target.read(key) if row is not None and row[0] < MAX_INLINE else None
 
     def overwrites(self) -> list[str]:
         self._complete()

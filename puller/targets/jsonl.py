@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import stat as stats
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -43,6 +43,7 @@ class JsonLinesTarget:
     """Keeps a file of JSON lines equal to a dataset with one table."""
 
     kinds: tuple[str, ...] = ("table",)
+    gives_values = False
 
     def __init__(self, path: str) -> None:
         self.where = path
@@ -232,6 +233,9 @@ class _Writer:
                 before.update((key, known.get(key)) for key in parts[1][0])
             for run in live([overlay(parts) if parts[1][0] else parts[0]]):
                 self._write(*run)
+
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        raise NotImplementedError
 
     def overwrites(self) -> list[str]:
         there = os.path.lexists(self._target.where)

@@ -18,6 +18,7 @@ from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.targets.base import Changes, Check, Opening, State, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.codec import MAX_INLINE
 from puller.wire.keys import decode_keys
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
@@ -41,6 +42,7 @@ class SQLiteTarget:
     """Keeps tables of a SQLite database equal to a dataset; other tables are left alone."""
 
     kinds: tuple[str, ...] = ("table", "bytes")
+    gives_values = True
 
     def __init__(self, path: str) -> None:
         self.where = path
@@ -246,6 +248,10 @@ class _Writer:
             keys, plain = keys[1:], plain[1:]
         for table, part, rest in wire.by_table(self._known(), keys, plain):
             self._put_rows(self._forms.get(table.name) or Form(table), part, rest)
+
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        found = map(self._old, keys)
+        return [value if value is not None and len(value) <= MAX_INLINE else None for value in found]
 
     def overwrites(self) -> list[str]:
         return []

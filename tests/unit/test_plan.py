@@ -46,8 +46,8 @@ SINGLES = [diff(n, n + 1) for n in range(1, 9)]
 )
 def test_ways_and_reasons(position, given_head, options, way, reason, diffs):
     chosen = plan(position, given_head, given_head.diffs, **options)
-    assert (chosen.way, chosen.reason, len(chosen.diffs)) == (way, reason, diffs)
-    trees = [d.tree for d in chosen.diffs] + ([given_head.snapshot] if way is Way.BOOTSTRAP else [])
+    assert (chosen.way, chosen.reason, len(chosen.steps)) == (way, reason, diffs)
+    trees = [s.tree for s in chosen.steps] + ([given_head.snapshot] if way is Way.BOOTSTRAP else [])
     assert chosen.bytes == sum(t.bytes for t in trees)
     assert chosen.files == sum(t.files for t in trees)
 

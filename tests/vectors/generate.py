@@ -533,8 +533,8 @@ def patches() -> tuple[list[dict], list[dict]]:
             encode((compress(encode(names)), check, compress(encode(new)))),
             old=old,
         ),
-        case("keys frame too large (5.7)", patch([bytes(5 * MIB)], new), old=old),
-        case("values frame too large (5.7)", patch(names, [bytes(MIB)] * 5), old=old),
+        case("keys frame too large (5.7)", patch([bytes(9 * MIB)], new), old=old),
+        case("values frame too large (5.7)", patch(names, [bytes(MIB)] * 9), old=old),
     ]
     return good, bad
 
