@@ -63,8 +63,14 @@ class Opening:
     adopt: bool = False
 
 
-def whole(opening: Opening, key: bytes, value: Value) -> bytes | None:
-    """The bytes of a value, assembled where it is large; None for a deleted one. Raises Invalid for a row over its limit."""
+def whole(opening: Opening, keys: list[bytes], values: list[Value]) -> list[bytes | None]:
+    """The bytes of values, assembled where they are large; None for deleted ones. Raises Invalid for a row over its limit."""
+    if Large not in set(map(type, values)):
+        return values  # type: ignore[return-value]
+    return [_whole(opening, key, value) for key, value in zip(keys, values, strict=True)]
+
+
+def _whole(opening: Opening, key: bytes, value: Value) -> bytes | None:
     if not isinstance(value, Large):
         return value
     if opening.kind == "table" and value.size > (MAX_ROW if key else MAX_SCHEMA):

@@ -207,10 +207,10 @@ class _Writer:
             self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
-        deleted = sum(value is None for value in values)
+        deleted = values.count(None)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
-        plain: list[Value] = [whole(self._opening, key, value) for key, value in zip(keys, values, strict=True)]
+        plain: list[Value] = list(whole(self._opening, keys, values))
         before: dict[bytes, Value] = {}
         rows = (keys, plain)
         if keys and keys[0] == SCHEMA_KEY:

@@ -234,10 +234,10 @@ class _Writer:
         return before
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
-        deleted = sum(value is None for value in values)
+        deleted = values.count(None)
         self._changes.deleted += deleted
         self._changes.written += len(keys) - deleted
-        plain = [whole(self._opening, key, value) for key, value in zip(keys, values, strict=True)]
+        plain = whole(self._opening, keys, values)
         if self._opening.kind == "bytes":
             self._put_bytes(keys, plain)
             return

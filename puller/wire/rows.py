@@ -158,13 +158,17 @@ def _check_cells(column: Column, cells: Sequence[Any]) -> None:
         raise Invalid(f"column {column.name!r} of type {column.type} holds another type")
     if types <= {str, bytes, bool}:
         return
-    if int in types and max(cell for cell in cells if type(cell) is int) > INT_MAX:
+    if int in types and max(filter(_is_integer, cells) if None in cells or len(types) > 1 else cells) > INT_MAX:
         raise Invalid(f"column {column.name!r} holds an integer beyond 64 bits")
     if float in types and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
         raise Invalid(f"column {column.name!r} holds a NaN of a form that is not canonical")
     for cell in cells if Json in types else ():
         if type(cell) is Json and (cell.code != JSON_EXT or not _is_text(cell.data)):
             raise Invalid(f"column {column.name!r} holds an extension that is not JSON text")
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
 
 
 def _is_text(data: Any) -> bool:
