@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, common, console, count, run, size
+from puller.console import EXIT_CODES, amount, common, console, count, rows_of, run, size
 
 if TYPE_CHECKING:
     from publisher.publish import Outcome
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from puller.wire.head import Head
     from puller.wire.rows import Schema
 
-INTERVAL_HELP = "Seconds that pullers should wait between polls (a new dataset)."
+INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,7 +38,13 @@ def main() -> None:
 @click.argument("dest")
 @click.option("--name", help="The dataset's name (default: the last part of DEST).")
 @click.option("--kind", type=click.Choice(["files", "table", "bytes"]), required=True, help="What its records mean.")
-@click.option("--interval", type=click.IntRange(1, 86400), default=30, show_default=True, help=INTERVAL_HELP)
+@click.option(
+    "--interval",
+    type=click.IntRange(1, 604800),
+    default=30,
+    show_default=True,
+    help="Seconds that pullers should wait between polls.",
+)
 @common
 def init_command(
     dest: str, name: str | None, kind: str, interval: int, as_json: bool, quiet: bool, verbose: bool
@@ -63,7 +70,7 @@ def init_command(
 @click.option("--as", "form", type=click.Choice(["folder", "jsonl"]), help="What SOURCE is, if its name does not tell.")
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
 @click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
-@click.option("--interval", type=click.IntRange(1, 86400), default=30, show_default=True, help=INTERVAL_HELP)
+@click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option("--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty or lost over half its records.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
@@ -75,7 +82,7 @@ def publish_command(
     form: str | None,
     key: tuple[str, ...],
     table: str | None,
-    interval: int,
+    interval: int | None,
     strict: bool,
     allow_shrink: bool,
     dry_run: bool,
@@ -107,8 +114,12 @@ def publish_command(
 
     with out.progress() as progress:
         outcome = publish(open_store(dest), find, default_name(dest), options, progress=progress)
-    for skipped, reason in outcome.report.skipped:
-        out.warn(f"skipped {skipped}: {reason}")
+    out.warn_each("skipped ", [f"{skipped}: {reason}" for skipped, reason in outcome.report.skipped])
+    if outcome.report.private:
+        out.warn(
+            f"{count(outcome.report.private, 'file')} that not everybody may read here will be readable in copies "
+            "(modes are not data)"
+        )
     fields, text = _describe(outcome, dest, dry_run)
     out.result(text, **fields)
 
@@ -122,6 +133,7 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
         "added": outcome.added,
         "updated": outcome.updated,
         "deleted": outcome.deleted,
+        "schema_changed": outcome.schema_changed,
         "new_snapshot": outcome.snapshot,
         "written": outcome.written,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.report.skipped],
@@ -129,6 +141,7 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
     if not outcome.changed:
         return fields, f"{dest}: nothing new; {head.name} stays at version {head.version}"
     what = f"{outcome.added:,} added, {outcome.updated:,} updated, {outcome.deleted:,} deleted"
+    what += ", schema changed" if outcome.schema_changed else ""
     verb = "would publish" if dry_run else "published"
     written = f"{size(outcome.written)} {'to write' if dry_run else 'written'}"
     start = (
@@ -150,7 +163,8 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
     out = console(as_json, quiet, verbose)
     head = _head(dest)
     text = (
-        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), {count(head.records, 'record')} of kind {head.kind}\n"
+        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), "
+        f"{amount(head.records, head.kind)} of kind {head.kind}\n"
         f"  published  {_time(head.time)}\n"
         f"  checksum   {head.checksum:032x}\n"
         f"  snapshot   version {head.snapshot_version}, {size(head.snapshot.bytes)} in {count(head.snapshot.files, 'file')}\n"
@@ -175,7 +189,7 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
 
     out = console(as_json, quiet, verbose)
     for head in versions(open_store(dest), limit):
-        text = f"{head.version:>8}  {_time(head.time)}  {head.records:>12,} records  {head.checksum:032x}"
+        text = f"{head.version:>8}  {_time(head.time)}  {amount(head.records, head.kind):>18}  {head.checksum:032x}"
         out.result(text, **_fields(head, dest))
 
 
@@ -202,7 +216,7 @@ def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, v
         raise UsageError(f"cannot listen on {bind}:{port}: {error.strerror}") from error
     url = f"http://{bind}:{server.server_address[1]}"
     out.result(f"serving {head.name} at {url} (Ctrl-C ends it)", url=url, name=head.name)
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
 
@@ -244,7 +258,7 @@ def _fields(head: Head, dest: str) -> dict[str, Any]:
         "epoch": head.epoch,
         "version": head.version,
         "time": head.time,
-        "records": head.records,
+        "records": rows_of(head.records, head.kind),
         "checksum": f"{head.checksum:032x}",
         "snapshot_version": head.snapshot_version,
         "snapshot_bytes": head.snapshot.bytes,

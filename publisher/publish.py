@@ -22,7 +22,7 @@ from publisher.snapshots import carry, is_due
 from publisher.sources.base import Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
-from puller.errors import Conflict, HeadwaterError, Refused, Shrunk, UsageError
+from puller.errors import Conflict, Corrupt, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
@@ -37,10 +37,10 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish. `name` and `interval` (seconds between polls) are for a new dataset."""
+    """How to publish. `name` is for a new dataset; `interval` (seconds between polls) stays where it is not given."""
 
     name: str | None = None
-    interval: int = INTERVAL
+    interval: int | None = None
     allow_shrink: bool = False
     dry_run: bool = False
 
@@ -57,6 +57,7 @@ class Outcome:
     deleted: int = 0
     written: int = 0
     snapshot: bool = False
+    schema_changed: bool = False
     report: Report = field(default_factory=Report)
 
 
@@ -70,12 +71,23 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def check_unused(store: Store) -> None:
-    """Raise Refused if the store holds something that is no part of a dataset."""
+    """Raise Refused if the store holds something that is no part of a dataset, or the history of one."""
     foreign = store.foreign()
     if foreign is not None:
         raise Refused(
-            f"{store.where} is no dataset, but is not empty ({foreign}); nothing was written. Publish to a folder of its own"
+            f"{store.where} is no dataset, but is not empty ({foreign}); nothing was written. "
+            "Publish to a folder of its own"
         )
+    archived = max(store.list("heads/"), key=_archive_order, default=None)
+    if archived is not None:
+        raise Refused(
+            f"{store.where} has the history of a dataset, but no HEAD; nothing was written. If HEAD was lost, copy "
+            f"{archived} to HEAD and publish again; to start anew, use another folder"
+        )
+
+
+def _archive_order(path: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in path.rpartition("/")[2].split("-") if n.isdigit())
 
 
 def create(
@@ -120,6 +132,11 @@ def publish(
                 return _Publish(store, open_source, default_name, options, pool, progress, now).run()
             except Conflict:
                 continue
+            except (Corrupt, NotFound) as error:
+                raise Invalid(
+                    f"the dataset in {store.where} is damaged: {error}; nothing was published. Restore that file from a copy (a "
+                    "mirror or a backup has it under the same name), or publish to a new folder"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -167,11 +184,18 @@ class _Publish:
         tree, checksum, records = self._snapshot_of(source)
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
-        head = _first_head(name, source.kind, tree, checksum, records, self.options.interval, int(self.now()))
+        head = _first_head(
+            name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
+        )
         self.store.flush()
         self.store.swap_head(token, format_head(head), head.time)
         return Outcome(
-            head, created=True, added=records, written=self.store.written, snapshot=True, report=source.report
+            head,
+            created=True,
+            added=records - (source.kind == "table"),
+            written=self.store.written,
+            snapshot=True,
+            report=source.report,
         )
 
     def _source(self, was: Published) -> Source:
@@ -192,7 +216,7 @@ class _Publish:
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
         new = self._next_head(head, checksum, records, snapshot=(head.version + 1, tree), diffs=[], log=None)
-        return Outcome(new, added=records, snapshot=True, report=source.report)
+        return Outcome(new, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
     def _changes(self, was: Published, source: Source) -> Outcome:
         outcome, diff, checksum = self._compare(was, source)
@@ -250,12 +274,13 @@ class _Publish:
             except Unsorted:
                 continue
             lead = next(compare([below], [source.lead()]), None)
-            checksum += 0 if lead is None else _count(outcome, lead)
+            checksum += 0 if lead is None else _count(Outcome(head), lead)
+            outcome.schema_changed = lead is not None
             outcome.report = source.report
             if builder.empty and lead is None:
                 outcome.changed = False
                 return outcome, None, head.checksum
-            self._guard(head, head.records + outcome.added - outcome.deleted)
+            self._guard(head, outcome.deleted)
             tree = builder.finish(None if lead is None else (lead.keys, lead.values))
             diff = Diff(head.version, head.version + 1, tree, patch.beside(tree, lead))
             return outcome, diff, checksum % MODULUS
@@ -275,13 +300,13 @@ class _Publish:
             return before
         return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
 
-    def _guard(self, head: Head, records: int) -> None:
-        schema = int(head.kind == "table")
-        now, before = records - schema, head.records - schema
-        if now * 2 < before and not self.options.allow_shrink:
+    def _guard(self, head: Head, deleted: int) -> None:
+        """Refuse a source that lost over half of what is published."""
+        before = head.records - (head.kind == "table")
+        if deleted * 2 > before and not self.options.allow_shrink:
             raise Shrunk(
-                f"the source has {now:,} records where {before:,} are published; nothing was published. "
-                "If that is meant: --allow-shrink"
+                f"the source lacks {deleted:,} of the {before:,} records that are published; nothing was published. Is it the "
+                "right source, key and table? If that is meant: --allow-shrink"
             )
 
     def _next_head(
@@ -298,6 +323,7 @@ class _Publish:
                 snapshot=snapshot[1],
                 diffs=diffs,
                 log=log,
+                interval=self.options.interval or head.interval,
                 publish_id=secrets.token_hex(16),
             )
         )

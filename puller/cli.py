@@ -6,9 +6,22 @@ from typing import Any
 
 import click
 
-from puller.console import EXIT_CODES, common, console, count, run, size
+from puller.console import EXIT_CODES, amount, common, console, count, noun_of, rows_of, run, size
 
 UNCHANGED = 10
+DIFFERS = 6
+REASONS = {
+    "new_target": "nothing was held yet",
+    "overwrite": "as told",
+    "data_missing": "what was pulled is gone",
+    "schema_changed": "the schema changed",
+    "diffs_failed": "the diffs could not be used",
+    "new_epoch": "history was restarted",
+    "no_diffs": "no diffs lead on from here",
+    "snapshot_cheaper": "it costs less than the diffs",
+    "diffs_cheapest": "they cost less than everything",
+    "patch_cheapest": "it costs least",
+}
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,15 +100,14 @@ def pull_command(
         for old in opened:
             old.close()
     fields, text = _describe(outcome, target, dry_run)
-    for name in outcome.changes.overwritten:
-        out.warn(f"{'would overwrite' if dry_run else 'overwrote'} {name}")
+    out.warn_each(f"{'would overwrite' if dry_run else 'overwrote'} ", outcome.changes.overwritten)
+    for note in outcome.notes:
+        out.warn(note)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
     )
-    if outcome.plan.reason == "older_head":
-        out.warn("the host serves an older HEAD than was seen before (a lagging cache?); kept the newer state")
     out.result(text, **fields)
-    return UNCHANGED if exit_code and not outcome.changed and not dry_run else 0
+    return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
 
 def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any], str]:
@@ -105,13 +117,14 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
         "dataset": outcome.dataset,
         "kind": outcome.kind,
         "target": target,
-        "changed": outcome.changed and not dry_run,
+        "changed": plan.way != "nothing" and not dry_run,
+        "would_change": plan.way != "nothing",
         "dry_run": dry_run,
         "way": plan.way,
         "reason": plan.reason,
         "from": before,
         "to": {"epoch": outcome.after[0], "version": outcome.after[1]},
-        "records": outcome.records,
+        "records": rows_of(outcome.records, outcome.kind),
         "checksum": outcome.checksum,
         "planned_bytes": plan.bytes,
         "planned_files": plan.files,
@@ -119,16 +132,22 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
         "written": changes.written,
         "deleted": changes.deleted,
         "overwritten": changes.overwritten,
+        "notes": outcome.notes,
         "requests": outcome.requests,
         "received": outcome.received,
     }
     version = f"{outcome.dataset} version {outcome.after[1]}"
     if plan.way == "nothing":
-        return fields, f"{target}: up to date with {version} ({count(outcome.records, 'record')})"
+        held = amount(outcome.records, outcome.kind)
+        state = "stays at" if plan.reason == "older_head" else "up to date with"
+        return fields, f"{target}: {state} {version} ({held})"
     start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
     if dry_run:
         files = f"{size(plan.bytes)} in {count(plan.files, 'file')}"
-        return fields, f"{target}: would go from {start} to {version} by {plan.way} ({plan.reason}), fetching {files}"
+        return (
+            fields,
+            f"{target}: would go from {start} to {version} by {plan.way} ({REASONS[plan.reason]}), fetching {files}",
+        )
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     return fields, f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
@@ -159,7 +178,7 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         "source": state.source,
         "epoch": state.epoch,
         "version": state.version,
-        "records": state.records,
+        "records": rows_of(state.records, state.kind),
         "checksum": state.checksum,
         "published": state.time,
         "pulled": state.pulled,
@@ -167,7 +186,7 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
     }
     published, pulled = (datetime.fromtimestamp(t, UTC).isoformat(" ", "seconds") for t in (state.time, state.pulled))
     text = (
-        f"{target}: {state.dataset} version {state.version} (epoch {state.epoch}), {count(state.records, 'record')}\n"
+        f"{target}: {state.dataset} version {state.version} (epoch {state.epoch}), {amount(state.records, state.kind)}\n"
         f"  published  {published}\n  pulled     {pulled} from {state.source}\n  checksum   {state.checksum}"
     )
     out.result(text, **fields)
@@ -182,7 +201,7 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
 def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Read everything in TARGET again and compare it with what was pulled. Changes nothing; asks no host.
 
-    Exits with 1 if TARGET differs.
+    Exits with 6 if TARGET differs.
 
     \b
     Example:
@@ -196,16 +215,15 @@ def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         opened.close()
     same = (f"{check.checksum:032x}", check.records) == (state.checksum, state.records)
     same = same and not check.differing and not check.missing
-    for name in check.differing:
-        out.warn(f"differs: {name}")
-    for name in check.missing:
-        out.warn(f"missing: {name}")
-    text = f"{target}: {count(check.records, 'record')} equal {state.dataset} version {state.version}"
+    out.warn_each("differs: ", check.differing)
+    out.warn_each("missing: ", check.missing)
+    found, expected = rows_of(check.records, state.kind), rows_of(state.records, state.kind)
+    text = f"{target}: {count(found, noun_of(state.kind))} equal {state.dataset} version {state.version}"
     if not same:
+        what = "content differs" if found == expected else f"{found:,} {noun_of(state.kind)}s where {expected:,} belong"
         text = (
-            f"{target}: differs from {state.dataset} version {state.version}: "
-            f"{check.records:,} records where {state.records:,} belong. "
-            "To bring it back: puller pull --overwrite"
+            f"{target}: differs from {state.dataset} version {state.version}: {what}. To bring it back: "
+            f"puller pull --overwrite {state.source} {target}"
         )
     out.result(
         text,
@@ -213,14 +231,14 @@ def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         ok=same,
         dataset=state.dataset,
         version=state.version,
-        records=check.records,
-        expected_records=state.records,
+        records=found,
+        expected_records=expected,
         checksum=f"{check.checksum:032x}",
         expected_checksum=state.checksum,
         differing=check.differing,
         missing=check.missing,
     )
-    return 0 if same else 1
+    return 0 if same else DIFFERS
 
 
 def _held(path: str, form: str | None) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ import click
 from puller.errors import HeadwaterError, LocalEdits
 
 INTERRUPTED = 130
+SHOWN = 20
 
 EXIT_CODES = """\b
 Exit codes:
@@ -23,6 +24,8 @@ Exit codes:
   3  refused: going on would lose something (a flag says it is meant)
   4  the host or the store is unavailable; try again later
   5  what was read breaks the format or its promises; nothing of it was used
+  6  `verify` found differences
+ 10  nothing was new (`pull --exit-code` only)
   130  interrupted; the old state was kept
 """
 
@@ -39,12 +42,18 @@ class Console:
         if self.as_json:
             click.echo(_json(fields))
         elif self.level >= 0:
-            click.echo(text)
+            click.echo("\n".join(map(printable, text.split("\n"))))
 
     def warn(self, text: str) -> None:
-        """Something the user should know, though the command went on."""
-        if self.level >= 0:
-            click.echo(f"warning: {text}", err=True)
+        """Something the user should know, though the command went on; also with -q."""
+        click.echo(f"warning: {printable(text)}", err=True)
+
+    def warn_each(self, prefix: str, names: list[str]) -> None:
+        """Warnings about many things: the first of them, and how many more there are."""
+        for name in names[:SHOWN]:
+            self.warn(f"{prefix}{name}")
+        if len(names) > SHOWN:
+            self.warn(f"{prefix}… and {len(names) - SHOWN:,} more (all of them with --json)")
 
     def detail(self, text: str) -> None:
         """What only -v shows."""
@@ -97,6 +106,11 @@ def _undrawn(_what: str, _done: int, _total: int) -> None:
     pass
 
 
+def printable(text: str) -> str:
+    """Text from outside, made safe for a terminal: control characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def size(n: int) -> str:
     """A number of bytes for people."""
     value = float(n)
@@ -105,6 +119,21 @@ def size(n: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def rows_of(records: int, kind: str) -> int:
+    """How many records a user would count: the schema of a table is none."""
+    return max(0, records - 1) if kind == "table" else records
+
+
+def noun_of(kind: str) -> str:
+    """What a record is for a user."""
+    return {"table": "row", "files": "path"}.get(kind, "record")
+
+
+def amount(records: int, kind: str) -> str:
+    """Records as a user would count and call them: "714 rows"."""
+    return count(rows_of(records, kind), noun_of(kind))
 
 
 def count(n: int, noun: str) -> str:
@@ -121,8 +150,10 @@ def run(main: click.Command, name: str) -> None:
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.ClickException as error:
-        error.show()
         status = 2
+        if as_json:
+            click.echo(_json({"error": "UsageError", "message": error.format_message(), "exit_code": 2, "names": []}))
+        error.show()
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was there was kept", err=True)
         status = INTERRUPTED
@@ -139,7 +170,9 @@ def run(main: click.Command, name: str) -> None:
         status = 1
     except (OSError, MemoryError) as error:
         status = 1
-        _fail(f"{error}; what was there was kept", type(error).__name__, status, as_json, [])
+        name = f" ({error.filename!r})" if isinstance(error, OSError) and error.filename else ""
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        _fail(f"{reason}{name}; what was there was kept", type(error).__name__, status, as_json, [])
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)
@@ -149,7 +182,7 @@ def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str])
     if as_json:
         error = {"error": kind, "message": message, "exit_code": status, "names": names}
         click.echo(_json(error))
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
 
 
 Common = Callable[[Callable[..., Any]], Callable[..., Any]]

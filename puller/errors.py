@@ -94,5 +94,9 @@ class Stale(Invalid):
     """A patch does not fit what is held, which was edited or is of another version; a diff will do."""
 
 
+class SchemaChanged(HeadwaterError):
+    """A target cannot follow a change of the schema row by row; the whole state is needed."""
+
+
 class Conflict(HeadwaterError):
     """Somebody else published between our reading of HEAD and our writing of it."""

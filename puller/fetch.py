@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
-from puller.errors import FetchError, NotFound, Unavailable, UsageError
+from puller.errors import FetchError, HeadwaterError, NotFound, Unavailable, UsageError
 from puller.wire.head import HEAD, MAX_HEAD
 
 if TYPE_CHECKING:
@@ -97,9 +97,20 @@ class FolderFetcher:
         except OSError as error:
             raise self._error(path, error) from error
 
-    def _error(self, path: str, error: OSError) -> FetchError:
+    def _error(self, path: str, error: OSError) -> HeadwaterError:
         if isinstance(error, FileNotFoundError):
-            return NotFound(f"there is no {path} in {self.root}")
+            if os.path.isdir(os.path.join(self.root, ".headwater")):
+                return UsageError(f"{self.root} is a copy that was pulled, not a dataset; are the arguments swapped?")
+            hint = (
+                ""
+                if os.path.lexists(self.root)
+                else "; is http:// missing?"
+                if ":" in self.root
+                else ", nor such a folder"
+            )
+            return NotFound(f"there is no {path} in {self.root}{hint}")
+        if os.path.isfile(self.root):
+            return UsageError(f"{self.root} is a file, not the folder of a dataset; are the arguments swapped?")
         return Unavailable(f"{path} in {self.root} cannot be read: {error.strerror}")
 
 
@@ -114,6 +125,10 @@ class HttpFetcher:
         self.received = 0
         self._errors = urllib3.exceptions
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "headwater"}
+        user = urlsplit(base).netloc.rpartition("@")[0]
+        if user:
+            self._headers |= urllib3.make_headers(basic_auth=unquote(user))
+            self.base = shown(self.base)
         options: dict[str, Any] = {
             "maxsize": THREADS,
             "block": True,
@@ -195,9 +210,34 @@ class HttpFetcher:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "reason", None)
-    return str(cause if isinstance(cause, Exception) else error)
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a few words."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        reason = getattr(cause, "reason", None)
+        cause = reason if isinstance(reason, BaseException) else cause.__cause__ or cause.__context__
+    names = {type(e).__name__ for e in seen}
+    for name, words in _WORDS.items():
+        if name in names:
+            return words
+    texts = [e.strerror for e in seen if isinstance(e, OSError) and e.strerror]
+    return texts[-1] if texts else str(error)
+
+
+_WORDS = {
+    "ConnectionRefusedError": "the connection was refused",
+    "NameResolutionError": "the host's name is unknown",
+    "gaierror": "the host's name is unknown",
+    "ConnectTimeoutError": "the host did not answer in time",
+    "ReadTimeoutError": "the host went silent",
+    "IncompleteRead": "the connection broke off in the middle of a file",
+    "ProtocolError": "the connection broke off",
+    "ProxyError": "the proxy does not let it through",
+    "SSLCertVerificationError": "the host's certificate cannot be verified",
+    "SSLError": "no secure connection could be made",
+}
 
 
 def _proxy(url: str) -> str | None:
@@ -258,6 +298,19 @@ class Retrying:
                     raise
                 self._sleep(max(error.retry_after or 0.0, 0.2 * 2**attempt * (0.5 + self._jitter())))
         raise AssertionError("unreachable")
+
+
+def shown(address: str) -> str:
+    """An address without the user and the password in it."""
+    parts = urlsplit(address)
+    if "@" not in parts.netloc:
+        return address
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def where(address: str) -> str:
+    """An address that means the same from every folder, without a password."""
+    return shown(address) if "://" in address else os.path.abspath(address)
 
 
 def open_fetcher(address: str) -> Fetcher:

@@ -38,6 +38,12 @@ class Reason(StrEnum):
     """The target holds nothing yet."""
     OVERWRITE = "overwrite"
     """The user asked for everything to be written again."""
+    DATA_MISSING = "data_missing"
+    """What was pulled is not there any more."""
+    SCHEMA_CHANGED = "schema_changed"
+    """The target cannot follow a change of the schema row by row."""
+    DIFFS_FAILED = "diffs_failed"
+    """Diffs were damaged, or did not give the checksum that HEAD promises."""
     NEW_EPOCH = "new_epoch"
     """The publisher restarted history."""
     NO_DIFFS = "no_diffs"
@@ -140,16 +146,17 @@ def plan(
     head: Head,
     diffs: Sequence[Diff],
     *,
-    overwrite: bool = False,
+    anew: Reason | None = None,
     patches: bool = False,
 ) -> Plan:
     """The way from `position` (epoch and version, None for an empty target) to `head`.
 
-    `diffs` are those known: HEAD's, and the log's where those do not cover the way. `patches` says that the target
+    `diffs` are those known: HEAD's, and the log's where those do not cover the way. `anew` is a reason to take the
+    snapshot whatever it costs. `patches` says that the target
     can give the values it holds, which patches need. Raises Invalid if the diffs do not even lead from the snapshot
     to HEAD.
     """
-    known = position is not None and position[0] == head.epoch and not overwrite
+    known = position is not None and position[0] == head.epoch and anew is None
     if known and position == (head.epoch, head.version):
         return Plan(Way.NOTHING, Reason.CURRENT)
     after = walk(head.snapshot_version, head.version, diffs, patches=False)
@@ -158,10 +165,10 @@ def plan(
         raise Invalid("HEAD and its log name no way from the snapshot to HEAD's version")
     by_steps = None if way is None else _by_steps(way)
     if by_steps is not None and by_steps.way is Way.PATCH and by_steps.bytes > MOST_PATCHED:
-        return plan(position, head, diffs, overwrite=overwrite)
+        return plan(position, head, diffs)
     if after is None and by_steps is not None:
         return by_steps
-    reason = _bootstrap_reason(position, head, overwrite)
+    reason = anew or _bootstrap_reason(position, head)
     snapshot = _plan(Way.BOOTSTRAP, reason, after or [], head.snapshot)
     if by_steps is None:
         return snapshot
@@ -174,9 +181,7 @@ def _by_steps(steps: list[Step]) -> Plan:
     return _plan(Way.DIFFS, Reason.DIFFS_CHEAPEST, steps)
 
 
-def _bootstrap_reason(position: tuple[int, int] | None, head: Head, overwrite: bool) -> Reason:
-    if overwrite:
-        return Reason.OVERWRITE
+def _bootstrap_reason(position: tuple[int, int] | None, head: Head) -> Reason:
     if position is None:
         return Reason.NEW_TARGET
     return Reason.NO_DIFFS if position[0] == head.epoch else Reason.NEW_EPOCH

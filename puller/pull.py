@@ -10,8 +10,19 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, NotFound, Stale, UsageError
-from puller.fetch import THREADS, Fetcher
+from puller.errors import (
+    ChecksumMismatch,
+    Corrupt,
+    FetchError,
+    HeadwaterError,
+    Invalid,
+    LocalEdits,
+    NotFound,
+    SchemaChanged,
+    Stale,
+    UsageError,
+)
+from puller.fetch import THREADS, Fetcher, shown, where
 from puller.plan import Plan, Reason, Way, covers, plan
 from puller.runs import live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
@@ -48,6 +59,8 @@ class Outcome:
     changes: Changes = field(default_factory=Changes)
     requests: int = 0
     received: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What went wrong on the way and was got over."""
 
     @property
     def changed(self) -> bool:
@@ -63,11 +76,15 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def read_head(fetcher: Fetcher, state: State | None, now: int) -> tuple[Head | None, str | None, bool]:
-    """HEAD (None: not modified), its tag, and whether it was asked for unconditionally. Raises Invalid, FetchError."""
-    fresh = state is None or now - state.read > READ_AGAIN or now < state.read
-    answer = fetcher.fetch_head(None if fresh or state is None else state.etag)
-    return (None if answer.data is None else parse_head(answer.data)), answer.etag, fresh
+def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | None, str | None]:
+    """HEAD (None: not modified since it came with `etag`), and its tag. Raises Invalid, FetchError."""
+    try:
+        answer = fetcher.fetch_head(etag)
+        return (None if answer.data is None else parse_head(answer.data)), answer.etag
+    except NotFound as error:
+        raise NotFound(f"there is no dataset at {shown(address)} ({error}); check the address") from error
+    except Invalid as error:
+        raise type(error)(f"{shown(address)}: {error}") from error
 
 
 def pull(
@@ -88,16 +105,28 @@ def pull(
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
-    head, etag, fresh = read_head(fetcher, state, int(now()))
-    if state is None:
-        target = find_target(head)
-        state = target.state()
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            return _Pull(address, Reader(fetcher, pool), target, state, options, progress, now).run(head, etag, fresh)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    anew = Reason.OVERWRITE if options.overwrite else None
+    if state is not None and anew is None and not target.is_there():
+        anew = Reason.DATA_MISSING
+    current = int(now())
+    fresh = state is None or anew is not None or not 0 <= current - state.read <= READ_AGAIN
+    try:
+        head, etag = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        if state is None:
+            target = find_target(head)
+            state = target.state()
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                puller = _Pull(address, Reader(fetcher, pool), target, state, options, progress, now)
+                puller.anew = anew
+                return puller.run(head, etag, fresh)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except FetchError as error:
+        kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
+        error.args = (f"{error}; {kept}",)
+        raise
 
 
 class _Pull:
@@ -119,6 +148,8 @@ class _Pull:
         self.progress = progress
         self.now = now
         self.patches = True
+        self.anew: Reason | None = None
+        self.notes: list[str] = []
 
     def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
         if head is None:
@@ -126,39 +157,49 @@ class _Pull:
             return self._unchanged(self.state, Reason.CURRENT)
         for attempt in range(3):
             try:
-                return self._without_stale_patches(head, etag, fresh)
+                return self._by_some_way(head, etag, fresh)
             except NotFound:
-                newer = parse_head(self.reader.fetcher.fetch_head(None).data or b"")
-                if attempt == 2 or newer.order <= head.order:
+                newer, _ = read_head(self.address, self.reader.fetcher, None)
+                if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
                 head = newer
         raise AssertionError("unreachable")
 
-    def _without_stale_patches(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
-        try:
-            return self._to(head, etag, fresh)
-        except Stale:
-            self.patches = False
-            return self._to(head, etag, fresh)
+    def _by_some_way(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
+        """Take the cheapest way; where it turns out to be closed, the next: diffs for patches, the snapshot for diffs."""
+        while True:
+            try:
+                return self._to(head, etag, fresh)
+            except Stale:
+                self.patches = False
+            except SchemaChanged:
+                self.anew = Reason.SCHEMA_CHANGED
+            except (Corrupt, ChecksumMismatch) as error:
+                if self.anew is not None or self.state is None:
+                    raise
+                self.notes.append(str(error))
+                if self.patches:
+                    self.patches = False
+                else:
+                    self.anew = Reason.DIFFS_FAILED
 
     def _to(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
         state = self.state
         if state is not None:
             if (early := self._check_same(state, head)) is not None:
                 return early
-            if state.position == (head.epoch, head.version) and not self.options.overwrite:
+            if state.position == (head.epoch, head.version) and self.anew is None:
                 if not self.options.dry_run and (state.etag != etag or fresh):
                     self._remember(state, head, etag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
         diffs = self._diffs(head, position)
-        patches = self.patches and self.target.gives_values
-        chosen = plan(position, head, diffs, overwrite=self.options.overwrite, patches=patches)
+        chosen = plan(position, head, diffs, anew=self.anew, patches=self.patches and self.target.gives_values)
         if self.options.dry_run:
             named = self.options.adopt or self.options.overwrite
             changes = self._apply(head, etag, chosen) if named else Changes()
-            return self._outcome(chosen, head, position, changes)
-        changes = self._apply(head, etag, chosen)
+        else:
+            changes = self._apply(head, etag, chosen)
         return self._outcome(chosen, head, position, changes)
 
     def _check_same(self, state: State, head: Head) -> Outcome | None:
@@ -168,7 +209,12 @@ class _Pull:
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
                 f"{head.name!r} of kind {head.kind}; nothing was changed. Use another target"
             )
-        if head.order < state.seen:
+        if head.order < state.seen and not self.options.overwrite:
+            self.notes.append(
+                f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
+                f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
+                "really set back, pull with --overwrite"
+            )
             return self._unchanged(state, Reason.OLDER_HEAD)
         same = state.position == (head.epoch, head.version)
         forked = (state.publish_id, state.checksum) != (head.publish_id, f"{head.checksum:032x}")
@@ -268,7 +314,7 @@ class _Pull:
         return State(
             dataset=head.name,
             kind=head.kind,
-            source=self.address,
+            source=where(self.address),
             epoch=head.epoch,
             version=head.version,
             checksum=f"{head.checksum:032x}",
@@ -298,6 +344,7 @@ class _Pull:
             checksum=state.checksum,
             requests=fetcher.requests,
             received=fetcher.received,
+            notes=self.notes,
         )
 
     def _outcome(self, chosen: Plan, head: Head, before: tuple[int, int] | None, changes: Changes) -> Outcome:
@@ -312,4 +359,5 @@ class _Pull:
             changes=changes,
             requests=self.reader.fetcher.requests,
             received=self.reader.fetcher.received,
+            notes=self.notes,
         )

@@ -75,9 +75,9 @@ class Reader:
         try:
             data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
         except Corrupt as error:
-            raise Corrupt(f"the host served a damaged file, {path} ({error}); nothing of it was used") from error
+            raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
         except NotFound as error:
-            raise NotFound(f"{error}, although the dataset names this file; try again, or ask its publisher") from error
+            raise NotFound(f"{error}, although the dataset names this file") from error
         with self._lock:
             self.done += len(data)
         return data

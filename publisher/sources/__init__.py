@@ -18,6 +18,10 @@ def form_of(path: str) -> str:
     if not os.path.lexists(path):
         raise SourceError(f"there is no {path}; nothing was published")
     if os.path.isdir(path):
+        if os.path.exists(os.path.join(path, "HEAD")) and os.path.isdir(os.path.join(path, "chunks")):
+            raise UsageError(
+                f"{path} is a published dataset, not a source; to publish its files as they are, say --as folder"
+            )
         return "folder"
     if os.path.splitext(path)[1].lower() in (".jsonl", ".ndjson"):
         return "jsonl"

@@ -24,6 +24,8 @@ class Report:
 
     skipped: list[tuple[str, str]] = field(default_factory=list)
     bytes_read: int = 0
+    private: int = 0
+    """Files that not everybody may read."""
 
 
 class Source(Protocol):

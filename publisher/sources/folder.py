@@ -9,7 +9,7 @@ from typing import Any
 
 from publisher.large import Stream
 from publisher.sources.base import Report
-from puller.errors import Invalid, SourceError
+from puller.errors import Invalid, Refused, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.nodes import Run
@@ -38,6 +38,7 @@ class FolderSource:
     def runs(self) -> Iterator[Run]:
         self.report = Report()
         entries = sorted(self._scan())
+        self._check_skipped()
         keys: list[bytes] = []
         values: list[Any] = []
         size = 0
@@ -107,6 +108,7 @@ class FolderSource:
             files.check_values([key], [value])
         except Invalid as error:
             self._skip(key, str(error))
+            self._check_skipped()
             return None
         return value
 
@@ -115,6 +117,7 @@ class FolderSource:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 before = os.fstat(descriptor)
+                self.report.private += not before.st_mode & 0o004
                 prefix = files.EXECUTABLE if before.st_mode & 0o100 else files.FILE
                 if before.st_size >= MAX_INLINE:
                     return _Large(path, prefix)
@@ -127,11 +130,17 @@ class FolderSource:
             f"{os.fsdecode(path)} keeps changing while it is read; nothing was published. Publish when it is still"
         )
 
+    def _check_skipped(self) -> None:
+        if self._strict and self.report.skipped:
+            named = "; ".join(f"{name}: {reason}" for name, reason in self.report.skipped[:5])
+            more = f"; and {len(self.report.skipped) - 5} more" if len(self.report.skipped) > 5 else ""
+            raise Refused(f"{named}{more}; nothing was published (--strict)")
+
     def _fits(self, key: bytes) -> bool:
         try:
             files.check_path(key)
         except Invalid as error:
-            self._skip(key, str(error))
+            self._skip(key, str(error).rpartition(": ")[2])
             return False
         if len(key) > MAX_KEY:
             self._skip(key, "the path is longer than 4096 bytes")
@@ -140,8 +149,6 @@ class FolderSource:
 
     def _skip(self, key: bytes, reason: str) -> None:
         name = key.decode(errors="backslashreplace")
-        if self._strict:
-            raise SourceError(f"{name}: {reason}; nothing was published (--strict)")
         self.report.skipped.append((name, reason))
 
     def _name(self, key: bytes) -> str:

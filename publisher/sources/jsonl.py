@@ -17,7 +17,7 @@ from publisher.sources.base import Report, Unsorted
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
-from puller.wire.jsontext import MAX_JSON_DEPTH, cell, json_depth
+from puller.wire.jsontext import MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
@@ -141,7 +141,10 @@ class JsonLinesSource:
         """Rows as objects of the columns' decoder."""
         try:
             structs = self._columns.decoder.decode_lines(lines)
+            known = not self._columns.misses(structs)
         except (msgspec.DecodeError, UnicodeDecodeError):
+            known = False
+        if not known:
             self._learn(lines, number)
             structs = self._columns.decoder.decode_lines(lines)
         expected = lines.count(b"\n") + (not lines.endswith(b"\n"))
@@ -207,16 +210,22 @@ class _Columns:
         self._types += [set() for _ in new]
         ordered = set(self._order)
         self._order += [name for name in fields if name not in ordered]
-        columns = [(f"c{n}", Any, None) for n in range(len(self._names))]
-        rename = {f"c{n}": name for n, name in enumerate(self._names)}
-        row: Any = msgspec.defstruct("Row", columns, rename=rename, forbid_unknown_fields=True, gc=False)
-        self.decoder = msgspec.json.Decoder(row)
+        self._dicts = needs_dicts(self._names)
+        if self._dicts:
+            self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(dict[str, Any])
+        else:
+            members = [(name, Any) for name in self._names]
+            self.decoder = msgspec.json.Decoder(row_struct(members, forbid_unknown_fields=True))
+
+    def misses(self, rows: list[Any]) -> bool:
+        """Whether rows have fields that are not known; structs say so themselves."""
+        return self._dicts and not set().union(*rows) <= set(self._names)
 
     def cells(self, rows: list[Any]) -> list[list[Any]]:
         """The cells of each column, the key's first, as the format has them; notes their types."""
         found = []
         for n, seen in enumerate(self._types):
-            cells = list(map(attrgetter(f"c{n}"), rows))
+            cells = [row.get(self._names[n]) for row in rows] if self._dicts else list(map(attrgetter(f"c{n}"), rows))
             types = set(map(type, cells))
             if dict in types or list in types or (int in types and not _fit(cells, types)):
                 cells = list(map(self._nested, cells))

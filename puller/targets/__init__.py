@@ -28,10 +28,10 @@ def form_of(path: str, kind: str | None) -> str:
         return "sqlite"
     if ending in _JSONL and kind != "files":
         return "jsonl"
-    if kind == "files" or (kind is None and not ending):
+    if (kind == "files" and ending not in (*_SQLITE, *_JSONL)) or (kind is None and not ending):
         return "folder"
-    if kind == "bytes":
-        return "sqlite"
+    if kind == "files":
+        raise UsageError(f"{path}: this dataset is a folder of files; name a folder, or say --as folder")
     raise UsageError(
         f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite) or *.jsonl (JSON Lines), or use --as"
     )
@@ -39,6 +39,8 @@ def form_of(path: str, kind: str | None) -> str:
 
 def open_target(path: str, kind: str | None = None, form: str | None = None) -> Target:
     """The target at `path`; modules of other forms are not loaded. Raises UsageError if the dataset's kind does not fit."""
+    if path == "-":
+        raise UsageError("a target is a file or a folder; there is no pulling to standard output")
     form = form or form_of(path, kind)
     target: Target
     if form == "folder":

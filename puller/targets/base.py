@@ -87,6 +87,14 @@ class Changes:
     overwritten: list[str] = field(default_factory=list)
 
 
+def count(changes: Changes, keys: list[bytes], values: list[Value], *, opening: Opening) -> None:
+    """Count a run into `changes`; the schema of a table is no row."""
+    deleted = values.count(None)
+    schema = int(opening.kind == "table" and bool(keys) and not keys[0])
+    changes.deleted += deleted
+    changes.written += len(keys) - deleted - schema
+
+
 class Writer(Protocol):
     """One step of a target from a state to the next.
 
@@ -137,6 +145,10 @@ class Target(Protocol):
 
     def state(self) -> State | None:
         """What is held, or None if nothing was ever pulled here. Finishes what a killed process left half done."""
+        ...
+
+    def is_there(self) -> bool:
+        """Whether something of what is held is there at all; looks at as little as will do."""
         ...
 
     def writer(self, opening: Opening) -> AbstractContextManager[Writer]:

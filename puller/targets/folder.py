@@ -55,10 +55,18 @@ class FolderTarget:
         self._lock = -1
 
     def state(self) -> State | None:
-        if not os.path.lexists(os.path.join(self._data, b"state.db")):
+        try:
+            os.stat(os.path.join(self._data, b"state.db"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _failed(self.where, error) from error
         self._open()
         return self._stored("state")
+
+    def is_there(self) -> bool:
+        state = self.state()
+        return state is None or state.records == 0 or self._foreign()
 
     def remember(self, state: State) -> None:
         self._own().execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
@@ -477,4 +485,5 @@ def _names(names: list[str]) -> str:
 
 
 def _failed(where: str, error: OSError) -> TargetError:
-    return TargetError(f"{where} cannot be written: {error.strerror} ({os.fsdecode(error.filename or where)})")
+    name = os.fsdecode(error.filename or where)
+    return TargetError(f"{where} cannot be used: {error.strerror} ({name}); what was there was kept")

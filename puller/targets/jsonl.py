@@ -19,7 +19,7 @@ import msgspec
 from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.runs import Cursor, live, overlay
-from puller.targets.base import Changes, Check, Opening, State, whole
+from puller.targets.base import Changes, Check, Opening, State, count, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
@@ -54,6 +54,9 @@ class JsonLinesTarget:
         held = self._held()
         return None if held is None else held.state
 
+    def is_there(self) -> bool:
+        return self._held() is None or os.path.lexists(self.where)
+
     def remember(self, state: State) -> None:
         held = self._held()
         if held is None:
@@ -68,6 +71,7 @@ class JsonLinesTarget:
     @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer]:
         temporary = f"{self.where}.{os.getpid()}.tmp"
+        os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
         created = not os.path.lexists(self._side)
         done = False
         try:
@@ -104,7 +108,7 @@ class JsonLinesTarget:
 
     def records(self) -> Iterator[Run]:
         held = self._held()
-        if held is None:
+        if held is None or not held.schema:
             return
         yield [SCHEMA_KEY], [held.schema]
         yield from self.rows(_table(wire.decode_schema(held.schema), self.where))
@@ -203,13 +207,11 @@ class _Writer:
         self._changes = Changes()
         self.done = False
         self._cursor = Cursor(())
-        if held is not None and not opening.replace:
+        if held is not None and held.schema and not opening.replace:
             self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
-        deleted = values.count(None)
-        self._changes.deleted += deleted
-        self._changes.written += len(keys) - deleted
+        count(self._changes, keys, values, opening=self._opening)
         plain: list[Value] = list(whole(self._opening, keys, values))
         before: dict[bytes, Value] = {}
         rows = (keys, plain)
@@ -245,9 +247,8 @@ class _Writer:
     def commit(self, state: State) -> Changes:
         while self._cursor.fill():
             self._write(*self._cursor.take(self._cursor.last))
-        if not self._schema:
-            raise Invalid("the dataset has no schema")
-        _table(wire.decode_schema(self._schema), self._target.where)
+        if self._schema:
+            _table(wire.decode_schema(self._schema), self._target.where)
         self._file.flush()
         os.fsync(self._file.fileno())
         new = _Held(state, self._schema, self._size, self._digest.hexdigest())

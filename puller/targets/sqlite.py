@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
-from puller.targets.base import Changes, Check, Opening, State, whole
+from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.targets.base import Changes, Check, Opening, State, count, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
@@ -54,6 +54,18 @@ class SQLiteTarget:
         with self._errors():
             return self._stored(self._open())
 
+    def is_there(self) -> bool:
+        with self._errors():
+            return self.state() is None or not self.missing()
+
+    def missing(self) -> list[str]:
+        """The tables of the dataset that are not in the database any more."""
+        db = self._open()
+        state = self._stored(db)
+        names = [] if state is None else [RECORDS] if state.kind == "bytes" else [t.name for t in _schema(db)]
+        there = set(_tables(db))
+        return [name for name in names if name not in there]
+
     def remember(self, state: State) -> None:
         with self._errors():
             _store(self._open(), "state", b"", msgspec.msgpack.encode(state))
@@ -77,6 +89,8 @@ class SQLiteTarget:
                         f"{self.where} holds tables that headwater did not make ({', '.join(foreign[:5])}); nothing was "
                         "written. Use a new file, or --adopt to add the dataset's tables to it"
                     )
+                if ours and opening.replace and not opening.overwrite:
+                    self._check_edits()
                 yield _Writer(self, db, opening, ours)
             finally:
                 if db.in_transaction:
@@ -94,18 +108,40 @@ class SQLiteTarget:
             if state.kind == "bytes":
                 yield from _batches(db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key"))
                 return
-            schema = _schema(db)
-            yield [SCHEMA_KEY], [wire.encode_schema(schema)]
-            for table in schema:
+            value = _schema_value(db)
+            if value is None:
+                return
+            yield [SCHEMA_KEY], [value]
+            for table in wire.decode_schema(value):
                 yield from table_records(db, Form(table))
 
     def check(self) -> Check:
         check = Check(0, 0)
+        with self._errors():
+            check.missing = self.missing()
+        if check.missing:
+            return check
         for keys, values in self.records():
             check.records += len(keys)
             check.checksum += run_sum(keys, values)
         check.checksum %= MODULUS
         return check
+
+    def _check_edits(self) -> None:
+        """Raise LocalEdits if replacing everything would lose something."""
+        state, missing = self._stored(self._open()), self.missing()
+        assert state is not None
+        tables = 1 if state.kind == "bytes" else len(_schema(self._open()))
+        if missing and len(missing) < tables:
+            raise LocalEdits(
+                f"tables of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was written. "
+                "To write all of them again: pull with --overwrite"
+            )
+        if not missing and f"{self.check().checksum:032x}" != state.checksum:
+            raise LocalEdits(
+                f"rows of {self.where} were changed since they were pulled, and its tables must be written anew; nothing was "
+                "written. Move your changes away, or pull with --overwrite"
+            )
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
@@ -115,6 +151,7 @@ class SQLiteTarget:
                 with open(self.where, "rb") as file:
                     if file.read(len(MAGIC)) != MAGIC:
                         raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
+            os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
             self._db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
             self._db.execute("PRAGMA cache_size=-65536")
         return self._db
@@ -137,6 +174,10 @@ class SQLiteTarget:
                 f"{self.where} does not take a row ({error}); nothing was written. A constraint, trigger or table of "
                 "yours, or two keys that SQLite holds for equal, stand in the way"
             ) from error
+        except sqlite3.DatabaseError as error:
+            damaged = "malformed" in str(error) or "not a database" in str(error)
+            advice = ". The file is damaged: delete it, and pull again" if damaged else ""
+            raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept{advice}") from error
         except (sqlite3.Error, OverflowError) as error:
             raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept") from error
         except OSError as error:
@@ -229,14 +270,13 @@ class _Writer:
         if self._opening.replace:
             before: list[int | None] = [None] * len(keys)
         else:
+            self._check_schema(keys, values)
             before = record_hashes(keys, [self._old(key) for key in keys])
         self._apply(keys, values)
         return before
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
-        deleted = values.count(None)
-        self._changes.deleted += deleted
-        self._changes.written += len(keys) - deleted
+        count(self._changes, keys, values, opening=self._opening)
         plain = whole(self._opening, keys, values)
         if self._opening.kind == "bytes":
             self._put_bytes(keys, plain)
@@ -246,8 +286,8 @@ class _Writer:
                 raise Invalid("the dataset deletes its schema")
             self._change_schema(wire.decode_schema(plain[0]))
             keys, plain = keys[1:], plain[1:]
-        for table, part, rest in wire.by_table(self._known(), keys, plain):
-            self._put_rows(self._forms.get(table.name) or Form(table), part, rest)
+        for table, part, rest in wire.by_table(self._schema, keys, plain):
+            self._put_rows(self._forms[table.name], part, rest)
 
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         found = map(self._old, keys)
@@ -262,12 +302,6 @@ class _Writer:
         _store(self._db, "state", b"", msgspec.msgpack.encode(state))
         self._db.execute("COMMIT")
         return self._changes
-
-    def _known(self) -> Schema:
-        """The tables of the schema, and those that it no longer names but whose rows are still to be deleted."""
-        return [form.table for form in self._forms.values()] + self._gone
-
-    _gone: Schema = []  # noqa: RUF012
 
     def _drop_all(self, ours: bool) -> None:
         if self._opening.kind == "bytes":
@@ -286,10 +320,8 @@ class _Writer:
             row = db.execute(f"SELECT value FROM {RECORDS} WHERE key = ?", (key,)).fetchone()
             return None if row is None else row[0]
         if key == SCHEMA_KEY:
-            return wire.encode_schema(self._schema) if self._schema else None
-        for table, keys, _ in wire.by_table(self._known(), [key], [None]):
-            if table.name not in self._forms:
-                return _exact(db, key)
+            return _schema_value(db)
+        for table, keys, _ in wire.by_table(self._schema, [key], [None]):
             form = self._forms[table.name]
             head = decode_keys(table.name, keys)[0]
             row = db.execute(f"{form.select()} WHERE {form.where()}", head).fetchone()
@@ -306,9 +338,8 @@ class _Writer:
         db = self._db
         if not self._opening.replace:
             gone = [key for key, value in zip(keys, values, strict=True) if value is None]
-            if form.table.name in self._forms:
-                heads = decode_keys(form.table.name, gone)
-                db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", heads)
+            heads = decode_keys(form.table.name, gone)
+            db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", heads)
             db.executemany(f"DELETE FROM {BOOKKEEPING} WHERE name = 'row' AND key = ?", [(key,) for key in keys])
             if gone:
                 kept = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
@@ -329,19 +360,26 @@ class _Writer:
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
             self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
 
+    def _check_schema(self, keys: list[bytes], values: list[Value]) -> None:
+        """Raise SchemaChanged where a table goes or gets another key: rows under the old key could not be found."""
+        if self._opening.kind != "table" or not keys or keys[0] != SCHEMA_KEY:
+            return
+        value = whole(self._opening, keys[:1], values[:1])[0]
+        new = {} if value is None else {table.name: table for table in wire.decode_schema(value)}
+        for old in self._schema:
+            if old.name not in new or _key(old) != _key(new[old.name]):
+                raise SchemaChanged(f"table {old.name!r} of {self._target.where} goes, or gets another primary key")
+
     def _change_schema(self, schema: Schema) -> None:
         old = {table.name: table for table in self._schema}
         forms = {table.name: Form(table) for table in schema}
         if len({name.lower() for name in forms}) != len(forms):
             raise TargetError("SQLite cannot tell apart two tables of the dataset whose names differ by case only")
-        for name in old.keys() - forms.keys():
-            self._move_out(self._forms[name])
         for name, form in forms.items():
             if name not in old:
                 self._create(form)
             elif old[name] != form.table:
                 self._rebuild(self._forms[name], form)
-        self._gone = [table for name, table in old.items() if name not in forms]
         self._schema, self._forms = schema, forms
         _store(self._db, "schema", b"", wire.encode_schema(schema))
 
@@ -454,9 +492,19 @@ def _may_differ(form: Form, values: list[bytes]) -> bool:
     )
 
 
-def _schema(db: sqlite3.Connection) -> Schema:
+def _key(table: Table) -> list[str]:
+    return [table.columns[n].name for n in table.key]
+
+
+def _schema_value(db: sqlite3.Connection) -> bytes | None:
+    """The value of the schema record, if there is one."""
     row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'schema'").fetchone()
-    return [] if row is None else wire.decode_schema(row[0])
+    return None if row is None else row[0]
+
+
+def _schema(db: sqlite3.Connection) -> Schema:
+    value = _schema_value(db)
+    return [] if value is None else wire.decode_schema(value)
 
 
 def _store(db: sqlite3.Connection, name: str, key: bytes, value: bytes) -> None:

@@ -71,7 +71,7 @@ def decompress(frame: bytes, raw_size: int | None, limit: int = MAX_RAW, diction
         size = header.content_size
         if size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR):
             raise Corrupt("a Zstandard frame does not say its content size")
-        if size > limit or (raw_size is not None and size != raw_size):
+        if not 0 < size <= limit or (raw_size is not None and size != raw_size):
             raise Corrupt(f"a Zstandard frame holds {size} bytes where {raw_size or limit} were declared")
         if header.window_size > MAX_WINDOW:
             raise Corrupt("a Zstandard frame needs a window over 16 MiB")
@@ -83,7 +83,7 @@ def decompress(frame: bytes, raw_size: int | None, limit: int = MAX_RAW, diction
             zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
         )
         decompressor = zstandard.ZstdDecompressor(dict_data=content, max_window_size=MAX_WINDOW)
-        raw = decompressor.decompress(frame, max_output_size=size or 1, allow_extra_data=False)
+        raw = decompressor.decompress(frame, max_output_size=size, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError, MemoryError) as error:
         raise Corrupt(f"a Zstandard frame cannot be decoded: {error}") from error
     if len(raw) != size:
@@ -100,9 +100,9 @@ def seal(raw: bytes, level: int = 3) -> tuple[Ref, bytes]:
 def check_stored(ref: Ref, stored: bytes) -> bytes:
     """Return `stored` if it is the file that `ref` names; raise Corrupt otherwise (SPEC 4.2)."""
     if len(stored) != ref.stored:
-        raise Corrupt(f"{ref.sha256.hex()}: {len(stored)} bytes where {ref.stored} were declared")
+        raise Corrupt(f"{len(stored)} bytes where {ref.stored} were declared")
     if hashlib.sha256(stored).digest() != ref.sha256:
-        raise Corrupt(f"{ref.sha256.hex()}: the bytes do not match the name")
+        raise Corrupt("its bytes do not match its name")
     return stored
 
 

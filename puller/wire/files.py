@@ -24,14 +24,18 @@ def check_path(key: bytes) -> bytes:
             f"unsafe path {key!r:.200}: it is absolute, has an empty, '.' or '..' part, or a control character"
         )
     if len(key) > 255 and max(map(len, key.split(_SEPARATOR))) > 255:
-        raise Invalid(f"unsafe path {key!r:.200}: a part is longer than 255 bytes")
+        raise _unsafe(key, "a part is longer than 255 bytes")
     try:
         path = key.decode()
     except UnicodeDecodeError as error:
-        raise Invalid(f"unsafe path {key!r:.200}: it is not UTF-8") from error
+        raise _unsafe(key, "it is not UTF-8") from error
     if path[0] in _MAY_BE_RESERVED and _is_reserved(path.partition("/")[0]):
         raise Invalid("a path lies in .headwater, which is reserved for bookkeeping")
     return key
+
+
+def _unsafe(key: bytes, reason: str) -> Invalid:
+    return Invalid(f"unsafe path {key.decode(errors='backslashreplace'):.200}: {reason}")
 
 
 def _is_reserved(component: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -49,6 +49,18 @@ def _json_value(value: Any, column: str) -> Any:
     return value
 
 
+def needs_dicts(names: Iterable[str]) -> bool:
+    """Whether objects with such member names must be handled as dicts: structs cannot have them."""
+    return any(c in '"\\' or c < " " for name in names for c in name)
+
+
+def row_struct(fields: list[tuple[str, Any]], **options: Any) -> Any:
+    """A struct for JSON objects with members (name, type), all of which may be absent; attributes are c0, c1, …"""
+    attributes = [(f"c{n}", type_, None) for n, (_, type_) in enumerate(fields)]
+    renames = {f"c{n}": name for n, (name, _) in enumerate(fields)}
+    return msgspec.defstruct("Row", attributes, rename=renames, gc=False, **options)
+
+
 class JsonForm:
     """How the rows of a table look as JSON objects: members in column order; nils are left out.
 
@@ -58,42 +70,59 @@ class JsonForm:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        fields = [(f"c{n}", _field_type(column.type), None) for n, column in enumerate(table.columns)]
-        renames = {f"c{n}": column.name for n, column in enumerate(table.columns)}
-        self._sparse: Any = msgspec.defstruct("Row", fields, rename=renames, omit_defaults=True)
-        self._whole: Any = msgspec.defstruct("Row", fields, rename=renames)
-        strict: Any = msgspec.defstruct("Row", fields, rename=renames, forbid_unknown_fields=True)
-        self._strict = msgspec.json.Decoder(list[strict])
+        self._names = [column.name for column in table.columns]
+        self._dicts = needs_dicts(self._names)
+        fields = [(column.name, _field_type(column.type)) for column in table.columns]
+        if not self._dicts:
+            self._sparse: Any = row_struct(fields, omit_defaults=True)
+            self._whole: Any = row_struct(fields)
+            self._strict = msgspec.json.Decoder(list[row_struct(fields, forbid_unknown_fields=True)])  # type: ignore[misc]
         self._encode_lines: Callable[[list[Any]], bytes] = msgspec.json.Encoder().encode_lines
-        self._plain = all(column.type in ("int64", "text", "bool", "blob") for column in table.columns)
+        self._plain = not self._dicts and all(c.type in ("int64", "text", "bool", "blob") for c in table.columns)
 
     def format(self, rows: list[tuple[Any, ...]], *, first: bool) -> bytes:
-        """Lines of JSON. The first line of a file names all columns, so that their order and all of them can be read back."""
+        """Lines of JSON. The first line of a file names all columns, so that their order can be read back."""
         given = rows
         if not self._plain:
-            names = [column.name for column in self.table.columns]
-            rows = [tuple(map(_json_value, row, names)) for row in rows]
-        structs = [self._sparse(*row) for row in rows]
+            rows = [tuple(map(_json_value, row, self._names)) for row in rows]
+        objects = list(map(self._object, rows))
         if first and rows:
-            structs[0] = self._whole(*rows[0])
-        data = self._encode_lines(structs)
+            objects[0] = dict(zip(self._names, rows[0], strict=True)) if self._dicts else self._whole(*rows[0])
+        data = self._encode_lines(objects)
         if not self._plain and (data.count(b"\n") != len(rows) or not _same(self.parse(data.splitlines()), given)):
             raise TargetError(
                 f"table {self.table.name!r} holds values that JSON Lines cannot give back exactly; pull into SQLite"
             )
         return data
 
+    def _object(self, row: tuple[Any, ...]) -> Any:
+        if not self._dicts:
+            return self._sparse(*row)
+        return {name: value for name, value in zip(self._names, row, strict=True) if value is not None}
+
     def parse(self, lines: Sequence[bytes]) -> list[tuple[Any, ...]]:
         """The rows in lines of JSON that were written by `format`. Raises Invalid for others."""
+        joined = b"[" + b",".join(lines) + b"]"
+        types = [column.type for column in self.table.columns]
         try:
-            structs = self._strict.decode(b"[" + b",".join(lines) + b"]")
+            if self._dicts:
+                return self._parse_dicts(joined, types)
+            rows = list(map(msgspec.structs.astuple, self._strict.decode(joined)))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"a line is not a row of table {self.table.name!r}: {error}") from error
-        rows = list(map(msgspec.structs.astuple, structs))
-        if self._plain:
-            return rows
-        types = [column.type for column in self.table.columns]
-        return [tuple(map(_parsed, row, types)) for row in rows]
+        return rows if self._plain else [tuple(map(_parsed, row, types)) for row in rows]
+
+    def _parse_dicts(self, joined: bytes, types: list[str]) -> list[tuple[Any, ...]]:
+        found = []
+        for row in msgspec.json.decode(joined, type=list[dict[str, msgspec.Raw]]):
+            if not set(row) <= set(self._names):
+                raise Invalid(f"a line has members that table {self.table.name!r} lacks")
+            cells = (
+                msgspec.json.decode(row.get(n, b"null"), type=_member_type(t))
+                for n, t in zip(self._names, types, strict=True)
+            )
+            found.append(tuple(map(_parsed, cells, types)))
+        return found
 
 
 def _field_type(type_: str) -> Any:
@@ -101,6 +130,11 @@ def _field_type(type_: str) -> Any:
     if type_ == "json":
         return msgspec.Raw
     return plain[type_] | None if type_ in plain else Any
+
+
+def _member_type(type_: str) -> Any:
+    found = _field_type(type_)
+    return found if found in (Any, msgspec.Raw) else found | None
 
 
 def _parsed(value: Any, type_: str) -> Any:

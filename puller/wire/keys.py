@@ -30,7 +30,7 @@ def encode_element(value: Scalar) -> bytes:
     if isinstance(value, bytes):
         return _TAG[_BLOB] + _escape(value) + b"\0"
     if not isinstance(value, float):
-        raise Invalid(f"a {type(value).__name__} cannot be part of a key")
+        raise Invalid("a nested value, or an integer beyond 64 bits, cannot be part of a key")
     return _float(value)
 
 

@@ -137,7 +137,7 @@ def test_gives_back_exact_records(case):
     assert case.target.state() is None
     before, changes = case.fill(case.records)
     assert before == [None] * len(case.records)
-    assert changes.written == len(case.records)
+    assert changes.written == len(case.records) - (case.kind == "table")
     assert case.read() == case.records
     assert case.target.state().version == 1
     check = case.target.check()

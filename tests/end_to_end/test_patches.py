@@ -91,7 +91,7 @@ def test_a_damaged_patch_is_told_and_changes_nothing(texts):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     refused = puller("pull", texts / "d", texts / "c", check=5)
-    assert "damaged file" in refused.err
+    assert "is damaged" in refused.err
     assert tree(texts / "c") == before
     shutil.rmtree(texts / "d/diffs")
     assert "although the dataset names this file" in puller("pull", texts / "d", texts / "c", check=1).err

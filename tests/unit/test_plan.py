@@ -41,7 +41,7 @@ SINGLES = [diff(n, n + 1) for n in range(1, 9)]
         ((1, 3), head(9, 7, SINGLES[4:]), {}, Way.BOOTSTRAP, Reason.NO_DIFFS, 2),
         ((2, 8), head(9, 1, SINGLES, epoch=3), {}, Way.BOOTSTRAP, Reason.NEW_EPOCH, 8),
         ((1, 2), head(9, 8, SINGLES, size=11), {}, Way.BOOTSTRAP, Reason.SNAPSHOT_CHEAPER, 1),
-        ((1, 9), head(9, 1, SINGLES), {"overwrite": True}, Way.BOOTSTRAP, Reason.OVERWRITE, 8),
+        ((1, 9), head(9, 1, SINGLES), {"anew": Reason.OVERWRITE}, Way.BOOTSTRAP, Reason.OVERWRITE, 8),
     ],
 )
 def test_ways_and_reasons(position, given_head, options, way, reason, diffs):

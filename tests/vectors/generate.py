@@ -491,11 +491,11 @@ def frames() -> tuple[list[dict], list[dict]]:
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
     good = [
         case("plain", plain, raw=len(raw), content=raw),
-        case("empty content is not a file, but a frame", compress(b""), raw=0, content=b""),
         case("with a checksum", zstandard.ZstdCompressor(write_checksum=True).compress(raw), raw=len(raw), content=raw),
         case("with a dictionary", patched, raw=len(raw), content=raw, dictionary=dictionary),
     ]
     bad = [
+        case("empty content (4.2)", compress(b""), raw=0),
         case("another size declared (4.1)", plain, raw=len(raw) - 1),
         case("no content size (4.1)", unknown, raw=len(raw)),
         case("window over 16 MiB (4.1)", wide[:200], raw=25 * MIB),
