@@ -20,6 +20,8 @@ from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
 class StoreFetcher:
     """Gives a store's files to a reader."""
 
+    is_local = False
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self.requests = 0

@@ -38,6 +38,11 @@ class Fetcher(Protocol):
     """
 
     @property
+    def is_local(self) -> bool:
+        """Whether fetching again costs next to nothing."""
+        ...
+
+    @property
     def requests(self) -> int: ...
 
     @property
@@ -58,6 +63,8 @@ class Fetcher(Protocol):
 
 class FolderFetcher:
     """Files of a local folder. HEAD's tag is made from its inode, size and times."""
+
+    is_local = True
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -116,6 +123,8 @@ class FolderFetcher:
 
 class HttpFetcher:
     """Files of an HTTP host, over pooled connections, without redirects to another origin."""
+
+    is_local = False
 
     def __init__(self, base: str) -> None:
         import urllib3
@@ -271,6 +280,10 @@ class Retrying:
         self._attempts = attempts
         self._sleep = sleep
         self._jitter = jitter
+
+    @property
+    def is_local(self) -> bool:
+        return self._inner.is_local
 
     @property
     def requests(self) -> int:

@@ -20,9 +20,11 @@ from puller.errors import (
     NotFound,
     SchemaChanged,
     Stale,
+    Unavailable,
     UsageError,
 )
 from puller.fetch import THREADS, Fetcher, shown, where
+from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, covers, plan
 from puller.runs import live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
@@ -101,7 +103,7 @@ def pull(
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
-    state = None
+    state = partial = None
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
@@ -115,15 +117,23 @@ def pull(
         if state is None:
             target = find_target(head)
             state = target.state()
+        partial = Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
-                puller = _Pull(address, Reader(fetcher, pool), target, state, options, progress, now)
+                keeping = None if options.dry_run or fetcher.is_local else partial
+                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.anew = anew
-                return puller.run(head, etag, fresh)
+                outcome = puller.run(head, etag, fresh)
+                partial.clear()
+                return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    except FetchError as error:
+    except HeadwaterError as error:
+        if not isinstance(error, Unavailable) and partial is not None:
+            partial.clear()
+        if not isinstance(error, FetchError):
+            raise
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise

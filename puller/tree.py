@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
 from puller.fetch import THREADS, Fetcher
+from puller.partial import Partial
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
@@ -62,15 +63,18 @@ class Leaf:
 class Reader:
     """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read."""
 
-    def __init__(self, fetcher: Fetcher, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, fetcher: Fetcher, pool: ThreadPoolExecutor, partial: Partial | None = None) -> None:
         self.fetcher = fetcher
         self.pool = pool
+        self.partial = partial
         self.done = 0
         self._lock = threading.Lock()
 
     def stored(self, area: str, ref: Ref) -> bytes:
         """The stored bytes of a file, checked against its name. Raises Corrupt, or a FetchError."""
         check_ref(ref)
+        if self.partial is not None and (kept := self.partial.get(ref)) is not None:
+            return self._counted(kept)
         path = path_of(area, ref.sha256)
         try:
             data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
@@ -78,6 +82,11 @@ class Reader:
             raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
         except NotFound as error:
             raise NotFound(f"{error}, although the dataset names this file") from error
+        if self.partial is not None:
+            self.partial.keep(ref, data)
+        return self._counted(data)
+
+    def _counted(self, data: bytes) -> bytes:
         with self._lock:
             self.done += len(data)
         return data

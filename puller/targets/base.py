@@ -140,6 +140,8 @@ class Target(Protocol):
 
     kinds: tuple[str, ...]
     where: str
+    partial: str
+    """A folder, not there until it is needed, for files of a pull under way."""
     gives_values: bool
     """Whether its writer can look up the values of keys in any order."""
 

@@ -51,6 +51,7 @@ class FolderTarget:
         self.where = path
         self.root = os.fsencode(path)
         self._data = os.path.join(self.root, DATA.encode())
+        self.partial = os.path.join(path, DATA, "partial")
         self._db: sqlite3.Connection | None = None
         self._lock = -1
 
@@ -216,6 +217,11 @@ class FolderTarget:
 
     def _forget(self, created: bool) -> None:
         self.close()
+        if os.path.isdir(self.partial):
+            for name in os.listdir(self._data):
+                if name != b"partial":
+                    _discard(os.path.join(self._data, name))
+            return
         shutil.rmtree(self._data, ignore_errors=True)
         if created:
             try:
@@ -478,6 +484,13 @@ class _Writer:
                 raise NotOurs(f"{name} is a folder with other files where the dataset has a file; move it away")
             elif taken[0] == FOLDER and os.path.lexists(full):
                 raise NotOurs(f"{name} is a file where the dataset has an empty folder; move it away")
+
+
+def _discard(path: bytes) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
 
 
 def _names(names: list[str]) -> str:

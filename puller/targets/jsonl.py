@@ -48,6 +48,7 @@ class JsonLinesTarget:
     def __init__(self, path: str) -> None:
         self.where = path
         self._side = path + SUFFIX
+        self.partial = f"{path}{SUFFIX}-partial"
         self._lock = -1
 
     def state(self) -> State | None:

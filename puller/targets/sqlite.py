@@ -46,6 +46,7 @@ class SQLiteTarget:
 
     def __init__(self, path: str) -> None:
         self.where = path
+        self.partial = f"{path}.headwater-partial"
         self._db: sqlite3.Connection | None = None
 
     def state(self) -> State | None:
