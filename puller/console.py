@@ -99,7 +99,16 @@ class Console:
 def _json(fields: dict[str, Any]) -> str:
     import msgspec
 
-    return msgspec.json.encode(fields).decode()
+    return msgspec.json.encode(_clean(fields)).decode()
+
+
+def _clean(value: Any) -> Any:
+    """Texts without the lone surrogates that stand for bytes which are not UTF-8."""
+    if isinstance(value, dict):
+        return {name: _clean(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _undrawn(_what: str, _done: int, _total: int) -> None:
@@ -108,7 +117,7 @@ def _undrawn(_what: str, _done: int, _total: int) -> None:
 
 def printable(text: str) -> str:
     """Text from outside, made safe for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def size(n: int) -> str:
@@ -168,6 +177,9 @@ def run(main: click.Command, name: str) -> None:
         )
     except BrokenPipeError:
         status = 1
+    except UnicodeError as error:
+        status = 2
+        _fail(f"an argument is not UTF-8 text: {error}", "UsageError", status, as_json, [])
     except (OSError, MemoryError) as error:
         status = 1
         name = f" ({error.filename!r})" if isinstance(error, OSError) and error.filename else ""

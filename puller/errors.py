@@ -94,6 +94,10 @@ class Stale(Invalid):
     """A patch does not fit what is held, which was edited or is of another version; a diff will do."""
 
 
+class Moved(HeadwaterError):
+    """Another puller changed the target between our reading of its state and our locking it."""
+
+
 class SchemaChanged(HeadwaterError):
     """A target cannot follow a change of the schema row by row; the whole state is needed."""
 

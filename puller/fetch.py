@@ -184,6 +184,8 @@ class HttpFetcher:
                     response.release_conn()
             except self._errors.LocationParseError as error:
                 raise UsageError(f"{url} is not a proper address: {error}") from error
+            except ValueError as error:
+                raise Unavailable(f"{shown(url)}: the host's answer makes no sense ({error})") from error
             except (self._errors.HTTPError, OSError) as error:
                 raise Unavailable(f"{url}: {_reason(error)}") from error
         raise FetchError(f"{url}: too many redirects")
@@ -210,7 +212,7 @@ class HttpFetcher:
         deadline = time.monotonic() + max(TIMEOUT, limit / 10_000)
         parts = []
         left = limit
-        while left and (part := response.read(min(left, 1 << 20), decode_content=False)):
+        while left and (part := response.read1(min(left, 1 << 20), decode_content=False)):
             parts.append(part)
             left -= len(part)
             if time.monotonic() > deadline:
@@ -263,7 +265,7 @@ def _proxy(url: str) -> str | None:
 
 
 def _retry_after(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdigit() else None
+    return float(value) if value is not None and value.isascii() and value.isdigit() else None
 
 
 class Retrying:

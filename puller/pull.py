@@ -17,6 +17,7 @@ from puller.errors import (
     HeadwaterError,
     Invalid,
     LocalEdits,
+    Moved,
     NotFound,
     SchemaChanged,
     Stale,
@@ -26,7 +27,7 @@ from puller.errors import (
 from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, covers, plan
-from puller.runs import live, merge
+from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
@@ -168,6 +169,10 @@ class _Pull:
         for attempt in range(3):
             try:
                 return self._by_some_way(head, etag, fresh)
+            except Moved:
+                if attempt == 2:
+                    raise
+                self.state = self.target.state()
             except NotFound:
                 newer, _ = read_head(self.address, self.reader.fetcher, None)
                 if attempt == 2 or newer is None or newer.order <= head.order:
@@ -287,6 +292,7 @@ class _Pull:
             large=self.reader.large,
             overwrite=self.options.overwrite,
             adopt=self.options.adopt,
+            expected=None if self.state is None else self.state.position,
         )
         with self.target.writer(opening) as writer:
             checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
@@ -300,7 +306,7 @@ class _Pull:
 
     def _stream(self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int) -> tuple[int, int]:
         """Hand the runs to the writer; return the checksum and the number of records that come out."""
-        for keys, values in runs:
+        for keys, values in bounded(runs):
             hashes = record_hashes(keys, values)
             before = writer.put(keys, values, hashes)
             checksum += sum_hashes(hashes) - sum_hashes(before)

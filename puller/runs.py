@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
-from puller.wire.nodes import Run, Value
+from puller.wire.nodes import Large, Run, Value
 
 
 class Cursor:
@@ -99,3 +99,16 @@ def live(runs: Iterable[Run]) -> Iterator[Run]:
             keys, values = [k for k, _ in kept], [v for _, v in kept]
         if keys:
             yield keys, values
+
+
+def bounded(runs: Iterable[Run], most: int = 64 << 20) -> Iterator[Run]:
+    """The stream with runs cut so that the large values of each, once assembled, hold about `most` bytes at most."""
+    for keys, values in runs:
+        start = size = 0
+        for n, value in enumerate(values) if Large in set(map(type, values)) else ():
+            if isinstance(value, Large):
+                if size and size + value.size > most:
+                    yield keys[start:n], values[start:n]
+                    start, size = n, 0
+                size += value.size
+        yield (keys[start:], values[start:]) if start else (keys, values)

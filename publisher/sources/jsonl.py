@@ -17,7 +17,7 @@ from publisher.sources.base import Report, Unsorted
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
-from puller.wire.jsontext import MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
+from puller.wire.jsontext import MAX_DIGITS, MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
@@ -129,6 +129,10 @@ class JsonLinesSource:
                 line = self._line(lines, number, head.index(None))
                 raise SourceError(f"{self.where}: line {line} has no key field {name!r}; nothing was published")
         values: list[Any] = wire.encode_rows(cells[len(self._key) :], len(keys))
+        if max(map(len, values)) > wire.MAX_ROW:
+            raise SourceError(
+                f"{self.where}: near line {number + 1}: a row is larger than 256 MiB; nothing was published"
+            )
         if max(map(len, values)) > MAX_INLINE:
             values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
         return keys, values
@@ -142,7 +146,7 @@ class JsonLinesSource:
         try:
             structs = self._columns.decoder.decode_lines(lines)
             known = not self._columns.misses(structs)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             known = False
         if not known:
             self._learn(lines, number)
@@ -164,7 +168,7 @@ class JsonLinesSource:
                 continue
             try:
                 fields.update(dict.fromkeys(decode(line)))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise SourceError(
                     f"{self.where}: line {n} is not a JSON object ({error}); nothing was published"
                 ) from error
@@ -237,6 +241,8 @@ class _Columns:
     @staticmethod
     def _nested(value: Any) -> Any:
         found = cell(value)
+        if type(value) is int and isinstance(found, Json) and len(bytes(found.data)) > MAX_DIGITS:
+            raise Invalid(f"an integer has more than {MAX_DIGITS:,} digits")
         if isinstance(found, Json) and json_depth(found.data) > MAX_JSON_DEPTH:
             raise Invalid(f"JSON is nested more than {MAX_JSON_DEPTH} deep")
         return found
@@ -245,6 +251,8 @@ class _Columns:
         """The table with all columns, in the order first seen."""
         order = [*self._order, *(column for column in self._key if column not in self._order)]
         place = {column: n for n, column in enumerate(order)}
+        if len(order) > wire.MAX_COLUMNS:
+            raise SourceError(f"the rows have {len(order):,} fields; a table has at most {wire.MAX_COLUMNS:,} columns")
         columns = [Column(column, self._type(column)) for column in order]
         return Table(name, columns, [place[column] for column in self._key], [] if old is None else old.indexes)
 

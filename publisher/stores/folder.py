@@ -114,7 +114,8 @@ class FolderStore:
     def foreign(self) -> str | None:
         try:
             with os.scandir(self.where) as entries:
-                return next((entry.name for entry in entries if entry.name not in _OURS), None)
+                names = [entry.name for entry in entries if not entry.name.startswith(_TEMPORARY)]
+                return next((name for name in names if name not in _OURS), None)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from puller.errors import Invalid
+from puller.errors import Invalid, Moved
 from puller.wire.nodes import Large, Run, Value
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
@@ -61,6 +61,14 @@ class Opening:
     large: Callable[[bytes, Large], Iterator[bytes]]
     overwrite: bool = False
     adopt: bool = False
+    expected: tuple[int, int] | None = None
+    """The position that the target must hold for the step to be right."""
+
+
+def check_held(state: State | None, opening: Opening, where: str) -> None:
+    """Raise Moved if a target holds another version than the step starts from; call it under the target's lock."""
+    if (None if state is None else state.position) != opening.expected:
+        raise Moved(f"another puller changed {where} in the meantime; nothing was written")
 
 
 def whole(opening: Opening, keys: list[bytes], values: list[Value]) -> list[bytes | None]:
@@ -158,7 +166,7 @@ class Target(Protocol):
         ...
 
     def remember(self, state: State) -> None:
-        """Store `state`, whose position is what is held already."""
+        """Store `state`, if its position is still what is held."""
         ...
 
     def records(self) -> Iterator[Run]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import sqlite3
 import stat as stats
 from collections.abc import Iterator, Sequence
@@ -20,17 +19,17 @@ import msgspec
 
 from puller.durable import sync_files
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
-from puller.targets.base import Changes, Check, Opening, State
+from puller.targets.base import Changes, Check, Opening, State, check_held
+from puller.targets.disk import Disk, remove_tree
 from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
-from puller.targets.staging import Stager, make_folder, make_parents, remove_folder
+from puller.targets.staging import Stager, make_parents, place_file, place_folder, remove_folder
 from puller.wire import files
-from puller.wire.checksum import MODULUS, RecordHasher
+from puller.wire.checksum import MODULUS
 from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Large, Run, Value
 
 DATA = ".headwater"
 NEW = b"new"
-_PART = 1 << 20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files(path BLOB PRIMARY KEY, hash BLOB NOT NULL, kind BLOB NOT NULL, size INTEGER NOT NULL,
@@ -50,6 +49,7 @@ class FolderTarget:
     def __init__(self, path: str) -> None:
         self.where = path
         self.root = os.fsencode(path)
+        self.disk = Disk(self.root)
         self._data = os.path.join(self.root, DATA.encode())
         self.partial = os.path.join(path, DATA, "partial")
         self._db: sqlite3.Connection | None = None
@@ -70,7 +70,22 @@ class FolderTarget:
         return state is None or state.records == 0 or self._foreign()
 
     def remember(self, state: State) -> None:
-        self._own().execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+        with self._errors():
+            db = self._own()
+            held = self._stored("state")
+            if held is not None and held.position == state.position:
+                db.execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _failed(self.where, error) from error
+        except sqlite3.Error as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
+            ) from error
 
     def close(self) -> None:
         if self._db is not None:
@@ -82,46 +97,56 @@ class FolderTarget:
 
     @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer | _NewWriter]:
-        created = not os.path.lexists(self.root)
-        ours = os.path.lexists(os.path.join(self._data, b"state.db")) and self.state() is not None
-        if not created and not os.path.isdir(self.root):
-            raise TargetError(f"{self.where} is not a folder; nothing was written")
-        if not ours and not created and not opening.adopt and self._foreign():
-            raise NotOurs(
-                f"{self.where} is not empty and was not made by headwater; nothing was written. "
-                "Use an empty folder, or --adopt to keep its other files and overwrite those the dataset names "
-                "(with --dry-run it only names them)"
-            )
-        fresh = not ours and opening.replace and (created or not self._foreign())
-        db = self._own()
-        staging = os.path.join(self._data, b"staging")
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            os.mkdir(staging)
-            db.execute("BEGIN IMMEDIATE")
-            yield _NewWriter(self, db, opening) if fresh else _Writer(self, db, opening)
-        except OSError as error:
-            raise _failed(self.where, error) from error
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            if self._stored("next") is None:
-                shutil.rmtree(staging, ignore_errors=True)
-                if not ours and self._stored("state") is None:
-                    self._forget(created)
+        with self._errors():
+            created = not os.path.lexists(self.root)
+            ours = self.state() is not None
+            if not created and not os.path.isdir(self.root):
+                raise TargetError(f"{self.where} is not a folder; nothing was written")
+            fresh = not ours and opening.replace and (created or not self._foreign())
+            if not ours and not fresh and not opening.adopt:
+                raise self._not_ours()
+            db = self._own()
+            check_held(self._stored("state"), opening, self.where)
+            staging = os.path.join(self._data, b"staging")
+            self.disk.forget()
+            try:
+                remove_tree(staging)
+                os.mkdir(staging)
+                db.execute("BEGIN IMMEDIATE")
+                yield _NewWriter(self, db, opening) if fresh else _Writer(self, db, opening)
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if self._stored("next") is None:
+                    remove_tree(staging)
+                    if not ours and self._stored("state") is None:
+                        self._forget(created)
+
+    def check_empty(self) -> None:
+        """Raise NotOurs if somebody put something into the folder that was empty."""
+        if self._foreign():
+            raise self._not_ours()
+
+    def _not_ours(self) -> NotOurs:
+        return NotOurs(
+            f"{self.where} is not empty and was not made by headwater; nothing was written. "
+            "Use an empty folder, or --adopt to keep its other files and overwrite those the dataset names "
+            "(with --dry-run it only names them)"
+        )
 
     def records(self) -> Iterator[Run]:
         db = self._open()
         for path, kind in db.execute("SELECT path, kind FROM files ORDER BY path"):
-            value = self.read(path)
+            value = self.disk.read(path)
             if value is not None and value[:1] == kind:
                 yield [path], [value]
 
     def check(self) -> Check:
         check = Check(0, 0)
+        self.disk.forget()
         for path, expected, kind, *_ in self._open().execute("SELECT * FROM files ORDER BY path"):
             name = os.fsdecode(path)
-            found = self.hash_of(path, kind)
+            found = self.disk.hash_of(path, kind)
             if found is None:
                 check.missing.append(name)
                 continue
@@ -130,39 +155,6 @@ class FolderTarget:
             if found != expected:
                 check.differing.append(name)
         return check
-
-    def hash_of(self, path: bytes, kind: bytes) -> bytes | None:
-        """The record hash of what lies at `path` now, or None if nothing does. `kind` settles what an empty folder is."""
-        full = os.path.join(self.root, path)
-        try:
-            stat = os.lstat(full)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        hasher = RecordHasher(path)
-        if stats.S_ISLNK(stat.st_mode):
-            hasher.update(files.SYMLINK + os.readlink(full))
-        elif stats.S_ISDIR(stat.st_mode):
-            hasher.update(files.FOLDER if kind == files.FOLDER else b"")
-        elif stats.S_ISREG(stat.st_mode):
-            hasher.update(files.EXECUTABLE if stat.st_mode & 0o100 else files.FILE)
-            with open(full, "rb", buffering=0) as file:
-                while part := file.read(_PART):
-                    hasher.update(part)
-        return hasher.digest()
-
-    def read(self, path: bytes) -> bytes | None:
-        """The value of what lies at `path`, or None if nothing does."""
-        full = os.path.join(self.root, path)
-        try:
-            mode = os.lstat(full).st_mode
-            if stats.S_ISLNK(mode):
-                return files.SYMLINK + os.readlink(full)
-            if stats.S_ISDIR(mode):
-                return files.FOLDER
-            with open(full, "rb") as file:
-                return (files.EXECUTABLE if mode & 0o100 else files.FILE) + file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
 
     def _foreign(self) -> bool:
         with os.scandir(self.root) as entries:
@@ -179,6 +171,10 @@ class FolderTarget:
             db.executescript("PRAGMA synchronous=FULL;" + _SCHEMA)
         except OSError as error:
             raise _failed(self.where, error) from error
+        except sqlite3.OperationalError as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
+            ) from error
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         self._db = db
@@ -212,6 +208,10 @@ class FolderTarget:
         try:
             row = self._db.execute(f"SELECT value FROM {table}").fetchone()
             return None if row is None else msgspec.msgpack.decode(row[0], type=State)
+        except sqlite3.OperationalError as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
+            ) from error
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise self._damaged(error) from error
 
@@ -222,7 +222,7 @@ class FolderTarget:
                 if name != b"partial":
                     _discard(os.path.join(self._data, name))
             return
-        shutil.rmtree(self._data, ignore_errors=True)
+        remove_tree(self._data)
         if created:
             try:
                 os.rmdir(self.root)
@@ -242,31 +242,25 @@ class FolderTarget:
         """Carry out a step that was decided; each part of it may have been done already."""
         db = self._open()
         staging = os.path.join(self._data, b"staging")
+        self.disk.forget()
         emptied: set[bytes] = set()
         for (path,) in db.execute("SELECT path FROM journal WHERE action = ? ORDER BY path DESC", (DELETE,)):
             self._remove(path, emptied)
         for folder in sorted(emptied, reverse=True):
-            remove_folder(os.path.join(self.root, folder))
+            if self.disk.blocker(folder + b"/") is None:
+                remove_folder(self.disk.full(folder))
         made: set[bytes] = set()
         rows = db.execute(
             "SELECT path, action, staged FROM journal WHERE action IN (?, ?) ORDER BY path", (PLACE, FOLDER)
         )
         for path, action, staged in rows:
-            full = os.path.join(self.root, path)
             make_parents(self.root, path, made)
             if action == FOLDER:
-                make_folder(full)
-                continue
-            try:
-                os.rename(os.path.join(staging, b"%d" % staged), full)
-            except FileNotFoundError:
-                if not os.path.lexists(full):
-                    raise
-            except (IsADirectoryError, NotADirectoryError):
-                os.rmdir(full)
-                os.rename(os.path.join(staging, b"%d" % staged), full)
+                place_folder(self.disk.full(path))
+            else:
+                place_file(os.path.join(staging, b"%d" % staged), self.disk.full(path))
         new = os.path.join(staging, NEW)
-        for name in os.listdir(new) if os.path.isdir(new) else ():
+        for name in _names_in(new):
             os.rename(os.path.join(new, name), os.path.join(self.root, name))
         sync_files(self.root)
         db.execute("BEGIN IMMEDIATE")
@@ -281,14 +275,14 @@ class FolderTarget:
         db.execute("COMMIT")
 
     def _remove(self, path: bytes, emptied: set[bytes]) -> None:
-        full = os.path.join(self.root, path)
-        try:
-            if stats.S_ISDIR(os.lstat(full).st_mode):
-                remove_folder(full)
-            else:
-                os.unlink(full)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+        """Remove what is ours at `path`; nothing of ours lies behind a symbolic link."""
+        stat = self.disk.stat(path)
+        if stat is None:
+            return
+        if stats.S_ISDIR(stat.st_mode):
+            remove_folder(self.disk.full(path))
+        else:
+            os.unlink(self.disk.full(path))
         emptied.update(files.parents(path))
 
 
@@ -302,6 +296,7 @@ class _NewWriter:
         self._mtime = opening.time * 1_000_000_000
         self._top = os.path.join(target.root, DATA.encode(), b"staging", NEW)
         self._made: set[bytes] = set()
+        self._empty: set[bytes] = set()
         self._changes = Changes()
         os.mkdir(self._top)
 
@@ -321,12 +316,18 @@ class _NewWriter:
     def _write(self, key: bytes, value: Value, number: int | None) -> tuple[Any, ...]:
         assert value is not None
         assert number is not None
+        if not self._empty.isdisjoint(files.parents(key)):
+            raise Invalid(
+                f"the dataset has both an empty folder and paths below it ({os.fsdecode(key)}); nothing was written"
+            )
         make_parents(self._top, key, self._made)
         path = self._top + b"/" + key
         digest = number.to_bytes(16, "big")
         if isinstance(value, Large):
             return key, digest, self._stager.write_large(path, key, value), value.size - 1, self._mtime
         kind = value[:1]
+        if kind == files.FOLDER:
+            self._empty.add(key)
         self._stager.write(path, kind, value)
         return key, digest, kind, len(value) - 1, self._mtime
 
@@ -337,6 +338,7 @@ class _NewWriter:
         return []
 
     def commit(self, state: State) -> Changes:
+        self._target.check_empty()
         self._target.decide(state)
         return self._changes
 
@@ -346,7 +348,7 @@ class _Writer:
         self._target = target
         self._db = db
         self._opening = opening
-        self._edits = Edits(target.root, db, target.hash_of)
+        self._edits = Edits(target.disk, db)
         self._stager = Stager(opening)
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
@@ -388,12 +390,12 @@ class _Writer:
     def _small(self, key: bytes) -> bytes | None:
         """The value of a path that is ours, unless it is large."""
         row = self._db.execute("SELECT size FROM files WHERE path = ?", (key,)).fetchone()
-        return self._target.read(key) if row is not None and row[0] < MAX_INLINE else None
+        return self._target.disk.read(key) if row is not None and row[0] < MAX_INLINE else None
 
     def overwrites(self) -> list[str]:
         self._complete()
-        edited, foreign = self._edits.find()
-        return sorted(set(edited + foreign))
+        self._edits.find()
+        return sorted({*self._edits.edited, *self._edits.foreign})
 
     def commit(self, state: State) -> Changes:
         self._complete()
@@ -416,7 +418,7 @@ class _Writer:
 
     def _held(self, key: bytes, value: bytes, digest: bytes) -> bool:
         row = self._db.execute("SELECT hash FROM files WHERE path = ?", (key,)).fetchone()
-        return row is not None and row[0] == digest and self._target.read(key) == value
+        return row is not None and row[0] == digest and self._target.disk.read(key) == value
 
     def _next(self) -> bytes:
         self._number += 1
@@ -455,12 +457,20 @@ class _Writer:
                 raise Invalid(f"the dataset has both {os.fsdecode(path)} and paths below it; nothing was written")
 
     def _check_edits(self) -> None:
-        edited, foreign = self._edits.find()
+        self._edits.find()
+        edited, foreign = self._edits.edited, self._edits.foreign
         if edited and not self._opening.overwrite:
             raise LocalEdits(
                 f"{len(edited)} of the files to be replaced were changed here since they were pulled "
                 f"({_names(edited)}); nothing was written. Move your changes away, or pull with --overwrite",
                 edited,
+            )
+        replaced = [name for name in self._edits.blockers if self._holds_below(os.fsencode(name))]
+        if replaced and not (self._opening.replace and self._opening.overwrite):
+            raise LocalEdits(
+                f"folders of the dataset were replaced here by something else ({_names(replaced)}); nothing was "
+                "written. Move that away, or pull with --overwrite",
+                replaced,
             )
         if foreign and not (self._opening.adopt or self._opening.overwrite):
             raise NotOurs(
@@ -468,7 +478,11 @@ class _Writer:
                 f"({_names(foreign)}); nothing was written. Move them away, or pull with --adopt to overwrite them"
             )
         self._clear(foreign + edited)
-        self._changes.overwritten = sorted(set(edited + foreign))
+        self._changes.overwritten = sorted({*edited, *foreign})
+
+    def _holds_below(self, path: bytes) -> bool:
+        query = "SELECT 1 FROM files WHERE path > ? AND path < ? LIMIT 1"
+        return self._db.execute(query, (path + b"/", path + b"0")).fetchone() is not None
 
     def _clear(self, names: list[str]) -> None:
         """Let the journal remove what the user agreed to lose, where a rename would not replace it."""
@@ -482,13 +496,18 @@ class _Writer:
                 )
             elif os.path.isdir(full) and not os.path.islink(full):
                 raise NotOurs(f"{name} is a folder with other files where the dataset has a file; move it away")
-            elif taken[0] == FOLDER and os.path.lexists(full):
-                raise NotOurs(f"{name} is a file where the dataset has an empty folder; move it away")
+
+
+def _names_in(folder: bytes) -> list[bytes]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _discard(path: bytes) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         os.unlink(path)
 

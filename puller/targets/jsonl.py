@@ -19,7 +19,7 @@ import msgspec
 from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.runs import Cursor, live, overlay
-from puller.targets.base import Changes, Check, Opening, State, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
@@ -37,6 +37,8 @@ class _Held(msgspec.Struct, frozen=True):
     schema: bytes
     size: int
     sha256: str
+    pending: bool = False
+    """Whether the file may not be in its place yet."""
 
 
 class JsonLinesTarget:
@@ -47,8 +49,9 @@ class JsonLinesTarget:
 
     def __init__(self, path: str) -> None:
         self.where = path
-        self._side = path + SUFFIX
-        self.partial = f"{path}{SUFFIX}-partial"
+        self._path = os.path.realpath(path)
+        self._side = self._path + SUFFIX
+        self.partial = f"{self._side}-partial"
         self._lock = -1
 
     def state(self) -> State | None:
@@ -56,13 +59,13 @@ class JsonLinesTarget:
         return None if held is None else held.state
 
     def is_there(self) -> bool:
-        return self._held() is None or os.path.lexists(self.where)
+        return self._held() is None or os.path.lexists(self._path)
 
     def remember(self, state: State) -> None:
+        self._acquire()
         held = self._held()
-        if held is None:
-            raise TargetError(f"nothing was pulled into {self.where} yet")
-        self._write_side([msgspec.structs.replace(held, state=state)])
+        if held is not None and held.state.position == state.position:
+            self._write_side([msgspec.structs.replace(held, state=state)])
 
     def close(self) -> None:
         if self._lock >= 0:
@@ -71,29 +74,30 @@ class JsonLinesTarget:
 
     @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer]:
-        temporary = f"{self.where}.{os.getpid()}.tmp"
-        os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
-        created = not os.path.lexists(self._side)
-        done = False
+        temporary = f"{self._side}-new"
+        writer = None
         try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            created = not os.path.lexists(self._side)
             held = self._begin(opening)
-            with open(temporary, "xb", buffering=_BLOCK) as file:
+            with open(temporary, "wb", buffering=_BLOCK) as file:
                 writer = _Writer(self, file, temporary, held, opening)
                 yield writer
-                done = writer.done
         except OSError as error:
-            raise TargetError(f"{self.where} cannot be written: {error.strerror}; what was there was kept") from error
+            kept = "" if writer is not None and writer.done else "; what was there was kept"
+            raise TargetError(f"{self.where} cannot be written: {error.strerror}{kept}") from error
         finally:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            if created and not done and os.path.lexists(self._side):
-                os.unlink(self._side)
+            done = writer is not None and writer.done
+            for path in [temporary] + ([self._side] if created and not done else []):
+                if os.path.lexists(path):
+                    os.unlink(path)
 
     def _begin(self, opening: Opening) -> _Held | None:
         self._acquire()
         held = self._held()
-        there = os.path.lexists(self.where) and os.path.getsize(self.where) > 0
-        if held is None and there and not opening.adopt:
+        check_held(None if held is None else held.state, opening, self.where)
+        there = os.path.lexists(self._path)
+        if held is None and there and os.path.getsize(self._path) and not opening.adopt:
             raise NotOurs(
                 f"{self.where} was not made by headwater; nothing was written. Use a new name, or --adopt to overwrite it"
             )
@@ -118,7 +122,7 @@ class JsonLinesTarget:
         """The records in the file."""
         form = JsonForm(table)
         try:
-            with open(self.where, "rb") as file:
+            with open(self._path, "rb") as file:
                 while lines := file.readlines(_BLOCK):
                     rows = form.parse(lines)
                     keys, values = wire.records_of(table, rows)
@@ -130,7 +134,7 @@ class JsonLinesTarget:
 
     def check(self) -> Check:
         check = Check(0, 0)
-        if not os.path.lexists(self.where):
+        if not os.path.lexists(self._path):
             check.missing.append(self.where)
             return check
         try:
@@ -160,16 +164,17 @@ class JsonLinesTarget:
             raise TargetError(
                 f"the bookkeeping of {self.where} is damaged ({error}); delete {self._side} and pull with --adopt"
             ) from error
-        if len(helds) < 2:
-            return helds[0] if helds else None
-        return next((held for held in helds if self._is(held)), helds[-1])
+        settled = [held for held in helds if not held.pending]
+        if len(helds) == len(settled):
+            return settled[-1] if settled else None
+        return next((held for held in helds if self._is(held)), settled[-1] if settled else None)
 
     def _is(self, held: _Held) -> bool:
         try:
-            stat = os.stat(self.where)
+            stat = os.stat(self._path)
             if not stats.S_ISREG(stat.st_mode) or stat.st_size != held.size:
                 return False
-            with open(self.where, "rb") as file:
+            with open(self._path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == held.sha256
         except OSError:
             return False
@@ -178,7 +183,7 @@ class JsonLinesTarget:
         """Replace what the bookkeeping says, in place: its lock belongs to the file."""
         self._acquire()
         data = msgspec.json.encode(helds)
-        temporary = f"{self._side}.{os.getpid()}.tmp"
+        temporary = f"{self._side}-tmp"
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -241,7 +246,7 @@ class _Writer:
         raise NotImplementedError
 
     def overwrites(self) -> list[str]:
-        there = os.path.lexists(self._target.where)
+        there = os.path.lexists(self._target._path)
         ours = self._held is not None and self._target._is(self._held)
         return [self._target.where] if there and not ours else []
 
@@ -252,13 +257,13 @@ class _Writer:
             _table(wire.decode_schema(self._schema), self._target.where)
         self._file.flush()
         os.fsync(self._file.fileno())
-        new = _Held(state, self._schema, self._size, self._digest.hexdigest())
+        new = _Held(state, self._schema, self._size, self._digest.hexdigest(), pending=True)
         held = [] if self._held is None else [self._held]
         self._target._write_side([*held, new])
-        os.rename(self._temporary, self._target.where)
+        os.rename(self._temporary, self._target._path)
         self.done = True
-        sync_folder(os.path.dirname(os.path.abspath(self._target.where)))
-        self._target._write_side([new])
+        sync_folder(os.path.dirname(os.path.abspath(self._target._path)))
+        self._target._write_side([msgspec.structs.replace(new, pending=False)])
         return self._changes
 
     def _write(self, keys: list[bytes], values: list[Value]) -> None:

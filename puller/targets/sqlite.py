@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
-from puller.targets.base import Changes, Check, Opening, State, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
@@ -69,7 +69,12 @@ class SQLiteTarget:
 
     def remember(self, state: State) -> None:
         with self._errors():
-            _store(self._open(), "state", b"", msgspec.msgpack.encode(state))
+            db = self._open()
+            db.execute("BEGIN IMMEDIATE")
+            held = self._stored(db)
+            if held is not None and held.position == state.position:
+                _store(db, "state", b"", msgspec.msgpack.encode(state))
+            db.execute("COMMIT")
 
     def close(self) -> None:
         if self._db is not None:
@@ -83,6 +88,7 @@ class SQLiteTarget:
             db = self._open()
             try:
                 db.execute("BEGIN IMMEDIATE")
+                check_held(self._stored(db), opening, self.where)
                 ours = self._stored(db) is not None
                 foreign = [name for name in _tables(db) if name != BOOKKEEPING]
                 if not ours and foreign and not opening.adopt:
@@ -138,11 +144,25 @@ class SQLiteTarget:
                 f"tables of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was written. "
                 "To write all of them again: pull with --overwrite"
             )
+        extra = [] if missing or state.kind == "bytes" else self._extra_columns()
+        if extra:
+            raise LocalEdits(
+                f"{self.where} has columns that headwater did not make ({', '.join(extra[:5])}), and their tables must be "
+                "written anew; nothing was written. Move them away, or pull with --overwrite",
+                extra,
+            )
         if not missing and f"{self.check().checksum:032x}" != state.checksum:
             raise LocalEdits(
                 f"rows of {self.where} were changed since they were pulled, and its tables must be written anew; nothing was "
                 "written. Move your changes away, or pull with --overwrite"
             )
+
+    def _extra_columns(self) -> list[str]:
+        db, extra = self._open(), []
+        for form in map(Form, _schema(db)):
+            rows = db.execute("SELECT name FROM pragma_table_info(?)", (form.table.name,))
+            extra += [f"{form.table.name}.{name}" for (name,) in rows if name not in form.names]
+        return extra
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
@@ -204,6 +224,7 @@ class Form:
         self.name = quote(table.name)
         self.columns = [quote(name) for name in self.names]
         self.key = [self.columns[n] for n in table.key]
+        self.is_rowid = len(table.key) == 1 and table.columns[table.key[0]].type == "int64"
         self.bools = [n for n, column in enumerate(table.columns) if column.type == "bool"]
         self.jsons = [n for n, column in enumerate(table.columns) if column.type == "json"]
         self.anys = [n for n, column in enumerate(table.columns) if column.type == "any"]
@@ -268,25 +289,21 @@ class _Writer:
             self._drop_all(ours)
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
-        if self._opening.replace:
-            before: list[int | None] = [None] * len(keys)
-        else:
-            self._check_schema(keys, values)
-            before = record_hashes(keys, [self._old(key) for key in keys])
+        count(self._changes, keys, values, opening=self._opening)
+        before: list[int | None] = []
+        if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
+            before += record_hashes(keys[:1], [_schema_value(self._db)])
+            self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
+            keys, values = keys[1:], values[1:]
+        before += record_hashes(keys, [None] * len(keys) if self._opening.replace else list(map(self._old, keys)))
         self._apply(keys, values)
-        return before
+        return [None] * len(before) if self._opening.replace else before
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
-        count(self._changes, keys, values, opening=self._opening)
         plain = whole(self._opening, keys, values)
         if self._opening.kind == "bytes":
             self._put_bytes(keys, plain)
             return
-        if keys and keys[0] == SCHEMA_KEY:
-            if plain[0] is None:
-                raise Invalid("the dataset deletes its schema")
-            self._change_schema(wire.decode_schema(plain[0]))
-            keys, plain = keys[1:], plain[1:]
         for table, part, rest in wire.by_table(self._schema, keys, plain):
             self._put_rows(self._forms[table.name], part, rest)
 
@@ -300,9 +317,19 @@ class _Writer:
     def commit(self, state: State) -> Changes:
         for form in self._forms.values() if self._opening.replace else ():
             _make_indexes(self._db, form)
+        self._check_waiting()
         _store(self._db, "state", b"", msgspec.msgpack.encode(state))
         self._db.execute("COMMIT")
         return self._changes
+
+    def _check_waiting(self) -> None:
+        """Refuse a state with rows that do not fit its schema: those that still wait as exact bytes for their change."""
+        for (key,) in self._db.execute(f"SELECT key FROM {BOOKKEEPING} WHERE name = 'row'").fetchall():
+            for table, keys, _ in wire.by_table(self._schema, [key], [None]):
+                form = self._forms[table.name]
+                head = decode_keys(table.name, keys)[0]
+                if self._db.execute(f"SELECT 1 FROM {form.name} WHERE {form.where()}", head).fetchone() is None:
+                    raise Invalid(f"table {table.name!r} has a row that does not fit its schema; nothing was written")
 
     def _drop_all(self, ours: bool) -> None:
         if self._opening.kind == "bytes":
@@ -326,7 +353,7 @@ class _Writer:
             form = self._forms[table.name]
             head = decode_keys(table.name, keys)[0]
             row = db.execute(f"{form.select()} WHERE {form.where()}", head).fetchone()
-            return None if row is None else _records(db, form, [row])[1][0]
+            return _exact(db, key) if row is None else _records(db, form, [row])[1][0]
         return None
 
     def _put_bytes(self, keys: list[bytes], values: list[Any]) -> None:
@@ -350,10 +377,16 @@ class _Writer:
 
     def _insert(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
         rows = wire.full_rows(form.table, keys, values)
-        if any(form.table.columns[n].type != "int64" for n in form.table.key) and not self._opening.replace:
-            heads = [tuple(row[n] for n in form.table.key) for row in rows]
-            nulls = [head for head in heads if None in head]
-            self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
+        heads = [[row[n] for row in rows] for n in form.table.key]
+        if any(None in head for head in heads):
+            if form.is_rowid:
+                raise TargetError(
+                    f"table {form.table.name!r} has a row without a value in its key, which SQLite cannot hold; "
+                    "pull into JSON Lines"
+                )
+            if not self._opening.replace:
+                nulls = [head for head in zip(*heads, strict=True) if None in head]
+                self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
         bound = form.bind(rows)
         self._db.executemany(form.insert(replace=not self._opening.replace), bound)
         if _may_differ(form, values):
@@ -361,18 +394,16 @@ class _Writer:
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
             self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
 
-    def _check_schema(self, keys: list[bytes], values: list[Value]) -> None:
-        """Raise SchemaChanged where a table goes or gets another key: rows under the old key could not be found."""
-        if self._opening.kind != "table" or not keys or keys[0] != SCHEMA_KEY:
-            return
-        value = whole(self._opening, keys[:1], values[:1])[0]
-        new = {} if value is None else {table.name: table for table in wire.decode_schema(value)}
-        for old in self._schema:
-            if old.name not in new or _key(old) != _key(new[old.name]):
-                raise SchemaChanged(f"table {old.name!r} of {self._target.where} goes, or gets another primary key")
-
-    def _change_schema(self, schema: Schema) -> None:
+    def _change_schema(self, value: bytes | None) -> None:
+        """Take up a schema. Raises SchemaChanged where rows under the old one could not be found any more."""
+        if value is None:
+            raise Invalid("the dataset deletes its schema")
+        schema = wire.decode_schema(value)
         old = {table.name: table for table in self._schema}
+        new = {table.name: table for table in schema}
+        for name, table in old.items():
+            if name not in new or _key(table) != _key(new[name]):
+                raise SchemaChanged(f"table {name!r} of {self._target.where} goes, or gets another primary key")
         forms = {table.name: Form(table) for table in schema}
         if len({name.lower() for name in forms}) != len(forms):
             raise TargetError("SQLite cannot tell apart two tables of the dataset whose names differ by case only")
@@ -493,8 +524,8 @@ def _may_differ(form: Form, values: list[bytes]) -> bool:
     )
 
 
-def _key(table: Table) -> list[str]:
-    return [table.columns[n].name for n in table.key]
+def _key(table: Table) -> list[wire.Column]:
+    return [table.columns[n] for n in table.key]
 
 
 def _schema_value(db: sqlite3.Connection) -> bytes | None:
@@ -520,20 +551,21 @@ def _tables(db: sqlite3.Connection) -> list[str]:
 
 
 def _indexes(db: sqlite3.Connection, form: Form) -> list[str]:
-    names = {_index_name(form.table, index.name) for index in form.table.indexes}
+    """The indexes of the dataset that are there."""
+    names = {_index_name(form.table, n) for n in range(len(form.table.indexes))}
     rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?", (form.table.name,))
     return [name for (name,) in rows if name in names]
 
 
-def _index_name(table: Table, name: str) -> str:
-    return name if name else f"{table.name}_index"
+def _index_name(table: Table, number: int) -> str:
+    return f"idx_{table.name}_{number}"
 
 
 def _make_indexes(db: sqlite3.Connection, form: Form) -> None:
-    for index in form.table.indexes:
-        unique = "UNIQUE " if index.unique else ""
-        columns = ", ".join(form.columns[n] for n in index.columns)
-        db.execute(f"CREATE {unique}INDEX {quote(_index_name(form.table, index.name))} ON {form.name} ({columns})")
+    """Make the dataset's indexes. None is unique here: rows change one after the other, and the source saw to it."""
+    for n, index in enumerate(form.table.indexes):
+        columns = ", ".join(form.columns[c] for c in index.columns)
+        db.execute(f"CREATE INDEX {quote(_index_name(form.table, n))} ON {form.name} ({columns})")
 
 
 def _column_names(table: Table) -> list[str]:

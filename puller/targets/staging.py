@@ -71,6 +71,26 @@ def make_folder(path: bytes) -> None:
             raise
 
 
+def place_folder(path: bytes) -> None:
+    """Make an empty folder at a path, in place of a file of ours."""
+    try:
+        make_folder(path)
+    except FileExistsError:
+        os.unlink(path)
+        os.mkdir(path)
+
+
+def place_file(staged: bytes, path: bytes) -> None:
+    """Move a staged file to its path, in place of a file or an empty folder; it may have been moved before."""
+    try:
+        os.rename(staged, path)
+    except FileNotFoundError:
+        return  # it was placed by a run that was cut short; if it is gone since, `verify` will say so
+    except IsADirectoryError:
+        os.rmdir(path)
+        os.rename(staged, path)
+
+
 def remove_folder(path: bytes) -> None:
     """Remove a folder, if it is there and empty."""
     try:

@@ -18,6 +18,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]')
 
 
 MAX_JSON_DEPTH = 512
+MAX_DIGITS = 4000
 
 
 def json_depth(text: Any) -> int:

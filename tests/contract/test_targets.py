@@ -8,8 +8,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from puller.errors import NotOurs, Refused, TargetError
+from puller.errors import Moved, NotOurs, Refused, TargetError
 from puller.targets import open_target
 from puller.targets.base import Opening, State
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
@@ -101,7 +102,10 @@ class Case:
         def no_large(key, value):
             raise AssertionError
 
-        return Opening(**{"kind": self.kind, "replace": True, "time": 1234, "large": no_large} | options)
+        held = self.target.state()
+        expected = None if held is None else held.position
+        given = {"kind": self.kind, "replace": True, "time": 1234, "large": no_large, "expected": expected}
+        return Opening(**given | options)
 
     def fill(self, records: dict[bytes, bytes | None], version: int = 1, commit: bool = True, **options):
         """Put records, a few at a time; return what the writer said was there before, and the commit's changes."""
@@ -203,9 +207,11 @@ def test_state_survives_reopening_and_can_be_replaced(case):
     case.target.close()
     state = case.target.state()
     assert state == case.state(case.records, 1)
-    case.target.remember(case.state(case.records, 9))
+    case.target.remember(structs.replace(state, etag="another"))
     case.target.close()
-    assert case.target.state().version == 9
+    assert case.target.state().etag == "another"
+    case.target.remember(case.state(case.records, 9))
+    assert case.target.state().version == 1
     assert case.read() == case.records
 
 
@@ -260,3 +266,29 @@ def test_garbage_in_place_of_the_target_is_a_clear_error(case):
         case.path.mkdir()
     with pytest.raises((TargetError, Refused)):
         case.fill(case.records)
+
+
+def test_a_step_from_another_version_is_refused(case):
+    case.fill(case.records)
+    with pytest.raises(Moved):
+        case.fill(case.records, 2, expected=(1, 5))
+    assert case.target.state().version == 1
+    assert case.read() == case.records
+
+
+def test_the_data_is_there_or_not(case):
+    assert case.target.is_there()
+    case.fill(case.records)
+    assert case.target.is_there()
+    case.target.close()
+    if case.path.suffix == ".db":
+        with sqlite3.connect(case.path) as db:
+            db.execute(f"DROP TABLE {'records' if case.kind == 'bytes' else 't'}")
+    elif case.path.suffix:
+        case.path.unlink()
+    else:
+        for name in ("dir/run", "dir/link", "dir/sub/zero", "a", "ünï\\"):
+            (case.path / name).unlink()
+        for name in ("dir/sub", "dir", "empty"):
+            (case.path / name).rmdir()
+    assert not case.target.is_there()
