@@ -232,7 +232,9 @@ class _Pull:
             )
             return self._unchanged(state, Reason.OLDER_HEAD)
         same = state.position == (head.epoch, head.version)
-        forked = (state.publish_id, state.checksum) != (head.publish_id, f"{head.checksum:032x}")
+        known = (state.publish_id, state.checksum, state.records, state.snapshot)
+        served = (head.publish_id, f"{head.checksum:032x}", head.records, head.snapshot.ref.sha256.hex())
+        forked = known != served
         if same and forked and not self.options.overwrite:
             raise Invalid(
                 f"the host serves another version {head.version} of {head.name!r} than the one held: history was forked. "
@@ -342,6 +344,7 @@ class _Pull:
             read=now,
             pulled=now,
             interval=head.interval,
+            snapshot=head.snapshot.ref.sha256.hex(),
         )
 
     def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:

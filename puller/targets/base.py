@@ -38,6 +38,8 @@ class State(msgspec.Struct, frozen=True):
     read: int
     pulled: int
     interval: int = 30
+    snapshot: str = ""
+    """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
     format: int = STATE_FORMAT
 
     @property

@@ -316,7 +316,7 @@ class _NewWriter:
     def _write(self, key: bytes, value: Value, number: int | None) -> tuple[Any, ...]:
         assert value is not None
         assert number is not None
-        if not self._empty.isdisjoint(files.parents(key)):
+        if self._empty and not self._empty.isdisjoint(files.parents(key)):
             raise Invalid(
                 f"the dataset has both an empty folder and paths below it ({os.fsdecode(key)}); nothing was written"
             )

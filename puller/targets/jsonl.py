@@ -23,6 +23,7 @@ from puller.targets.base import Changes, Check, Opening, State, check_held, coun
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
+from puller.wire.keys import decode_key
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, Table
 
@@ -220,6 +221,8 @@ class _Writer:
         count(self._changes, keys, values, opening=self._opening)
         plain: list[Value] = list(whole(self._opening, keys, values))
         before: dict[bytes, Value] = {}
+        for key in [key for key, value in zip(keys, plain, strict=True) if value is None and key]:
+            decode_key(key)
         rows = (keys, plain)
         if keys and keys[0] == SCHEMA_KEY:
             before[SCHEMA_KEY] = self._schema or None

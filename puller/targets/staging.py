@@ -32,7 +32,9 @@ class Stager:
             return
         descriptor = _create(path, kind)
         try:
-            _write_all(lambda part: os.write(descriptor, part), memoryview(value)[1:])
+            done = 1
+            while done < len(value):
+                done += os.write(descriptor, memoryview(value)[done:])
             os.utime(descriptor, ns=self._times)
         finally:
             os.close(descriptor)
@@ -103,7 +105,7 @@ def remove_folder(path: bytes) -> None:
 def make_parents(root: bytes, path: bytes, made: set[bytes]) -> None:
     """Make the folders above a path below `root`; `made` remembers those that are there."""
     folder = path.rpartition(b"/")[0]
-    if not folder or folder in made:
+    if folder in made or not folder:
         return
     for parent in files.parents(path):
         if parent not in made:

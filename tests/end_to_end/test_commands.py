@@ -269,10 +269,13 @@ def test_an_older_head_is_passed_over(data):
     assert (data / "c/a").read_text() == "newer"
 
 
-def test_a_forked_history_is_refused(data):
+@pytest.mark.parametrize("name", ["publish_id", "checksum", "tree"])
+def test_a_forked_history_is_refused(data, name):
     puller("pull", data / "d", data / "c")
     head = (data / "d/HEAD").read_text()
-    (data / "d/HEAD").write_text(re.sub(r'"publish_id":"...', '"publish_id":"000', head))
+    forked = re.sub(rf'("{name}":\[?)"....', r'\1"0000', head)
+    assert forked != head
+    (data / "d/HEAD").write_text(forked)
     refused = puller("pull", data / "d", data / "c", check=5)
     assert "forked" in refused.err
 
