@@ -76,7 +76,7 @@ class JsonLinesTarget:
     @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer]:
         temporary = f"{self._side}-new"
-        writer = None
+        writer, created = None, False
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
             created = not os.path.lexists(self._side)
@@ -88,10 +88,12 @@ class JsonLinesTarget:
             kept = "" if writer is not None and writer.done else "; what was there was kept"
             raise TargetError(f"{self.where} cannot be written: {error.strerror}{kept}") from error
         finally:
-            done = writer is not None and writer.done
-            for path in [temporary] + ([self._side] if created and not done else []):
-                if os.path.lexists(path):
-                    os.unlink(path)
+            if writer is not None:
+                for path in [temporary] + ([self._side] if created and not writer.done else []):
+                    if os.path.lexists(path):
+                        os.unlink(path)
+            elif created and self._lock >= 0 and os.path.getsize(self._side) == 0:
+                os.unlink(self._side)
 
     def _begin(self, opening: Opening) -> _Held | None:
         self._acquire()
@@ -147,12 +149,18 @@ class JsonLinesTarget:
         return check
 
     def _acquire(self) -> None:
-        if self._lock < 0:
-            self._lock = os.open(self._side, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TargetError(f"another puller is at work on {self.where}; nothing was written") from error
+        """Lock the bookkeeping file. It is replaced now and then: a lock on one that was replaced counts for nothing."""
+        while self._lock < 0:
+            lock = os.open(self._side, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.lexists(self._side) and os.path.samestat(os.fstat(lock), os.stat(self._side)):
+                    self._lock, lock = lock, -1
+            except BlockingIOError as error:
+                raise TargetError(f"another puller is at work on {self.where}; nothing was written") from error
+            finally:
+                if lock >= 0:
+                    os.close(lock)
 
     def _held(self) -> _Held | None:
         try:

@@ -174,7 +174,7 @@ def test_pullers_at_once_leave_one_right_state(tmp_path, name):
             thread.start()
         for thread in threads:
             thread.join()
-        assert any(d.status == 0 for d in done)
+        assert any(d.status == 0 for d in done), [(d.status, d.err) for d in done]
         assert {d.status for d in done} <= {0, 1}, [d.err for d in done]
         assert "changed here" not in "".join(d.err for d in done)
         assert puller("verify", "--json", tmp_path / name).json["version"] == n
