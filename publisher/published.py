@@ -107,7 +107,11 @@ def versions(store: Store, limit: int) -> Iterator[Head]:
         raise NotFound(f"there is no dataset at {store.where}")
     yield head
     for version in range(head.version - 1, max(0, head.version - limit), -1):
+        path = archive_path(head.epoch, version)
         try:
-            yield parse_head(store.get(archive_path(head.epoch, version)))
+            archived = parse_head(store.get(path))
         except NotFound:
             return
+        if (archived.epoch, archived.version) != (head.epoch, version):
+            raise Invalid(f"{path} in {store.where} is the HEAD of another version")
+        yield archived

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from msgspec import structs
 
 from puller.fetch import FolderFetcher
 from puller.runs import merge
@@ -13,6 +14,8 @@ from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS
 from puller.wire.head import parse_head
+from tests import crafted as crafting
+from tests import independent_reader
 from tests.conftest import puller, tree
 from tests.crafted import SNAPSHOT, VERSIONS, craft
 
@@ -95,3 +98,32 @@ def test_checksum_of_every_version(crafted):
     state = states[VERSIONS]
     assert head.checksum == run_sum(sorted(state), [state[k] for k in sorted(state)])
     assert head.order == (3, VERSIONS, 1_800_000_000)
+
+
+@pytest.mark.parametrize("what", ["record hash", "piece hash", "index count", "leaf count", "sublist size"])
+def test_what_shows_only_when_files_are_read_together(tmp_path, monkeypatch, what):
+    """A dataset whose files are fine one by one, and do not fit each other, is refused."""
+    if what == "record hash":
+        real = crafting.record_hash
+        monkeypatch.setattr(crafting, "record_hash", lambda key, value: real(key, value) ^ 1)
+    elif what == "piece hash":
+        real_piece = crafting.Writer.piece
+        monkeypatch.setattr(crafting.Writer, "piece", lambda *a: structs.replace(real_piece(*a), check=bytes(16)))
+    elif what == "sublist size":
+        monkeypatch.setattr(
+            crafting, "Sublist", lambda sha, stored, raw, size: nodes.Sublist(sha, stored, raw, size + 1)
+        )
+    else:
+        real_entry = crafting.Entry
+
+        def entry(bound, ref, level, records, large, checksum):
+            wrong = level == (1 if what == "index count" else 0)
+            return real_entry(bound, ref, level, records + wrong, large, checksum)
+
+        monkeypatch.setattr(crafting, "Entry", entry)
+    (tmp_path / "d").mkdir()
+    crafting.craft(tmp_path / "d")
+    assert puller("pull", tmp_path / "d", tmp_path / "c", check=5).err
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(independent_reader.Refused):
+        independent_reader.Dataset(tmp_path / "d").records()

@@ -390,3 +390,47 @@ def test_a_full_disk_of_bookkeeping_is_told(folder, monkeypatch):
         assert "locked" in done.err
         assert "delete" not in done.err
     target.close()
+
+
+CONFLICTS = [{b"a": b"fx", b"a/b": b"fy"}, {b"a": b"d", b"a/b": b"fy"}, {b"a": b"lx", b"a/b/c": b"fy"}]
+
+
+@pytest.mark.parametrize("records", CONFLICTS, ids=["file", "empty folder", "link"])
+@pytest.mark.parametrize("start", ["new", "all", "below", "above"])
+def test_paths_below_what_is_no_folder_are_refused(tmp_path, records, start):
+    """SPEC 8.1, for a new folder, a whole state over an old one, and changes that meet what is held."""
+    target = open_target(str(tmp_path / "c"), "files")
+    keys = sorted(records)
+    held = {b"z": b"fz"} | ({k: records[k] for k in keys[:1]} if start == "below" else {})
+    held |= {k: records[k] for k in keys[1:]} if start == "above" else {}
+
+    def step(changes, version, **options):
+        names = sorted(changes)
+        with target.writer(opening("files", **options)) as writer:
+            values = [changes[k] for k in names]
+            writer.put(names, values, record_hashes(names, values))
+            writer.commit(state(changes, "files", version))
+
+    if start != "new":
+        step(held, 1)
+    changes = {k: v for k, v in records.items() if k not in held}
+    with pytest.raises(Invalid, match="below it"):
+        step(changes, 2, replace=start in ("new", "all"), expected=None if start == "new" else (1, 1))
+    target.close()
+    if start != "new":
+        assert puller("verify", tmp_path / "c").status == 0
+
+
+def test_rows_without_a_schema_and_a_deleted_schema_are_refused(database):
+    with pytest.raises(Invalid):
+        database.step(dict([r("t", 1, "x")]), replace=True)
+    database.step({b"": encode_schema([table("t", "id:int64", "a:text")])} | dict([r("t", 1, "x")]), replace=True)
+    with pytest.raises(Invalid):
+        database.step({b"": None})
+
+
+def test_an_archived_head_of_another_version_is_refused(folder):
+    (folder / "s/k").write_text("2")
+    publisher("publish", folder / "s", folder / "d")
+    shutil.copy(folder / "d/HEAD", folder / "d/heads/1-1")
+    assert "another version" in publisher("log", folder / "d", check=5).err
