@@ -12,8 +12,9 @@ from puller.fetch import Answer
 from puller.plan import route
 from puller.runs import live, merge
 from puller.tree import Reader
+from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head
-from puller.wire.nodes import Diff, Log, Run
+from puller.wire.nodes import Diff, Log, Run, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
 
 
@@ -84,11 +85,13 @@ class Published:
         return live(merge(streams))
 
     def schema(self) -> Schema:
-        """The schema of a table's newest version; no tables if there is none."""
-        keys, values = next(self.records(), ([], []))
-        if not keys or keys[0] != SCHEMA_KEY or self.head.kind != "table":
-            return []
-        return decode_schema(self.reader.whole(SCHEMA_KEY, values[0]))
+        """The schema of a table's newest version; no tables if there is none. Reads the first leaf of each tree only."""
+        found: Value = None
+        for area, tree in [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]:
+            keys, values = self.reader.leaf(area, next(self.reader.leaves(area, tree)))
+            if keys and keys[0] == SCHEMA_KEY:
+                found = values[0]
+        return [] if found is None else decode_schema(self.reader.whole(SCHEMA_KEY, found))
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
