@@ -24,6 +24,11 @@ REASONS = {
 }
 
 
+as_option = click.option(
+    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+)
+
+
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
@@ -41,9 +46,7 @@ def main() -> None:
 @main.command("pull", epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("target")
-@click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
-)
+@as_option
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
@@ -155,9 +158,7 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
 
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("target")
-@click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
-)
+@as_option
 @common
 def status_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say which version of which dataset TARGET holds. Reads only bookkeeping.
@@ -194,9 +195,7 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
 
 @main.command("verify", epilog=EXIT_CODES)
 @click.argument("target")
-@click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
-)
+@as_option
 @common
 def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Read everything in TARGET again and compare it with what was pulled. Changes nothing; asks no host.

@@ -197,9 +197,6 @@ def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str])
     click.echo(f"error: {printable(message)}", err=True)
 
 
-Common = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every command has."""
     for option in (

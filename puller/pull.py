@@ -174,10 +174,10 @@ class _Pull:
                     raise
                 self.state = self.target.state()
             except NotFound:
-                newer, _ = read_head(self.address, self.reader.fetcher, None)
+                newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
                 if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
-                head = newer
+                head, etag = newer, newer_etag
         raise AssertionError("unreachable")
 
     def _by_some_way(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
@@ -210,11 +210,8 @@ class _Pull:
         position = None if state is None else state.position
         diffs = self._diffs(head, position)
         chosen = plan(position, head, diffs, anew=self.anew, patches=self.patches and self.target.gives_values)
-        if self.options.dry_run:
-            named = self.options.adopt or self.options.overwrite
-            changes = self._apply(head, etag, chosen) if named else Changes()
-        else:
-            changes = self._apply(head, etag, chosen)
+        only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
+        changes = Changes() if only_planned else self._apply(head, etag, chosen)
         return self._outcome(chosen, head, position, changes)
 
     def _check_same(self, state: State, head: Head) -> Outcome | None:

@@ -8,8 +8,6 @@ from publisher.sources.base import Source
 from puller.errors import SourceError, UsageError
 from puller.wire.rows import Schema
 
-FORMS = ("folder", "jsonl")
-
 
 def form_of(path: str) -> str:
     """Which form of source `path` is. Raises SourceError if there is nothing, UsageError for another kind of file."""

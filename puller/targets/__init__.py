@@ -7,7 +7,6 @@ import os
 from puller.errors import UsageError
 from puller.targets.base import Target
 
-FORMS = ("folder", "sqlite", "jsonl")
 _SQLITE = (".db", ".sqlite", ".sqlite3")
 _JSONL = (".jsonl", ".ndjson")
 

@@ -83,9 +83,7 @@ class FolderTarget:
         except OSError as error:
             raise _failed(self.where, error) from error
         except sqlite3.Error as error:
-            raise TargetError(
-                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
-            ) from error
+            raise self._unusable(error) from error
 
     def close(self) -> None:
         if self._db is not None:
@@ -172,9 +170,7 @@ class FolderTarget:
         except OSError as error:
             raise _failed(self.where, error) from error
         except sqlite3.OperationalError as error:
-            raise TargetError(
-                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
-            ) from error
+            raise self._unusable(error) from error
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         self._db = db
@@ -198,6 +194,9 @@ class FolderTarget:
                 self._finish()
         return db
 
+    def _unusable(self, error: Exception) -> TargetError:
+        return TargetError(f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept")
+
     def _damaged(self, error: Exception) -> TargetError:
         return TargetError(
             f"the bookkeeping of {self.where} is damaged ({error}); delete {DATA}/ in it and pull with --adopt"
@@ -209,9 +208,7 @@ class FolderTarget:
             row = self._db.execute(f"SELECT value FROM {table}").fetchone()
             return None if row is None else msgspec.msgpack.decode(row[0], type=State)
         except sqlite3.OperationalError as error:
-            raise TargetError(
-                f"the bookkeeping of {self.where} cannot be used: {error}; what was there was kept"
-            ) from error
+            raise self._unusable(error) from error
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise self._damaged(error) from error
 
@@ -301,9 +298,7 @@ class _NewWriter:
         os.mkdir(self._top)
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
-        for key in keys:
-            files.check_path(key)
-        files.check_values(keys, values)  # type: ignore[arg-type]
+        files.check_records(keys, values)
         try:
             rows = list(map(self._write, keys, values, hashes))
         except (FileExistsError, NotADirectoryError) as error:
@@ -355,9 +350,7 @@ class _Writer:
         self._changes = Changes()
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
-        for key in keys:
-            files.check_path(key)
-        files.check_values(keys, values)  # type: ignore[arg-type]
+        files.check_records(keys, values)
         mtime = self._opening.time * 1_000_000_000
         rows: list[tuple[Any, ...]] = []
         for key, value, number in zip(keys, values, hashes, strict=True):

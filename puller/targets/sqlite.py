@@ -88,8 +88,9 @@ class SQLiteTarget:
             db = self._open()
             try:
                 db.execute("BEGIN IMMEDIATE")
-                check_held(self._stored(db), opening, self.where)
-                ours = self._stored(db) is not None
+                state = self._stored(db)
+                check_held(state, opening, self.where)
+                ours = state is not None
                 foreign = [name for name in _tables(db) if name != BOOKKEEPING]
                 if not ours and foreign and not opening.adopt:
                     raise NotOurs(
@@ -290,14 +291,17 @@ class _Writer:
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
         count(self._changes, keys, values, opening=self._opening)
+        given = len(keys)
         before: list[int | None] = []
         if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
-            before += record_hashes(keys[:1], [_schema_value(self._db)])
+            if not self._opening.replace:
+                before += record_hashes(keys[:1], [_schema_value(self._db)])
             self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
             keys, values = keys[1:], values[1:]
-        before += record_hashes(keys, [None] * len(keys) if self._opening.replace else list(map(self._old, keys)))
+        if not self._opening.replace:
+            before += record_hashes(keys, list(map(self._old, keys)))
         self._apply(keys, values)
-        return [None] * len(before) if self._opening.replace else before
+        return before or [None] * given
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
         plain = whole(self._opening, keys, values)

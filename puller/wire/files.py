@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from puller.errors import Invalid
 
@@ -48,6 +49,13 @@ def parents(key: bytes) -> list[bytes]:
     """The folders above a path, outermost first."""
     parts = key.split(_SEPARATOR)
     return [_SEPARATOR.join(parts[:n]) for n in range(1, len(parts))]
+
+
+def check_records(keys: Sequence[bytes], values: Sequence[Any]) -> None:
+    """Raise Invalid for a key or a value that SPEC 8 does not allow; deleted and large values are passed over."""
+    for key in keys:
+        check_path(key)
+    check_values(keys, values)
 
 
 def check_values(keys: Sequence[bytes], values: Sequence[bytes]) -> None:
