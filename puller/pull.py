@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -28,11 +28,12 @@ from puller.errors import (
 from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Step, Way, covers, plan
+from puller.ranges import Ranges
 from puller.resync import Resync
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
-from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
+from puller.wire.checksum import record_hashes
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Diff, Run, Value
@@ -162,8 +163,22 @@ def name_of(kind: str, key: bytes) -> str:
     return f"{table} {', '.join(map(repr, values))}".rstrip()
 
 
-def _diff_of(step: Step) -> Diff:
-    return step.diff
+@dataclass
+class _Sums:
+    """The checksums of ranges, and the number of records, of what a target holds while a step goes on."""
+
+    ranges: Ranges
+    records: int
+
+    def take(
+        self, keys: list[bytes], hashes: Sequence[int | None], before: Sequence[int | None], *, anew: bool = False
+    ) -> None:
+        """Count a run in the place of what was there before it; `anew` where runs come in order to an empty place."""
+        if anew:
+            self.ranges.extend(keys, hashes)
+        else:
+            self.ranges.change(keys, hashes, before)
+        self.records += len(keys) - hashes.count(None) - len(before) + before.count(None)
 
 
 class _Pull:
@@ -376,44 +391,52 @@ class _Pull:
             expected=None if state is None else state.position,
         )
         with self.target.writer(opening) as writer:
-            if chosen.way is Way.RESYNC:
-                found = self._resync(head, chosen, writer)
-            elif chosen.way is Way.BOOTSTRAP or state is None:
-                runs = live(merge([self.reader.snapshot(head.snapshot), *map(self._diff, map(_diff_of, chosen.steps))]))
-                found = self._stream(writer, runs, 0, 0, chosen.bytes)
+            if chosen.way is Way.BOOTSTRAP or state is None:
+                held = _Sums(Ranges(), 0)
+                runs = live(merge([self.reader.snapshot(head.snapshot), self._changes(chosen.steps)]))
+            elif chosen.way is Way.RESYNC:
+                held, runs = self._resync(state, head, chosen, writer)
             else:
+                held = _Sums(self._ranges(state), state.records)
                 runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._changes(chosen.steps)
-                found = self._stream(writer, runs, int(state.checksum, 16), state.records, chosen.bytes)
-            if found != (head.checksum, head.records):
+            self._stream(writer, runs, held, chosen)
+            if (held.ranges.checksum, held.records) != (head.checksum, head.records):
                 raise self._mismatch(chosen.way, head)
             if self.options.dry_run:
                 return Changes(overwritten=writer.overwrites() or self.edited)
-            changes = writer.commit(self._new_state(head, newest, etag))
+            changes = writer.commit(self._new_state(head, newest, etag, held.ranges))
             changes.overwritten = changes.overwritten or self.edited
             return changes
 
-    def _resync(self, head: Head, chosen: Plan, writer: Writer) -> tuple[int, int]:
-        """Bring what is held to `head` chunk by chunk; raise LocalEdits where it is not what was pulled, unless told."""
-        state = self.state
-        assert state is not None
-        trusting = (
-            self.trusting and state.epoch == head.epoch and head.snapshot_version <= state.version <= head.version
-        )
-        self.trusting = trusting
-        resync = Resync(self.reader, head.snapshot, is_table=head.kind == "table", trusting=trusting)
-        runs = resync.runs(writer.held(), self._changes(chosen.steps))
-        if state.position == (head.epoch, head.version):
-            runs = self._noted(head.kind, runs)
-        checksum, records = self._stream(writer, runs, 0, 0, chosen.bytes)
-        if not self.options.overwrite and (f"{resync.checksum:032x}", resync.records) != (
-            state.checksum,
-            state.records,
-        ):
+    def _resync(self, state: State, head: Head, chosen: Plan, writer: Writer) -> tuple[_Sums, Iterator[Run]]:
+        """What is held, and what brings it to `head`; raise LocalEdits if it is not what was pulled, unless told."""
+        expected = self._ranges(state)
+        held = _Sums(expected.empty(), 0)
+        for keys, hashes in writer.held():
+            held.take(keys, hashes, ())
+        suspects = expected.differing(held.ranges)
+        if (suspects or held.records != state.records) and not self.options.overwrite:
             raise LocalEdits(
                 f"{self.target.where} is not what was pulled any more: it was changed here. Nothing was written. Run "
                 "`puller verify`, or pull with --overwrite"
             )
-        return (checksum + resync.checksum) % MODULUS, records + resync.records
+        known = state.epoch == head.epoch and head.snapshot_version <= state.version <= head.version
+        self.trusting = self.trusting and known
+        resync = Resync(
+            self.reader, head.snapshot, is_table=head.kind == "table", suspects=suspects if self.trusting else None
+        )
+        runs = resync.runs(writer.held(), self._changes(chosen.steps))
+        if state.position == (head.epoch, head.version):
+            runs = self._noted(head.kind, runs)
+        return held, runs
+
+    def _ranges(self, state: State) -> Ranges:
+        """The checksums of ranges that belong to what was pulled; one range, if the bookkeeping has no others."""
+        ranges = Ranges.load(state.ranges)
+        if f"{ranges.checksum:032x}" != state.checksum:
+            ranges = Ranges()
+            ranges.change([b""], [int(state.checksum, 16)])
+        return ranges
 
     def _noted(self, kind: str, runs: Iterator[Run]) -> Iterator[Run]:
         """Note the names of what is brought back to the version that is held: it was edited here."""
@@ -422,15 +445,13 @@ class _Pull:
             self.edited += [name_of(kind, key) for key in keys[: MOST_NAMED - len(self.edited)]]
             yield keys, values
 
-    def _stream(self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int) -> tuple[int, int]:
-        """Hand the runs to the writer; return the checksum and the number of records that come out."""
+    def _stream(self, writer: Writer, runs: Iterator[Run], held: _Sums, chosen: Plan) -> None:
+        """Hand the runs to the writer, and keep `held` right."""
         for keys, values in bounded(runs):
             hashes = record_hashes(keys, values)
             before = writer.put(keys, values, hashes)
-            checksum += sum_hashes(hashes) - sum_hashes(before)
-            records += before.count(None) - hashes.count(None)
-            self.progress("pull", self.reader.done, total)
-        return checksum % MODULUS, records
+            held.take(keys, hashes, before, anew=chosen.way is Way.BOOTSTRAP)
+            self.progress("pull", self.reader.done, chosen.bytes)
 
     def _mismatch(self, way: Way, head: Head) -> HeadwaterError:
         if way is Way.BOOTSTRAP:
@@ -442,7 +463,7 @@ class _Pull:
             f"applying the {way} to {self.target.where} does not give the checksum that HEAD promises; nothing was written"
         )
 
-    def _new_state(self, head: Head, newest: Head, etag: str | None) -> State:
+    def _new_state(self, head: Head, newest: Head, etag: str | None, ranges: Ranges) -> State:
         now = int(self.now())
         seen = newest.order if self.state is None or self.options.overwrite else max(self.state.seen, newest.order)
         return State(
@@ -461,6 +482,7 @@ class _Pull:
             pulled=now,
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
+            ranges=ranges.dump(),
         )
 
     def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:

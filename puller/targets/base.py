@@ -40,6 +40,8 @@ class State(msgspec.Struct, frozen=True):
     interval: int = 30
     snapshot: str = ""
     """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
+    ranges: bytes = b""
+    """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
     format: int = STATE_FORMAT
 
     @property
