@@ -34,7 +34,7 @@ def stage(db: sqlite3.Connection, path: bytes, pieces: list[tuple[int, bytes]]) 
 def place(db: sqlite3.Connection) -> None:
     """Let the pieces follow their files when a step is finished; those of files that go or are small now are forgotten."""
     db.execute("DELETE FROM pieces WHERE path IN (SELECT path FROM journal WHERE action != ?)", (KEEP,))
-    db.execute("INSERT INTO pieces SELECT * FROM staged_pieces")
+    db.execute("REPLACE INTO pieces SELECT * FROM staged_pieces")
     db.execute("DELETE FROM staged_pieces")
 
 
