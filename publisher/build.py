@@ -84,7 +84,7 @@ class TreeBuilder:
     ) -> None:
         self._sink = sink
         self._pool = pool
-        self._costs: Costs = costs or {}
+        self._costs: Costs = {} if costs is None else costs
         self._leaf_size = leaf_size or (DIFF_LEAF_SIZE if sink.area == DIFFS else CHUNK_SIZE)
         self._keys: list[bytes] = []
         self._values: list[Value] = []

@@ -124,13 +124,12 @@ class Earlier:
         self._vain = 0
 
     def _near(self, raw: int) -> list[int]:
-        """The pieces around the places where a new piece may come from."""
-        near: set[int] = set()
-        for place in (self._place, self._known):
-            near.update(range(self._at(max(place - raw // 8, 0)), self._at(place + raw + raw // 8) + 1))
-        return sorted(near)[:MOST_SCOUTED]
+        """The pieces around the place where a new one is expected to come from."""
+        margin = raw // 8
+        return list(range(self._at(max(self._place - margin, 0)), self._at(self._place + raw + margin) + 1))
 
     def _ahead(self, near: list[int]) -> list[int]:
+        """The pieces that follow on what was found last: something may have been inserted since, or deleted."""
         start = self._at(self._known)
         stop = min(start + SCOUTED + self._vain, start + MOST_SCOUTED, len(self._entries))
         return [number for number in range(start, stop) if number not in near]

@@ -81,7 +81,7 @@ def put_stream(
     if len(start) <= MAX_INLINE:
         return Stored(start)
     pieces: list[Piece] = []
-    refs: list[Ref] = []
+    refs: set[Ref] = set()
     waiting: deque[Future[Piece] | Piece] = deque()
 
     def take() -> None:
@@ -90,7 +90,7 @@ def put_stream(
             pieces.append(done)
         else:
             pieces.append(done.result())
-            refs.append(pieces[-1].ref)
+            refs.add(pieces[-1].ref)
 
     for part in _cut(start, stream):
         check = xxhash.xxh3_128_digest(part)
@@ -106,7 +106,7 @@ def put_stream(
     while len(entries) > LIST_MOST or len(encoded := encode([entry for entry, _, _ in entries])) > MAX_ENTRIES:
         depth += 1
         entries = [_put_list(sink, group) for group in _lists(entries)]
-        refs += [entry.ref for entry, _, _ in entries]
+        refs.update(entry.ref for entry, _, _ in entries)
     value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, msgspec.Raw(encoded))
     return Stored(value, len(refs), sum(ref.stored for ref in refs))
 

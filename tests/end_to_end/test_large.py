@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from puller.wire.head import parse_head
 from tests.conftest import publisher, puller, tree
 from tests.fault.test_kills_and_flips import kill_after, start
 from tests.unit.test_large import overwritten, text
@@ -170,6 +171,27 @@ def test_killed_pulls_of_a_changed_file(published, tmp_path, contents):
         assert done["received"] < 200_000
         assert is_newest(copy, contents)
     assert finished < 4
+
+
+def test_diffs_over_many_versions_are_worth_taking(tmp_path):
+    """Each of them names all pieces, but a reader that holds an earlier version needs few of their files."""
+    source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
+    source.mkdir()
+    content = text(4, 2_000_000)
+    for version in range(9):
+        (source / "big").write_bytes(content)
+        publisher("publish", source, dest)
+        if version == 2:
+            puller("pull", dest, copy)
+        content = overwritten(content, version, 40)
+    head = parse_head((dest / "HEAD").read_bytes())
+    wide = [diff for diff in head.diffs if diff.b - diff.a > 1]
+    assert wide
+    for diff in wide:
+        narrow = [d for d in head.diffs if d.b - d.a == 1 and diff.a <= d.a and d.b <= diff.b]
+        assert diff.tree.bytes <= sum(d.tree.bytes for d in narrow) < head.snapshot.bytes / 4
+    assert puller("pull", "--json", dest, copy).json["way"] in ("diffs", "patch")
+    assert (copy / "big").read_bytes() == (source / "big").read_bytes()
 
 
 def run(*arguments: object) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -19,10 +21,12 @@ from publisher.earlier import Earlier
 from publisher.published import StoreFetcher
 from puller.errors import Corrupt, Stale
 from puller.plan import REQUEST_COST
+from puller.targets.base import Opening
+from puller.targets.staging import Stager
 from puller.tree import Reader
 from puller.wire.checksum import record_hash
 from puller.wire.codec import CHUNKS
-from puller.wire.nodes import MAX_NESTING, Large, check_large_value
+from puller.wire.nodes import MAX_NESTING, Large, Piece, check_large_value
 from tests.unit.test_build import Memory
 
 KEY = b"big"
@@ -262,3 +266,50 @@ def test_a_damaged_base_is_noticed(dataset):
     dataset.store.files[path] = dataset.store.files[path][:-1] + b"\0"
     with pytest.raises(Corrupt):
         dataset.publish(overwritten(content, 1, 100))
+
+
+def test_what_held_pieces_spoil_is_fetched(dataset, tmp_path):
+    content = b"f" + text(11, 1_200_000)
+    dataset.publish(content)
+    path = str(tmp_path / "staged").encode()
+    opening = Opening("files", replace=True, time=1, large=dataset.reader.large)
+    kind, parts = Stager(opening).write_large(path, KEY, dataset.value, lambda check, raw: b"f" + bytes(raw - 1))
+    assert kind == b"f"
+    assert (tmp_path / "staged").read_bytes() == content[1:]
+    assert parts == [(piece.raw, piece.check) for piece in dataset.reader.pieces(dataset.value)]
+
+
+def test_a_file_that_two_threads_want_is_fetched_once(dataset):
+    dataset.publish(text(12, 1_200_000))
+    ref = next(dataset.reader.pieces(dataset.value)).ref
+    both = threading.Barrier(2, timeout=5)
+    fetcher = StoreFetcher(dataset.store)
+    get = fetcher.fetch
+
+    def slow(path: str, size: int) -> bytes:
+        both.wait()  # the other thread is on its way
+        time.sleep(0.1)
+        return get(path, size)
+
+    fetcher.fetch = slow
+    reader = Reader(fetcher, dataset.pool)
+    first = dataset.pool.submit(reader.stored, CHUNKS, ref)
+    both.wait()
+    assert reader.stored(CHUNKS, ref) == first.result()
+    assert fetcher.requests == 1
+
+
+def test_limits_of_bases():
+    def piece(raw: int, *bases: Piece) -> Piece:
+        return Piece(bytes(32), 9, raw, bytes(16), list(bases))
+
+    high = piece(9)
+    for _ in range(MAX_NESTING - 1):
+        high = piece(9, high)
+    assert earlier._fits(9, [high])
+    assert not earlier._fits(9, [piece(9, high)])
+    assert earlier._fits(9, [piece(1)] * 63)
+    assert not earlier._fits(9, [piece(1)] * 64)
+    large_ones = [piece(16 << 20)] * 3
+    assert earlier._fits(16 << 20, large_ones)
+    assert not earlier._fits((16 << 20) + 1, large_ones)
