@@ -135,7 +135,7 @@ def edited(content: bytes, edit: tuple[str, float, float, int], seed: int) -> by
     return rest[:at] + content[int(where * len(content)) :][:size] + rest[at:]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.lists(EDIT, min_size=1, max_size=3), min_size=3, max_size=5), st.integers(0, 99))
 def test_any_edits_read_back(versions, seed):
     with ThreadPoolExecutor(2) as pool, small_pieces():
