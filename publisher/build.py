@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from operator import add
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import xxhash
 
 from publisher.stores.base import Store
+from puller.errors import SourceError
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
-from puller.wire.codec import DIFFS, Ref, path_of, seal
+from puller.wire.codec import DIFFS, Ref, check_ref, compress, path_of
 from puller.wire.nodes import Entry, Large, Tree, Value
 
 CHUNK_SIZE = 1 << 20
@@ -47,7 +50,11 @@ class Sink:
 
     def put(self, raw: bytes) -> Ref:
         """Compress `raw` and put it; return its reference."""
-        ref, stored = seal(raw, self.level)
+        return self.put_frame(compress(raw, self.level), len(raw))
+
+    def put_frame(self, stored: bytes, raw: int) -> Ref:
+        """Put a frame whose content has `raw` bytes; return its reference."""
+        ref = check_ref(Ref(hashlib.sha256(stored).digest(), len(stored), raw))
         self.store.put(path_of(self.area, ref.sha256), stored)
         return ref
 
@@ -60,16 +67,24 @@ class Puts(Protocol):
     def put(self, raw: bytes) -> Ref: ...
 
 
+Costs = Mapping[bytes, tuple[int, int]]
+"""Files to fetch for large values, and their stored bytes, by record hash."""
+
+
 class TreeBuilder:
     """Builds one tree from runs that come in key order.
 
     Memory is bounded by the leaves in flight, and one entry a leaf. The first leaf waits until `finish`, so
-    that records known only at the end (`lead`, below all other keys) can still join it.
+    that records known only at the end (`lead`, below all other keys) can still join it. `costs` says what the
+    tree's readers have to fetch for large values, where that is known; elsewhere it is taken from their pieces.
     """
 
-    def __init__(self, sink: Puts, pool: ThreadPoolExecutor, leaf_size: int | None = None) -> None:
+    def __init__(
+        self, sink: Puts, pool: ThreadPoolExecutor, leaf_size: int | None = None, costs: Costs | None = None
+    ) -> None:
         self._sink = sink
         self._pool = pool
+        self._costs: Costs = {} if costs is None else costs
         self._leaf_size = leaf_size or (DIFF_LEAF_SIZE if sink.area == DIFFS else CHUNK_SIZE)
         self._keys: list[bytes] = []
         self._values: list[Value] = []
@@ -183,14 +198,16 @@ class TreeBuilder:
         return Entry(bound, ref, 0, len(keys), nodes.large_bytes(values), checksum)
 
     def _count(self, value: Large) -> None:
-        if value.depth:
-            lists = value.lists()
-            self._extra_files += len(lists) + value.size // CHUNK_SIZE
-            self._extra_bytes += value.size
+        known = self._costs.get(value.record_hash)
+        if known is not None:
+            files, size = known
+        elif value.depth:
+            files, size = len(value.lists()) + value.size // CHUNK_SIZE, value.size
         else:
             refs = {ref for piece in value.pieces() for ref in piece.files()}
-            self._extra_files += len(refs)
-            self._extra_bytes += sum(ref.stored for ref in refs)
+            files, size = len(refs), sum(ref.stored for ref in refs)
+        self._extra_files += files
+        self._extra_bytes += size
 
     def _index(self, entries: list[Entry]) -> Tree:
         files = len(entries) + self._extra_files
@@ -237,6 +254,20 @@ def cut_stably(items: list[T], name: Callable[[T], bytes], least: int, most: int
             found.append(group)
         group.append(item)
     return found
+
+
+def cutter(average: int, least: int, most: int) -> Any:
+    """Cuts bytes where their content says so. Raises SourceError where the fast cutter is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            import pyfastcdc.cy as fast
+        except (ImportError, Warning) as error:
+            raise SourceError(
+                "the compiled part of pyfastcdc is missing on this platform, and its Python part is too slow to use; "
+                f"reinstall pyfastcdc with a C compiler at hand ({error})"
+            ) from error
+    return fast.FastCDC(average, min_size=least, max_size=most)
 
 
 def groups(entries: list[Entry]) -> list[list[Entry]]:

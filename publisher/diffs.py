@@ -46,7 +46,11 @@ def widen(
         builder = TreeBuilder(sink, pool)
         for keys, values in merge([reader.diff(diff) for diff in way]):
             builder.add(keys, values)
-        made.append(Diff(start, version, builder.finish()))
+        tree = builder.finish()
+        # What a reader has to fetch for large values is known for single versions only; merged, it is no more.
+        files, size = (sum(hints) for hints in zip(*((d.tree.files, d.tree.bytes) for d in way), strict=True))
+        tree = msgspec.structs.replace(tree, files=min(tree.files, files), bytes=min(tree.bytes, size))
+        made.append(Diff(start, version, tree))
         width *= BASE
     return made[1:]
 

@@ -1,25 +1,26 @@
-"""Large values: cut into content-defined pieces while they are read, put in parallel."""
+"""Large values: cut into content-defined pieces while they are read, put in parallel where no earlier version has them."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import xxhash
 
-from publisher.build import Sink, cut_stably
-from puller.errors import SourceError
+from publisher.build import Sink, cut_stably, cutter
+from publisher.earlier import Earlier, put_piece
 from puller.wire.checksum import RecordHasher
-from puller.wire.codec import MAX_INLINE, encode
-from puller.wire.nodes import Large, Piece, Sublist, Value
+from puller.wire.codec import MAX_INLINE, Ref, encode
+from puller.wire.nodes import MAX_ENTRIES, Large, Piece, Sublist, Value
 
 AVERAGE, LEAST, MOST = 2 << 20, 1 << 20, 4 << 20
 LIST_LEAST, LIST_MOST, LIST_MASK = 128, 900, 255
+IN_FLIGHT = 4
+"""Pieces that may wait for the pool, each with the bases of its patch."""
 _PART = 1 << 20
 
 
@@ -59,32 +60,55 @@ def hash_stream(prefix: bytes, inner: Stream) -> tuple[int, bytes]:
     return stream.size, stream.sha256.digest()
 
 
-def put_stream(key: bytes, prefix: bytes, inner: Stream, sink: Sink, pool: ThreadPoolExecutor) -> Value:
-    """Read the value prefix + stream, put its pieces, and return it; a value of up to 1 MiB is returned whole."""
+class Stored(NamedTuple):
+    """A value that was put; and the files, with their stored bytes, that a reader of the earlier version needs for it."""
+
+    value: Value
+    files: int = 0
+    bytes: int = 0
+
+
+def put_stream(
+    key: bytes, prefix: bytes, inner: Stream, sink: Sink, pool: ThreadPoolExecutor, earlier: Earlier | None = None
+) -> Stored:
+    """Read the value prefix + stream and put its pieces; a value of up to 1 MiB is returned whole.
+
+    Pieces that `earlier` holds are not put again, and new ones as patches on its pieces where that is smaller.
+    """
     hasher = RecordHasher(key)
     stream = _Reading(prefix, inner, hasher)
     start = _upto(stream)
     if len(start) <= MAX_INLINE:
-        return start
-    waiting: deque[Future[Piece]] = deque()
+        return Stored(start)
     pieces: list[Piece] = []
+    refs: set[Ref] = set()
+    waiting: deque[Future[Piece] | Piece] = deque()
+
+    def take() -> None:
+        done = waiting.popleft()
+        if isinstance(done, Piece):
+            pieces.append(done)
+        else:
+            pieces.append(done.result())
+            refs.add(pieces[-1].ref)
+
     for part in _cut(start, stream):
-        waiting.append(pool.submit(_put_piece, sink, part))
-        while len(waiting) > 8:
-            pieces.append(waiting.popleft().result())
-    pieces += [future.result() for future in waiting]
+        check = xxhash.xxh3_128_digest(part)
+        kept = None if earlier is None else earlier.same(check, len(part))
+        bases = [] if earlier is None or kept is not None else earlier.bases(part)
+        waiting.append(kept or pool.submit(put_piece, sink, part, check, bases))
+        while len(waiting) > IN_FLIGHT:
+            take()
+    while waiting:
+        take()
     entries: list[Any] = [(piece, piece.raw, piece.check) for piece in pieces]
     depth = 0
-    while len(entries) > LIST_MOST:
+    while len(entries) > LIST_MOST or len(encoded := encode([entry for entry, _, _ in entries])) > MAX_ENTRIES:
         depth += 1
         entries = [_put_list(sink, group) for group in _lists(entries)]
-    listed = msgspec.Raw(encode([entry for entry, _, _ in entries]))
-    return Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, listed)
-
-
-def _put_piece(sink: Sink, part: bytes) -> Piece:
-    ref = sink.put(part)
-    return Piece(ref.sha256, ref.stored, ref.raw, xxhash.xxh3_128_digest(part), [])
+        refs.update(entry.ref for entry, _, _ in entries)
+    value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, msgspec.Raw(encoded))
+    return Stored(value, len(refs), sum(ref.stored for ref in refs))
 
 
 def _put_list(sink: Sink, group: list[Any]) -> tuple[Sublist, int, bytes]:
@@ -120,15 +144,5 @@ class _Joined:
 
 
 def _cut(start: bytes, rest: _Reading) -> Iterator[bytes]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            import pyfastcdc.cy as fast
-        except (ImportError, Warning) as error:
-            raise SourceError(
-                "the compiled part of pyfastcdc is missing on this platform, and its Python part is too slow to use; "
-                f"reinstall pyfastcdc with a C compiler at hand ({error})"
-            ) from error
-    cutter = fast.FastCDC(AVERAGE, min_size=LEAST, max_size=MOST)
-    for chunk in cutter.cut_stream(_Joined(start, rest)):
+    for chunk in cutter(AVERAGE, LEAST, MOST).cut_stream(_Joined(start, rest)):
         yield bytes(chunk.data)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from publisher.build import TreeBuilder, weight
+from publisher.build import Costs, TreeBuilder, weight
 from publisher.changes import Changed
 from publisher.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS, Ref, path_of, seal
-from puller.wire.nodes import Entry, Tree, Value
+from puller.wire.nodes import Entry, Large, Tree, Value
 
 SEGMENT = 7 << 20
 """Bytes of old or of new values in a leaf: the larger a leaf, the more of a renamed or moved value is found again."""
@@ -40,9 +40,9 @@ class _Held:
 class PatchBuilder(TreeBuilder):
     """Builds a patch from changes in key order; its values are pairs of the new and the old one."""
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, store: Store, pool: ThreadPoolExecutor, costs: Costs | None = None) -> None:
         self._held = _Held()
-        super().__init__(self._held, pool, SEGMENT)
+        super().__init__(self._held, pool, SEGMENT, costs)
         self._store = store
         self._total = 0
         self._known = False
@@ -60,7 +60,7 @@ class PatchBuilder(TreeBuilder):
             return None
         pairs: Any = ([], []) if lead is None else (lead.keys, list(zip(lead.values, lead.before, strict=True)))
         patch = self.finish(pairs)
-        if patch.bytes > CLEARLY * diff.bytes:
+        if patch.bytes - self._extra_bytes > CLEARLY * (diff.bytes - self._extra_bytes):
             return None
         for path, stored in self._held.files:
             self._store.put(path, stored)
@@ -69,6 +69,9 @@ class PatchBuilder(TreeBuilder):
     def _sizes(self, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[int]:
         sizes = [max(weight(new), weight(old)) for new, old in values]
         self._total += sum(sizes)
+        for new, _ in values:
+            if isinstance(new, Large):
+                self._count(new)
         return [len(key) + size for key, size in zip(keys, sizes, strict=True)]
 
     def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:

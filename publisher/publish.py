@@ -14,6 +14,7 @@ import msgspec
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
 from publisher.diffs import choose_listed, fit, widen
+from publisher.earlier import Earlier
 from publisher.history import grow
 from publisher.large import hash_stream, put_stream
 from publisher.patches import PatchBuilder
@@ -24,6 +25,7 @@ from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
 from puller.errors import Conflict, Corrupt, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
+from puller.tree import Reader
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, Ref
@@ -163,12 +165,15 @@ class _Publish:
         self.now = now
         self.chunks = Sink(store, CHUNKS)
         self.diffs = Sink(store, DIFFS)
+        self.reader: Reader | None = None
+        self.costs: dict[bytes, tuple[int, int]] = {}
 
     def run(self) -> Outcome:
         head, data, token = read_head(self.store)
         if head is None:
             return self._first(token)
         was = Published(self.store, self.pool, head, data, token)
+        self.reader = was.reader
         source = self._source(was)
         outcome = self._whole(head, source) if head.records == 0 else self._changes(was, source)
         if outcome.changed:
@@ -244,7 +249,7 @@ class _Publish:
     def _snapshot_of(self, source: Source) -> tuple[Tree, int, int]:
         """Build the snapshot of a source's state; return it with its checksum and number of records."""
         for _ in range(2):
-            builder = TreeBuilder(self.chunks, self.pool)
+            builder = TreeBuilder(self.chunks, self.pool, costs=self.costs)
             records = 0
             try:
                 for keys, given in self._runs(source):
@@ -262,7 +267,8 @@ class _Publish:
         head = was.head
         for _ in range(2):
             outcome = Outcome(head)
-            builder, patch = TreeBuilder(self.diffs, self.pool), PatchBuilder(self.store, self.pool)
+            builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
+            patch = PatchBuilder(self.store, self.pool, self.costs)
             checksum = head.checksum
             before = Cursor(was.records())
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
@@ -292,13 +298,19 @@ class _Publish:
         return [self._settle(key, value, None) for key, value in zip(keys, given, strict=True)]
 
     def _settle(self, key: bytes, given: Any, before: Value) -> Value:
-        """The value of what a source gave for a key; an unchanged large value keeps its pieces."""
+        """The value of what a source gave for a key; a large value keeps the pieces that did not change."""
         if isinstance(given, bytes):
             return given
         known = (before.size, before.sha256) if isinstance(before, Large) else None
         if known is not None and hash_stream(given.prefix, given.open()) == known:
             return before
-        return put_stream(key, given.prefix, given.open(), self.chunks, self.pool)
+        earlier = None
+        if isinstance(before, Large) and self.reader is not None:
+            earlier = Earlier(before, self.reader, self.chunks, self.pool)
+        stored = put_stream(key, given.prefix, given.open(), self.chunks, self.pool, earlier)
+        if isinstance(stored.value, Large):
+            self.costs[stored.value.record_hash] = stored.files, stored.bytes
+        return stored.value
 
     def _guard(self, head: Head, deleted: int) -> None:
         """Refuse a source that lost over half of what is published."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder
 from puller.runs import Cursor, live, merge, overlay
-from puller.tree import Reader
+from puller.tree import Leaf, Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
-from puller.wire.nodes import Diff, Run, Tree
+from puller.wire.nodes import Diff, Entry, Run, Tree
 
 SHARE = 0.25
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
@@ -36,12 +38,15 @@ def carry(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, poo
     Chunks keep their bounds, but those that have grown over twice their size are split, and small ones join the next.
     """
     changes = Cursor(merge([reader.diff(diff) for diff in diffs]))
+    large = Kept(snapshot)
     builder = TreeBuilder(sink, pool, leaf_size=MAX_RAW // 2)
     for leaf in reader.leaves(CHUNKS, snapshot):
         touched = changes.take_below(leaf.upper)
+        large.see(leaf)
         joins = 0 < builder.size <= CHUNK_SIZE // 4
         if not touched[0] and leaf.entry is not None and not joins:
             builder.keep(leaf.entry)
+            large.keep(leaf.entry)
             continue
         if not joins:
             builder.start(leaf.lower)
@@ -51,7 +56,33 @@ def carry(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, poo
                 builder.add(*part)
                 if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
                     builder.cut()
-    return builder.finish()
+    return large.counted(builder.finish())
+
+
+class Kept:
+    """What the large values in chunks that stay add to the hints of a snapshot: their share of what all added before."""
+
+    def __init__(self, snapshot: Tree) -> None:
+        self._files = snapshot.files
+        self._bytes = snapshot.bytes
+        self._all = self._kept = 0
+
+    def see(self, leaf: Leaf) -> None:
+        """Count a chunk of the old snapshot."""
+        self._files -= 1
+        self._bytes -= leaf.ref.stored
+        self._all += 0 if leaf.entry is None else leaf.entry.large
+
+    def keep(self, entry: Entry) -> None:
+        """Count a chunk that stays."""
+        self._kept += entry.large
+
+    def counted(self, tree: Tree) -> Tree:
+        """The new snapshot, with the large values in chunks that stayed among its files and bytes."""
+        if not self._kept:
+            return tree
+        files, size = (max(left, 0) * self._kept // self._all for left in (self._files, self._bytes))
+        return msgspec.structs.replace(tree, files=tree.files + files, bytes=tree.bytes + size)
 
 
 def split(run: Run) -> list[Run]:

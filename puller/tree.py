@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from puller.partial import Partial
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
-from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
+from puller.wire.nodes import Diff, Entry, Held, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
 
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
@@ -69,12 +70,38 @@ class Reader:
         self.partial = partial
         self.done = 0
         self._lock = threading.Lock()
+        self._under_way: dict[bytes, Future[bytes]] = {}
 
     def stored(self, area: str, ref: Ref) -> bytes:
         """The stored bytes of a file, checked against its name. Raises Corrupt, or a FetchError."""
         check_ref(ref)
-        if self.partial is not None and (kept := self.partial.get(ref)) is not None:
-            return self._counted(kept)
+        data = self._once(ref, lambda: self._kept(ref) or self._fetched(area, ref))
+        with self._lock:
+            self.done += len(data)
+        return data
+
+    def _once(self, ref: Ref, fetch: Callable[[], bytes]) -> bytes:
+        """What `fetch` gives; a thread that wants a file that another one is fetching waits for that."""
+        with self._lock:
+            future = self._under_way.get(ref.sha256)
+            mine = future is None
+            if future is None:
+                future = self._under_way[ref.sha256] = Future()
+        if mine:
+            try:
+                future.set_result(fetch())
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            finally:
+                with self._lock:
+                    del self._under_way[ref.sha256]
+        return future.result()
+
+    def _kept(self, ref: Ref) -> bytes | None:
+        return None if self.partial is None else self.partial.get(ref)
+
+    def _fetched(self, area: str, ref: Ref) -> bytes:
         path = path_of(area, ref.sha256)
         try:
             data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
@@ -84,11 +111,6 @@ class Reader:
             raise NotFound(f"{error}, although the dataset names this file") from error
         if self.partial is not None:
             self.partial.keep(ref, data)
-        return self._counted(data)
-
-    def _counted(self, data: bytes) -> bytes:
-        with self._lock:
-            self.done += len(data)
         return data
 
     def load(self, area: str, ref: Ref) -> bytes:
@@ -177,18 +199,25 @@ class Reader:
     def _segment(self, segment: Segment) -> Log:
         return self.log(segment.ref, segment)
 
-    def large(self, key: bytes, value: Large) -> Iterator[bytes]:
-        """The bytes of a large value, piece by piece.
+    def large(self, key: bytes, value: Large, held: Held | None = None) -> Iterator[bytes]:
+        """The bytes of a large value, piece by piece; what `held` gives for a piece or a base is not fetched.
 
-        Raises Corrupt at the end if they are not what the value declares: use nothing before that.
+        Raises Corrupt at the end if they are not what the value declares (Stale with `held`, whose contents may be
+        at fault): use nothing before that.
         """
         hasher = RecordHasher(key)
+        sha256 = hashlib.sha256()
         size = 0
-        for _, part in ahead(self.pool, self._pieces(value), self._piece, lambda piece: piece.raw):
+        for _, part in ahead(self.pool, self.pieces(value), lambda piece: self.piece(piece, held), _work):
             size += len(part)
             hasher.update(part)
+            if held is not None:
+                sha256.update(part)
             yield part
-        if not check_large(value, hasher, size):
+        right = check_large(value, hasher, size)
+        if held is not None and not (right and sha256.digest() == value.sha256):
+            raise Stale(f"{key.decode(errors='replace')}: pieces that are held do not give what the value declares")
+        if not right:
             raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
 
     def whole(self, key: bytes, value: Value) -> bytes:
@@ -196,7 +225,8 @@ class Reader:
         assert value is not None
         return value if isinstance(value, bytes) else b"".join(self.large(key, value))
 
-    def _pieces(self, value: Large) -> Iterator[Piece]:
+    def pieces(self, value: Large) -> Iterator[Piece]:
+        """The pieces of a large value; its lists are read on the way."""
         if value.depth == 0:
             yield from value.pieces()
         else:
@@ -213,5 +243,11 @@ class Reader:
             for below in nodes.decode_sublists(raw, item.size):
                 yield from self._below(below, depth - 1)
 
-    def _piece(self, piece: Piece) -> bytes:
-        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref))
+    def piece(self, piece: Piece, held: Held | None = None) -> bytes:
+        """The content of a piece; what `held` gives of it and of its bases is not fetched."""
+        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held)
+
+
+def _work(piece: Piece) -> int:
+    """Bytes that it takes to build a piece: its content, its bases, and the dictionary made of them."""
+    return piece.raw + 2 * sum(base.raw for base in piece.bases)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from puller.errors import Invalid, Moved
-from puller.wire.nodes import Large, Run, Value
+from puller.wire.nodes import Held, Large, Run, Value
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
 STATE_FORMAT = 1
@@ -50,6 +50,16 @@ class State(msgspec.Struct, frozen=True):
         return self.epoch, self.version
 
 
+class Assemble(Protocol):
+    """Gives the bytes of a large value, part by part; what `held` gives need not be fetched.
+
+    Raises Corrupt at the end if they are not what the value declares, or Stale where `held` may be the reason: use
+    nothing before that.
+    """
+
+    def __call__(self, key: bytes, value: Large, held: Held | None = None, /) -> Iterator[bytes]: ...
+
+
 @dataclass(frozen=True)
 class Opening:
     """How a writer is to work.
@@ -62,7 +72,7 @@ class Opening:
     kind: str
     replace: bool
     time: int
-    large: Callable[[bytes, Large], Iterator[bytes]]
+    large: Assemble
     overwrite: bool = False
     adopt: bool = False
     expected: tuple[int, int] | None = None

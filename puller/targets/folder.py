@@ -19,6 +19,7 @@ import msgspec
 
 from puller.durable import sync_files
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.targets import held
 from puller.targets.base import Changes, Check, Opening, State, check_held
 from puller.targets.disk import Disk, remove_tree
 from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
@@ -166,8 +167,9 @@ class FolderTarget:
             os.makedirs(self._data, exist_ok=True)
             if os.path.islink(self._data):
                 raise TargetError(f"{os.fsdecode(self._data)} is a symbolic link; nothing was written")
-            db = sqlite3.connect(os.path.join(self._data, b"state.db"), isolation_level=None)
-            db.executescript("PRAGMA synchronous=FULL;" + _SCHEMA)
+            path = os.path.join(self._data, b"state.db")
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)  # for threads that read pieces
+            db.executescript("PRAGMA synchronous=FULL;" + _SCHEMA + held.SCHEMA)
         except OSError as error:
             raise _failed(self.where, error) from error
         except sqlite3.OperationalError as error:
@@ -267,6 +269,7 @@ class FolderTarget:
             "REPLACE INTO files SELECT path, hash, kind, size, mtime FROM journal WHERE action IN (?, ?)",
             (PLACE, FOLDER),
         )
+        held.place(db)
         db.execute("REPLACE INTO state SELECT id, value FROM next")
         db.execute("DELETE FROM next")
         db.execute("DELETE FROM journal")
@@ -320,7 +323,9 @@ class _NewWriter:
         path = self._top + b"/" + key
         digest = number.to_bytes(16, "big")
         if isinstance(value, Large):
-            return key, digest, self._stager.write_large(path, key, value), value.size - 1, self._mtime
+            kind, parts = self._stager.write_large(path, key, value)
+            held.stage(self._db, key, parts)
+            return key, digest, kind, value.size - 1, self._mtime
         kind = value[:1]
         if kind == files.FOLDER:
             self._empty.add(key)
@@ -348,6 +353,7 @@ class _Writer:
         self._db = db
         self._opening = opening
         self._edits = Edits(target.disk, db, exact=opening.overwrite)
+        self._pieces = held.HeldPieces(target.disk, db)
         self._stager = Stager(opening)
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
@@ -363,8 +369,7 @@ class _Writer:
                 continue
             digest = number.to_bytes(16, "big")
             if isinstance(value, Large):
-                kind = self._stager.write_large(self._next(), key, value)
-                rows.append((key, PLACE, self._number, digest, kind, value.size - 1, mtime))
+                rows.append(self._put_large(key, value, digest))
                 continue
             kind = value[:1]
             if self._opening.replace and self._held(key, value, digest):
@@ -376,6 +381,16 @@ class _Writer:
                 rows.append((key, PLACE, self._number, digest, kind, len(value) - 1, mtime))
         self._db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         return [None] * len(keys) if self._opening.replace else list(map(self._before, keys))
+
+    def _put_large(self, key: bytes, value: Large, digest: bytes) -> tuple[Any, ...]:
+        size, mtime = value.size - 1, self._opening.time * 1_000_000_000
+        if self._opening.replace:
+            row = self._db.execute("SELECT kind FROM files WHERE path = ? AND hash = ?", (key, digest)).fetchone()
+            if row is not None and self._target.disk.hash_of(key, row[0]) == digest:
+                return key, KEEP, None, digest, row[0], size, mtime
+        kind, parts = self._stager.write_large(self._next(), key, value, self._pieces.get)
+        held.stage(self._db, key, parts)
+        return key, PLACE, self._number, digest, kind, size, mtime
 
     def _before(self, key: bytes) -> int | None:
         row = self._db.execute("SELECT path, hash, kind FROM files WHERE path = ?", (key,)).fetchone()

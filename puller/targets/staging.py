@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as stats
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from puller.errors import Invalid
+import xxhash
+
+from puller.errors import Invalid, Stale
 from puller.targets.base import Opening
 from puller.wire import files
-from puller.wire.nodes import Large
+from puller.wire.nodes import Held, Large
+
+Part = tuple[int, bytes]
+"""Size and xxh3_128 of a part of a large value."""
 
 
 class Stager:
@@ -39,19 +45,32 @@ class Stager:
         finally:
             os.close(descriptor)
 
-    def write_large(self, path: bytes, key: bytes, value: Large) -> bytes:
-        """Write a large value's file to a new path; return its type."""
-        parts = self._large(key, value)
-        first = next(parts)
-        kind = first[:1]
-        if kind not in (files.FILE, files.EXECUTABLE):
-            raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
-        with open(_create(path, kind), "wb", buffering=0) as file:
-            _write_all(file.write, memoryview(first)[1:])
+    def write_large(self, path: bytes, key: bytes, value: Large, held: Held | None = None) -> tuple[bytes, list[Part]]:
+        """Write a large value's file to a new path; return its type, and the parts that it came in.
+
+        What is held is taken from there; if that turns out to be wrong, everything is fetched.
+        """
+        if held is not None:
+            with contextlib.suppress(Stale):
+                return self._assemble(path, key, self._large(key, value, held))
+            os.unlink(path)
+        return self._assemble(path, key, self._large(key, value))
+
+    def _assemble(self, path: bytes, key: bytes, parts: Iterator[bytes]) -> tuple[bytes, list[Part]]:
+        written: list[Part] = []
+        kind = b""
+        with contextlib.ExitStack() as stack:
             for part in parts:
-                _write_all(file.write, memoryview(part))
+                data = memoryview(part)
+                if not written:
+                    kind, data = part[:1], data[1:]
+                    if kind not in (files.FILE, files.EXECUTABLE):
+                        raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
+                    file = stack.enter_context(open(_create(path, kind), "wb", buffering=0))
+                _write_all(file.write, data)
+                written.append((len(part), xxhash.xxh3_128_digest(part)))
             os.utime(file.fileno(), ns=self._times)
-        return kind
+        return kind, written
 
 
 def _create(path: bytes, kind: bytes) -> int:

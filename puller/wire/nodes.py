@@ -280,14 +280,21 @@ def check_piece(piece: Piece, nesting: int = 0) -> None:
             raise Invalid("a piece is built from more than 64 files, or 64 MiB")
 
 
-def build_piece(piece: Piece, stored: Callable[[Ref], bytes]) -> bytes:
-    """The content of a piece; `stored` gives the verified bytes of a file (SPEC 5.4). Raises Corrupt."""
-    frame = stored(piece.ref)
+Held = Callable[[bytes, int], bytes | None]
+"""Gives the content of a piece, checked against its xxh3_128, from that and its size in bytes; None where it is not held."""
+
+
+def build_piece(piece: Piece, stored: Callable[[Ref], bytes], held: Held | None = None) -> bytes:
+    """The content of a piece (SPEC 5.4). Raises Corrupt.
+
+    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless.
+    """
+    if held is not None and (found := held(piece.check, piece.raw)) is not None:
+        return found
+    dictionary = None
     if piece.bases:
-        dictionary = DICTIONARY_START + b"".join(build_piece(base, stored) for base in piece.bases)
-        content = decompress(frame, piece.raw, dictionary=dictionary)
-    else:
-        content = decompress(frame, piece.raw)
+        dictionary = DICTIONARY_START + b"".join(build_piece(base, stored, held) for base in piece.bases)
+    content = decompress(stored(piece.ref), piece.raw, dictionary=dictionary)
     if xxhash.xxh3_128_digest(content) != piece.check:
         raise Corrupt("the content of a piece is not what its entry declares")
     return content

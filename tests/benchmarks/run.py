@@ -1,13 +1,15 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [C]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C]
 
-Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `C/rows.jsonl` (rows with the
-key field "key"). Everything is written below --scratch, which should be on tmpfs. Each number is the median of --rounds
-rounds; the rivals take turns, and the spread is (slowest - fastest) / median.
+Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db` (a
+large file and its next state), `C/rows.jsonl` (rows with the key field "key"). Everything is written below --scratch,
+which should be on tmpfs. Each number is the median of --rounds rounds; the rivals take turns, and the spread is (slowest -
+fastest) / median.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -46,7 +48,7 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, C, or both (the default)")
+    parser.add_argument("data", nargs="*", help="A, B, C; all of them by default")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -58,6 +60,8 @@ def main() -> None:
     with start_nginx(scratch / "nginx") as nginx:
         if not arguments.data or "A" in arguments.data:
             folder(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "B" in arguments.data:
+            large(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
@@ -82,7 +86,7 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
     subprocess.run(
         f"{PUBLISHER} publish {tree} {root}/a; {tar} > {root}/a.tar.zst", shell=True, check=True, stdout=sys.stderr
     )
-    link_plain(root)
+    link_plain(root, root / "a.tar.zst")
     compare(
         "A pull / `curl \\| zstd -d \\| tar x`",
         f"{PULLER} pull {url}/a {out}/copy",
@@ -92,11 +96,56 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
     )
 
 
-def link_plain(root: Path) -> None:
-    """Put the tar where the server's configuration serves files."""
-    place = root / "plain/chunks/aa"
-    place.mkdir(parents=True)
-    os.link(root / "a.tar.zst", place / f"{'a' * 64}.zst")
+def link_plain(root: Path, file: Path) -> None:
+    """Put a rival's file where the server's configuration serves files."""
+    place = root / "plain/chunks/aa" / f"{'a' * 64}.zst"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    os.link(file, place)
+
+
+def large(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """B: a change in a large file, against zstd with the old file as dictionary; and the bytes it takes."""
+    big, after, base, out = DATA / "B/big.db", DATA / "B/big-next.db", scratch / "base", scratch / "out"
+    rival = f"zstd -q -3 --long=27 --patch-from={big} {after} -o"
+
+    def state(of: Path) -> None:
+        shutil.rmtree(base / "src", ignore_errors=True)
+        (base / "src").mkdir(parents=True)
+        shutil.copy(of, base / "src/big.db")
+
+    def prepare() -> None:
+        """Version 1, published and pulled; files that are replaced, not changed, are shared with `base`."""
+        shutil.rmtree(out, ignore_errors=True)
+        subprocess.run(
+            f"cp -al {base} {out}; cp -a --remove-destination {base}/copy/.headwater {out}/copy/", shell=True
+        )
+
+    state(big)
+    subprocess.run(
+        f"{PUBLISHER} publish {base}/src {base}/b; {PULLER} pull {base}/b {base}/copy", shell=True, stdout=sys.stderr
+    )
+    state(after)
+    publish = f"{PUBLISHER} publish {base}/src {out}/b"
+    compare("B publish a change / `zstd -3 --patch-from`", publish, f"{rival} {out}/rival", prepare, rounds)
+    prepare()
+    subprocess.run(f"{publish}; cp -a {out}/b {root}/b; {rival} {root}/b.zst", shell=True, stdout=sys.stderr)
+    link_plain(root, root / "b.zst")
+    written = sum(_size(path) - _size(base / path.relative_to(out)) for path in (out / "b").rglob("*"))
+    plain = f"curl -sf {url}/plain/chunks/aa/{'a' * 64}.zst"
+    compare(
+        "B pull a change / `curl \\| zstd -d --patch-from`",
+        f"{PULLER} pull --json {url}/b {out}/copy > {scratch}/pulled",
+        f"{plain} | zstd -qd --long=27 --memory=2048MB --patch-from={big} -o {out}/rival",
+        prepare,
+        rounds,
+    )
+    received = json.loads((scratch / "pulled").read_text())["received"]
+    print(f"\nB: {written:,} bytes written, {received:,} fetched; the rival's file has {_size(root / 'b.zst'):,}\n")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def rows(root: Path, url: str, scratch: Path, rounds: int) -> None:

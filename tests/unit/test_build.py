@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from puller.errors import NotFound
 from puller.tree import Reader
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
-from puller.wire.codec import CHUNKS, DIFFS
+from puller.wire.codec import CHUNKS, DIFFS, encode
 
 
 class Memory:
@@ -161,6 +162,20 @@ def test_a_snapshot_carried_forward(pool, monkeypatch, kind):
             assert len(old) - kept <= 5
         if kind in ("grow", "shrink"):
             assert kept >= len(old) - 25
+
+
+def test_large_values_in_chunks_that_stay_are_counted(pool):
+    def large_value(n: int) -> nodes.Large:
+        pieces = [nodes.Piece(bytes([n]) * 32, 500_000, 1 << 20, bytes(16), [])] * 2
+        return nodes.Large(2 << 20, bytes([n]) * 16, bytes(32), 0, msgspec.Raw(encode(pieces)))
+
+    state = {b"%04d" % n: large_value(n // 100) if n % 100 == 0 else bytes(50) for n in range(1000)}
+    store = Memory()
+    tree, _ = built(store, pool, state, leaf_size=500)
+    assert tree.bytes > 10 * 500_000
+    diff, _ = built(store, pool, {b"0350": bytes(60)}, area=DIFFS)
+    carried = carry(Reader(StoreFetcher(store), pool), tree, [nodes.Diff(1, 2, diff)], Sink(store, CHUNKS), pool)
+    assert abs(carried.bytes - tree.bytes) < 0.15 * tree.bytes
 
 
 def test_splitting_is_even():
