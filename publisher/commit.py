@@ -14,7 +14,8 @@ from publisher.diffs import choose_listed, fit, widen
 from publisher.history import grow
 from publisher.published import Published
 from publisher.snapshots import carry, is_due
-from puller.errors import ChecksumMismatch, HeadwaterError, UsageError
+from publisher.stores.base import Store
+from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, UsageError
 from puller.wire import nodes
 from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
@@ -128,6 +129,14 @@ def check_name(name: str) -> None:
             f"{name!r} cannot name a dataset: use up to 64 letters, digits, '.', '_' and '-', beginning with a letter or "
             "digit (--name)"
         )
+
+
+def damaged(store: Store, error: HeadwaterError) -> Invalid:
+    """The error to raise where a file of the dataset is damaged or missing."""
+    return Invalid(
+        f"the dataset in {store.where} is damaged: {error}; nothing was published. Restore that file from a copy (a "
+        "mirror or a backup has it under the same name), or publish to a new folder"
+    )
 
 
 def _next_head(

@@ -10,14 +10,14 @@ from typing import Any
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, first_head, follow, restart, swap
+from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
 from publisher.large import hash_stream, put_stream
 from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
 from publisher.sources.base import Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
-from puller.errors import Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
+from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
@@ -126,10 +126,7 @@ def publish(
             except Conflict:
                 continue
             except (Corrupt, NotFound) as error:
-                raise Invalid(
-                    f"the dataset in {store.where} is damaged: {error}; nothing was published. Restore that file from a copy (a "
-                    "mirror or a backup has it under the same name), or publish to a new folder"
-                ) from error
+                raise damaged(store, error) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
