@@ -253,7 +253,9 @@ class Dataset:
             return was
         if (head.name, head.kind) != (was.head.name, was.head.kind):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")
-        return Published(self._store, self._pool, head, data, token)
+        now = Published(self._store, self._pool, head, data, token)
+        now.sizes = was.sizes
+        return now
 
     def _form(self) -> Form:
         return form_of(self.kind, self._tables())

@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 from tests.fault.test_faults import FaultyDatabase, FaultyStore
 from tests.states import read_head, state_of
 
+BIG = 9
 START = {b"key%03d" % n: b"value %d" % n * 20 for n in range(500)}
 
 
@@ -28,14 +29,16 @@ def _small(monkeypatch):
     """Everything a commit can do is due: the cache, its flush, a carried snapshot, wide diffs."""
     monkeypatch.setattr("publisher.hashes.SMALL", 0)
     monkeypatch.setattr("publisher.hashes.HELD", 10)
-    monkeypatch.setattr("publisher.snapshots.CHUNK_SIZE", 4000)
-    monkeypatch.setattr("publisher.build.CHUNK_SIZE", 4000)
+    monkeypatch.setattr("publisher.snapshots.CHUNK_SIZE", 8000)
+    monkeypatch.setattr("publisher.build.CHUNK_SIZE", 8000)
     monkeypatch.setattr("publisher.dataset.ATTEMPTS", 2)
 
 
 def change(store, cache, seed):
     r = random.Random(seed)
-    changes = {key: r.randbytes(30) for key in r.sample(sorted(START), 200)} | {b"big": b"%d" % seed * 1_200_000}
+    changes = {key: r.randbytes(30) for key in r.sample(sorted(START), 140)}
+    if seed == BIG:
+        changes[b"big"] = bytes(1_200_000)
     with Dataset(store, str(cache)) as dataset, dataset.batch(allow_shrink=True) as batch:
         for key, value in changes.items():
             batch[key] = value
@@ -71,6 +74,7 @@ def test_a_batch_fails_at_every_step_of_the_store(tmp_path, clean, after_it):
     new = after(state, change(probe, tmp_path / "c", 9))
     assert state_of(probe.where) == new
     assert probe.steps >= 8
+    assert read_head(probe.where).snapshot_version == 8
     for at in range(1, probe.steps + 1):
         dest, kept = str(tmp_path / f"d{at}"), tmp_path / f"c{at}"
         shutil.copytree(folder, dest)
@@ -107,7 +111,7 @@ def test_every_statement_of_the_cache_fails_once(tmp_path, clean, monkeypatch):
             assert state_of(dest) == after(new, last)
             shutil.rmtree(dest)
             shutil.rmtree(kept, ignore_errors=True)
-            at += 0 if at < 12 else 17
+            at += 0 if at < 8 else 24
         assert at > 8
 
 
