@@ -1,1 +1,29 @@
-"""Publishing datasets as static files: sources, changes, building trees, stores."""
+"""Publishing datasets as static files: sources, changes, building trees, stores. Programs begin with `open`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from publisher.dataset import Dataset
+
+__all__ = ["open"]
+
+
+def open(  # noqa: A001 - read as `publisher.open`
+    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+) -> Dataset:
+    """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
+
+    Where there is none, an empty one (version 1) is created if `kind` is given: "bytes" or "table"; `name` is then its
+    name (the last part of `dest`, if it is not given) and `interval` the seconds that pullers should wait between polls
+    (30). Of a dataset that is there, they must be what it has; another `interval` is published with the next batch.
+
+    Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead.
+
+    Raises NotFound where there is no dataset and no kind was given; UsageError for a kind or a name that is not the
+    dataset's, or for the kind "files"; Refused for a folder that holds something else; Invalid for a damaged HEAD.
+    """
+    from publisher.dataset import open_dataset
+
+    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache)

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.diffs import choose_listed, fit, widen
+from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
 from publisher.earlier import Earlier
-from publisher.history import grow
 from publisher.large import hash_stream, put_stream
 from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
-from publisher.snapshots import carry, is_due
 from publisher.sources.base import Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
-from puller.errors import Conflict, Corrupt, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
+from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.tree import Reader
-from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
-from puller.wire.codec import CHUNKS, DIFFS, Ref
-from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.codec import CHUNKS, DIFFS
+from puller.wire.head import Head, format_head
 from puller.wire.nodes import Diff, Large, Run, Tree, Value
 from puller.wire.rows import Schema
 
-INTERVAL = 30
 ATTEMPTS = 5
 
 
@@ -99,11 +92,11 @@ def create(
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
-    _check_name(name)
+    check_name(name)
     check_unused(store)
     with make_pool() as pool:
         tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
-    first = _first_head(name, kind, tree, 0, 0, interval, int(now()))
+    first = first_head(name, kind, tree, 0, 0, interval, int(now()))
     store.flush()
     try:
         store.swap_head(token, format_head(first), first.time)
@@ -135,10 +128,7 @@ def publish(
             except Conflict:
                 continue
             except (Corrupt, NotFound) as error:
-                raise Invalid(
-                    f"the dataset in {store.where} is damaged: {error}; nothing was published. Restore that file from a copy (a "
-                    "mirror or a backup has it under the same name), or publish to a new folder"
-                ) from error
+                raise damaged(store, error) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -165,6 +155,7 @@ class _Publish:
         self.now = now
         self.chunks = Sink(store, CHUNKS)
         self.diffs = Sink(store, DIFFS)
+        self.next: Next | None = None
         self.reader: Reader | None = None
         self.costs: dict[bytes, tuple[int, int]] = {}
 
@@ -175,21 +166,21 @@ class _Publish:
         was = Published(self.store, self.pool, head, data, token)
         self.reader = was.reader
         source = self._source(was)
-        outcome = self._whole(head, source) if head.records == 0 else self._changes(was, source)
-        if outcome.changed:
-            self._swap(was, outcome.head)
+        outcome = self._whole(was, source) if head.records == 0 else self._changes(was, source)
+        if self.next is not None:
+            swap(was, self.next)
         outcome.written = self.store.written
         return outcome
 
     def _first(self, token: Token) -> Outcome:
         name = self.options.name or self.default_name
-        _check_name(name)
+        check_name(name)
         check_unused(self.store)
         source = self.open_source(name, [])
         tree, checksum, records = self._snapshot_of(source)
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
-        head = _first_head(
+        head = first_head(
             name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
         )
         self.store.flush()
@@ -215,30 +206,22 @@ class _Publish:
             )
         return source
 
-    def _whole(self, head: Head, source: Source) -> Outcome:
+    def _whole(self, was: Published, source: Source) -> Outcome:
         """The first state of a dataset that was created empty."""
+        head = was.head
         tree, checksum, records = self._snapshot_of(source)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
-        new = self._next_head(head, checksum, records, snapshot=(head.version + 1, tree), diffs=[], log=None)
-        return Outcome(new, added=records - (source.kind == "table"), snapshot=True, report=source.report)
+        self.next = restart(was, tree, checksum, records, interval=self.options.interval, now=self.now)
+        return Outcome(self.next.head, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
     def _changes(self, was: Published, source: Source) -> Outcome:
         outcome, diff, checksum = self._compare(was, source)
         if diff is None:
             return outcome
-        head = was.head
-        chain = [*was.chain, diff]
-        snapshot = (head.snapshot_version, head.snapshot)
-        if is_due(was.reader, head.snapshot, chain):
-            snapshot = (diff.b, carry(was.reader, head.snapshot, chain, self.chunks, self.pool))
-            outcome.snapshot = True
-        new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, self.diffs, self.pool)]
-        log = grow(was.log, new, lambda part: self.diffs.put(nodes.encode_log(part)))
-        listed = choose_listed(log.diffs)
-        ref = self.diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-        records = head.records + outcome.added - outcome.deleted
-        outcome.head = self._next_head(head, checksum, records, snapshot=snapshot, diffs=listed, log=ref)
+        records = was.head.records + outcome.added - outcome.deleted
+        self.next = follow(was, diff, checksum, records, interval=self.options.interval, now=self.now)
+        outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
 
     def _runs(self, source: Source) -> Iterator[Run]:
@@ -321,38 +304,6 @@ class _Publish:
                 "right source, key and table? If that is meant: --allow-shrink"
             )
 
-    def _next_head(
-        self, head: Head, checksum: int, records: int, *, snapshot: tuple[int, Tree], diffs: list[Diff], log: Ref | None
-    ) -> Head:
-        return fit(
-            msgspec.structs.replace(
-                head,
-                version=head.version + 1,
-                time=max(int(self.now()), head.time + 1),
-                checksum=checksum,
-                records=records,
-                snapshot_version=snapshot[0],
-                snapshot=snapshot[1],
-                diffs=diffs,
-                log=log,
-                interval=self.options.interval or head.interval,
-                publish_id=secrets.token_hex(16),
-            )
-        )
-
-    def _swap(self, was: Published, new: Head) -> None:
-        head = was.head
-        self.store.flush()
-        path = archive_path(head.epoch, head.version)
-        if not self.store.create(path, was.data):
-            archived = parse_head(self.store.get(path))
-            if archived.publish_id != head.publish_id:
-                raise HeadwaterError(
-                    f"{path} in {self.store.where} is not the HEAD that stands there; nothing was published. "
-                    "Two histories were mixed in this folder"
-                )
-        self.store.swap_head(was.token, format_head(new), new.time)
-
 
 def _rest(cursor: Cursor) -> Iterator[Run]:
     while cursor.fill():
@@ -369,29 +320,3 @@ def _count(outcome: Outcome, changed: Changed) -> int:
         else:
             outcome.updated += 1
     return run_sum(changed.keys, changed.values) - run_sum(changed.keys, changed.before)
-
-
-def _check_name(name: str) -> None:
-    if not is_name(name):
-        raise UsageError(
-            f"{name!r} cannot name a dataset: use up to 64 letters, digits, '.', '_' and '-', beginning with a letter or "
-            "digit (--name)"
-        )
-
-
-def _first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
-    return Head(
-        name=name,
-        epoch=1,
-        version=1,
-        time=now,
-        kind=kind,
-        checksum=checksum,
-        records=records,
-        snapshot_version=1,
-        snapshot=tree,
-        diffs=[],
-        log=None,
-        interval=interval,
-        publish_id=secrets.token_hex(16),
-    )

@@ -51,6 +51,19 @@ class Published:
         self.data = data
         self.token = token
         self.reader = Reader(StoreFetcher(store), pool)
+        self.sizes: dict[bytes, int] = {}
+        """Bytes of trees by the SHA-256 of their roots, for `is_due`: those that were needed before."""
+        self._known: list[Diff] = []
+
+    def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
+        """The version that came next, with what is known of it, so that a further one costs no reading."""
+        after = Published(self.store, self.reader.pool, head, data, token)
+        after.reader = self.reader
+        after.log = log
+        after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]
+        roots = {tree.ref.sha256 for tree in (head.snapshot, *(diff.tree for diff in after._known))}
+        after.sizes = {root: size for root, size in self.sizes.items() if root in roots}
+        return after
 
     @cached_property
     def log(self) -> Log:
@@ -67,7 +80,7 @@ class Published:
 
     def way(self, start: int, end: int) -> list[Diff] | None:
         """The cheapest diffs from one version to another, or None; as little of the log is read as will do."""
-        diffs = list(self.head.diffs)
+        diffs = [*self.head.diffs, *self._known]
         for every in (None, False, True):
             if every is not None:
                 diffs += self.reader.listed(self.log, start, end, every=every)

@@ -17,23 +17,28 @@ SHARE = 0.25
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
 
 
-def is_due(reader: Reader, snapshot: Tree, diffs: Sequence[Diff]) -> bool:
-    """Whether the diffs since a snapshot have outgrown their share of it."""
-    share = SHARE * node_bytes(reader, CHUNKS, snapshot) + CHUNK_SIZE // 8
-    return sum(node_bytes(reader, DIFFS, diff.tree) for diff in diffs) > share
+def is_due(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sizes: dict[bytes, int]) -> bool:
+    """Whether the diffs since a snapshot have outgrown their share of it; `sizes` keeps what had to be read for that."""
+    share = SHARE * node_bytes(reader, CHUNKS, snapshot, sizes) + CHUNK_SIZE // 8
+    return sum(node_bytes(reader, DIFFS, diff.tree, sizes) for diff in diffs) > share
 
 
-def node_bytes(reader: Reader, area: str, tree: Tree) -> int:
+def node_bytes(reader: Reader, area: str, tree: Tree, sizes: dict[bytes, int]) -> int:
     """About the stored bytes of a tree's own files: pieces of large values cost no more in a diff than in a chunk."""
     if tree.level == 0:
         return tree.ref.stored
     if tree.level > 1:
         return tree.bytes
-    return sum(leaf.ref.stored for leaf in reader.leaves(area, tree))
+    root = tree.ref.sha256
+    if root not in sizes:
+        sizes[root] = sum(leaf.ref.stored for leaf in reader.leaves(area, tree))
+    return sizes[root]
 
 
-def carry(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, pool: ThreadPoolExecutor) -> Tree:
-    """The snapshot of the version that `diffs` lead to from an older snapshot; untouched chunks stay.
+def carry(
+    reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, pool: ThreadPoolExecutor
+) -> tuple[Tree, int]:
+    """The snapshot of the version that `diffs` lead to from an older one, and its checksum; untouched chunks stay.
 
     Chunks keep their bounds, but those that have grown over twice their size are split, and small ones join the next.
     """
@@ -56,7 +61,8 @@ def carry(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, poo
                 builder.add(*part)
                 if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
                     builder.cut()
-    return large.counted(builder.finish())
+    tree = large.counted(builder.finish())
+    return tree, builder.checksum
 
 
 class Kept:

@@ -127,12 +127,19 @@ class Reader:
         if level == 0:
             yield Leaf(ref, lower, upper, entry)
             return
-        entries = nodes.decode_index(self.load(area, ref), level=level, lower=lower, upper=upper)
-        if entry is not None and entry.records != sum(here.records for here in entries):
-            raise Corrupt("an index holds another number of records than the one above it says")
+        entries = self.index(area, ref, level, lower, upper, entry)
         for here, after in zip(entries, [*entries[1:], None], strict=True):
             end = upper if after is None else after.bound
             yield from self._descend(area, here.ref, here.level, here.bound, end, here)
+
+    def index(
+        self, area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None
+    ) -> list[Entry]:
+        """The entries of an index that covers [lower, upper); `entry` is what names it, where that is not the tree."""
+        entries = nodes.decode_index(self.load(area, ref), level=level, lower=lower, upper=upper)
+        if entry is not None and entry.records != sum(here.records for here in entries):
+            raise Corrupt("an index holds another number of records than the one above it says")
+        return entries
 
     def leaf(self, area: str, leaf: Leaf) -> Run:
         """The records of one leaf."""

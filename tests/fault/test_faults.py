@@ -34,12 +34,14 @@ class FaultyStore(FolderStore):
         self.steps = 0
 
     def _step(self, act):
-        self.steps += 1
-        self.left -= 1
-        if self.left == 0 and not self.after:
+        with self._lock:
+            self.steps += 1
+            self.left -= 1
+            fails = self.left == 0
+        if fails and not self.after:
             raise HeadwaterError("injected before")
         result = act()
-        if self.left == 0:
+        if fails:
             raise HeadwaterError("injected after")
         return result
 

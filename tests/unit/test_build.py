@@ -151,7 +151,7 @@ def test_a_snapshot_carried_forward(pool, monkeypatch, kind):
         diff, _ = built(store, pool, changes, area=DIFFS, leaf_size=5000)
         state = {k: v for k, v in (state | changes).items() if v is not None}
         old = {leaf.ref for leaf in reader.leaves(CHUNKS, tree)}
-        tree = carry(reader, tree, [nodes.Diff(step, step + 1, diff)], Sink(store, CHUNKS), pool)
+        tree, _ = carry(reader, tree, [nodes.Diff(step, step + 1, diff)], Sink(store, CHUNKS), pool)
         assert read(store, pool, tree) == state
         leaves = list(reader.leaves(CHUNKS, tree))
         sizes = [leaf.ref.raw for leaf in leaves]

@@ -1,0 +1,166 @@
+"""One version after another, whoever made the changes: levels of diffs, snapshot, log, and the swap of HEAD."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from publisher.build import Sink
+from publisher.diffs import choose_listed, fit, widen
+from publisher.history import grow
+from publisher.published import Published
+from publisher.snapshots import carry, is_due
+from publisher.stores.base import Store
+from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, UsageError
+from puller.wire import nodes
+from puller.wire.codec import CHUNKS, DIFFS, Ref
+from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.nodes import Diff, Log, Tree
+
+INTERVAL = 30
+
+
+@dataclass(frozen=True)
+class Next:
+    """A version that is ready: all that its HEAD names was put. `diffs` are those made for it, the narrowest first."""
+
+    head: Head
+    log: Log
+    diffs: list[Diff]
+    carried: bool
+    """Whether it has a snapshot of its own."""
+
+
+def follow(
+    was: Published,
+    diff: Diff,
+    checksum: int,
+    records: int,
+    *,
+    interval: int | None = None,
+    now: Callable[[], float] = time.time,
+) -> Next:
+    """Make the version that one more diff leads to; `checksum` and `records` are those of its state.
+
+    Raises ChecksumMismatch where a snapshot was due, and what it holds has another checksum.
+    """
+    head, store, pool = was.head, was.store, was.reader.pool
+    chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
+    chain = [*was.chain, diff]
+    snapshot = (head.snapshot_version, head.snapshot)
+    carried = is_due(was.reader, head.snapshot, chain, was.sizes)
+    if carried:
+        tree, found = carry(was.reader, head.snapshot, chain, chunks, pool)
+        if found != checksum:
+            raise ChecksumMismatch(
+                f"the records in {store.where} do not have the checksum that HEAD and the changes give; nothing was "
+                "published. Publish the whole state to a new folder"
+            )
+        snapshot = (diff.b, tree)
+    new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
+    log = grow(was.log, new, lambda part: diffs.put(nodes.encode_log(part)))
+    listed = choose_listed(log.diffs)
+    ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
+    made = _next_head(head, checksum, records, snapshot, listed, ref, interval, now)
+    return Next(made, log, new, carried)
+
+
+def restart(
+    was: Published,
+    snapshot: Tree,
+    checksum: int,
+    records: int,
+    *,
+    interval: int | None = None,
+    now: Callable[[], float] = time.time,
+) -> Next:
+    """Make the version that holds just a snapshot, and that no diff leads to."""
+    at = (was.head.version + 1, snapshot)
+    return Next(_next_head(was.head, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
+
+
+def swap(was: Published, new: Next) -> Published:
+    """Archive HEAD and replace it durably by that of the next version, which is returned as what is published now.
+
+    Raises Conflict, and changes nothing, if HEAD is not what it was any more.
+    """
+    head, store = was.head, was.store
+    store.flush()
+    path = archive_path(head.epoch, head.version)
+    if not store.create(path, was.data):
+        archived = parse_head(store.get(path))
+        if archived.publish_id != head.publish_id:
+            raise HeadwaterError(
+                f"{path} in {store.where} is not the HEAD that stands there; nothing was published. "
+                "Two histories were mixed in this folder"
+            )
+    data = format_head(new.head)
+    token = store.swap_head(was.token, data, new.head.time)
+    return was.succeeded(new.head, data, token, new.log, new.diffs)
+
+
+def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
+    """The HEAD of version 1."""
+    return Head(
+        name=name,
+        epoch=1,
+        version=1,
+        time=now,
+        kind=kind,
+        checksum=checksum,
+        records=records,
+        snapshot_version=1,
+        snapshot=tree,
+        diffs=[],
+        log=None,
+        interval=interval,
+        publish_id=secrets.token_hex(16),
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for what cannot name a dataset."""
+    if not is_name(name):
+        raise UsageError(
+            f"{name!r} cannot name a dataset: use up to 64 letters, digits, '.', '_' and '-', beginning with a letter or "
+            "digit (--name)"
+        )
+
+
+def damaged(store: Store, error: HeadwaterError) -> Invalid:
+    """The error to raise where a file of the dataset is damaged or missing."""
+    return Invalid(
+        f"the dataset in {store.where} is damaged: {error}; nothing was published. Restore that file from a copy (a "
+        "mirror or a backup has it under the same name), or publish to a new folder"
+    )
+
+
+def _next_head(
+    head: Head,
+    checksum: int,
+    records: int,
+    snapshot: tuple[int, Tree],
+    diffs: list[Diff],
+    log: Ref | None,
+    interval: int | None,
+    now: Callable[[], float],
+) -> Head:
+    return fit(
+        msgspec.structs.replace(
+            head,
+            version=head.version + 1,
+            time=max(int(now()), head.time + 1),
+            checksum=checksum,
+            records=records,
+            snapshot_version=snapshot[0],
+            snapshot=snapshot[1],
+            diffs=diffs,
+            log=log,
+            interval=interval or head.interval,
+            publish_id=secrets.token_hex(16),
+        )
+    )
