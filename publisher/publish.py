@@ -19,7 +19,7 @@ from publisher.large import hash_stream, put_stream
 from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
 from publisher.snapshots import carry, is_due
-from publisher.sources.base import Report, Source, Unsorted
+from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
 from puller.errors import Conflict, Corrupt, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
@@ -170,9 +170,14 @@ class _Publish:
             return self._first(token)
         was = Published(self.store, self.pool, head, data, token)
         source = self._source(was)
-        outcome = self._whole(head, source) if head.records == 0 else self._changes(was, source)
+        if head.records == 0:
+            outcome = self._whole(head, source)
+        else:
+            touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
+            outcome = self._changes(was, source, touched)
         if outcome.changed:
             self._swap(was, outcome.head)
+        self._remember(source, outcome.head)
         outcome.written = self.store.written
         return outcome
 
@@ -189,6 +194,7 @@ class _Publish:
         )
         self.store.flush()
         self.store.swap_head(token, format_head(head), head.time)
+        self._remember(source, head)
         return Outcome(
             head,
             created=True,
@@ -197,6 +203,10 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
+
+    def _remember(self, source: Source, head: Head) -> None:
+        if isinstance(source, Remembering) and not self.options.dry_run:
+            source.remember(state_name(head))
 
     def _source(self, was: Published) -> Source:
         head = was.head
@@ -218,8 +228,10 @@ class _Publish:
         new = self._next_head(head, checksum, records, snapshot=(head.version + 1, tree), diffs=[], log=None)
         return Outcome(new, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
-    def _changes(self, was: Published, source: Source) -> Outcome:
-        outcome, diff, checksum = self._compare(was, source)
+    def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
+        if touched == []:
+            return Outcome(was.head, changed=False, report=source.report)
+        outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
         head = was.head
@@ -257,14 +269,17 @@ class _Publish:
             return tree, builder.checksum, records + len(keys)
         raise AssertionError("a source that sorts is in order")
 
-    def _compare(self, was: Published, source: Source) -> tuple[Outcome, Diff | None, int]:
-        """Put the diff, and the patch beside it, that lead to the source's state; return them with its checksum."""
+    def _compare(self, was: Published, source: Source, touched: list[bytes] | None) -> tuple[Outcome, Diff | None, int]:
+        """Put the diff, and the patch beside it, that lead to the source's state; return them with its checksum.
+
+        Where it is known which keys were `touched`, only these are compared.
+        """
         head = was.head
         for _ in range(2):
             outcome = Outcome(head)
             builder, patch = TreeBuilder(self.diffs, self.pool), PatchBuilder(self.store, self.pool)
             checksum = head.checksum
-            before = Cursor(was.records())
+            before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
@@ -340,6 +355,11 @@ class _Publish:
                     "Two histories were mixed in this folder"
                 )
         self.store.swap_head(was.token, format_head(new), new.time)
+
+
+def state_name(head: Head) -> bytes:
+    """Names exactly one published state of a dataset."""
+    return f"{head.name} {head.epoch} {head.version} {head.checksum:032x} {head.publish_id}".encode()
 
 
 def _rest(cursor: Cursor) -> Iterator[Run]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat as stats
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import IO, Any
@@ -15,11 +18,12 @@ import msgspec
 from publisher.sources import sorting
 from publisher.sources.base import Report, Unsorted
 from publisher.sources.sorting import Duplicate, Rows, Sorter
+from publisher.sources.statcache import StatCache, is_racy, look
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.jsontext import MAX_DIGITS, MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
-from puller.wire.keys import decode_key, encode_keys
+from puller.wire.keys import decode_key, encode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
 
@@ -47,7 +51,14 @@ class JsonLinesSource:
     kind = "table"
 
     def __init__(
-        self, path: str, key: Sequence[str], table: str, schema: Schema, *, memory: int = sorting.MEMORY
+        self,
+        path: str,
+        key: Sequence[str],
+        table: str,
+        schema: Schema,
+        *,
+        memory: int = sorting.MEMORY,
+        cache: StatCache | None = None,
     ) -> None:
         self.where = path
         self._table = table
@@ -59,14 +70,37 @@ class JsonLinesSource:
         if not self._key:
             raise UsageError(f"{path}: say which field is the key of a row, with --key FIELD (repeatable)")
         self._memory = memory
+        self._cache = cache
+        self._looks: dict[bytes, bytes] = {}
+        self._unsettled = False
         self._sorted = True
         self._spool: IO[bytes] | None = None
         self._columns = _Columns(self._key, self._old)
+
+    def recall(self, state: bytes) -> list[bytes] | None:
+        known = None if self._cache is None else self._cache.load(state)
+        self._look()
+        return [] if self._looks and known == self._looks else None
+
+    def remember(self, state: bytes) -> None:
+        if self._cache is not None and self._looks:
+            self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)
+
+    def _look(self) -> None:
+        """What the file looks like before it is read, under the table and key that it is read with."""
+        start = time.time_ns()
+        with contextlib.suppress(OSError):
+            status = os.stat(self.where)
+            if stats.S_ISREG(status.st_mode):
+                self._looks = {encode_key(self._table, self._key): look(status)}
+                self._unsettled = is_racy(status, start)
 
     def runs(self) -> Iterator[Run]:
         """In one pass if the lines are in key order; raises Unsorted at the first that is not, and then sorts."""
         self.report = Report()
         self._columns = _Columns(self._key, self._old)
+        if not self._looks:
+            self._look()
         for keys, values in self._ordered() if self._sorted else self._sort():
             if max(map(len, values)) > MAX_INLINE:
                 values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
