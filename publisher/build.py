@@ -6,10 +6,9 @@ import os
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from operator import add
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 import xxhash
@@ -20,6 +19,9 @@ from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import DIFFS, Ref, path_of, seal
 from puller.wire.nodes import Entry, Large, Tree, Value
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 CHUNK_SIZE = 1 << 20
 DIFF_LEAF_SIZE = 8 << 20
 IN_FLIGHT = 64 << 20
@@ -28,6 +30,8 @@ INDEX_LEAST, INDEX_MOST, INDEX_MASK = 256, 4096, 511
 
 def make_pool() -> ThreadPoolExecutor:
     """Threads for compressing and writing; zstandard, hashlib and the system calls release the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(max(2, os.cpu_count() or 1))
 
 
@@ -126,6 +130,8 @@ class TreeBuilder:
 
     def keep(self, entry: Entry) -> None:
         """Take over a leaf as it is, with its bound (or the lowest, if nothing is left below it)."""
+        from concurrent.futures import Future
+
         self.cut()
         if self._first is None and not self._done and not self._waiting:
             entry = msgspec.structs.replace(entry, bound=b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,6 +14,9 @@ from puller.runs import merge
 from puller.tree import Reader
 from puller.wire.head import MAX_WRITTEN, Head, format_head
 from puller.wire.nodes import Diff
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BASE = 8
 """A level's diffs are this many times as wide as those of the level below."""

@@ -6,8 +6,7 @@ import hashlib
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import xxhash
@@ -17,6 +16,9 @@ from puller.errors import SourceError
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, encode
 from puller.wire.nodes import Large, Piece, Sublist, Value
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 AVERAGE, LEAST, MOST = 2 << 20, 1 << 20, 4 << 20
 LIST_LEAST, LIST_MOST, LIST_MASK = 128, 900, 255

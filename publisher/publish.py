@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,6 +29,9 @@ from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
 from puller.wire.nodes import Diff, Large, Run, Tree, Value
 from puller.wire.rows import Schema
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 INTERVAL = 30
 ATTEMPTS = 5
@@ -339,7 +341,7 @@ class _Publish:
                 diffs=diffs,
                 log=log,
                 interval=self.options.interval or head.interval,
-                publish_id=secrets.token_hex(16),
+                publish_id=os.urandom(16).hex(),
             )
         )
 
@@ -401,5 +403,5 @@ def _first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, i
         diffs=[],
         log=None,
         interval=interval,
-        publish_id=secrets.token_hex(16),
+        publish_id=os.urandom(16).hex(),
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Invalid, NotFound
-from puller.fetch import Answer
 from puller.plan import route
 from puller.runs import live, merge
 from puller.tree import Leaf, Reader, ahead
@@ -17,6 +16,11 @@ from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head
 from puller.wire.nodes import Diff, Log, Run, Tree, Value
 from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from puller.fetch import Answer
 
 
 class StoreFetcher:
@@ -36,6 +40,8 @@ class StoreFetcher:
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:
+        from puller.fetch import Answer
+
         data, token = self._store.read_head()
         return Answer(None if token == etag else data, token)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder
 from puller.runs import Cursor, live, merge, overlay
 from puller.tree import Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
 from puller.wire.nodes import Diff, Run, Tree
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 SHARE = 0.25
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""

@@ -5,19 +5,25 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
-from puller.fetch import THREADS, Fetcher
 from puller.partial import Partial
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
 from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from puller.fetch import Fetcher
+
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
+
+MOST = 32
+"""Files that a stream may have under way at once."""
 
 NEAR = 16
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
@@ -36,7 +42,7 @@ def ahead(
         for item in items:
             queue.append((item, pool.submit(work, item)))
             used += size(item)
-            while used > budget or len(queue) > 4 * THREADS:
+            while used > budget or len(queue) > MOST:
                 done, future = queue.popleft()
                 used -= size(done)
                 yield done, future.result()

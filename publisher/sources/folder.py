@@ -10,7 +10,7 @@ from typing import Any
 
 from publisher.large import Stream
 from publisher.sources.base import Report
-from publisher.sources.statcache import StatCache, is_racy, look, mode_of
+from publisher.sources.statcache import StatCache, look, mode_of, racy_since
 from puller.errors import Invalid, Refused, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
@@ -18,6 +18,7 @@ from puller.wire.nodes import Run
 
 ATTEMPTS = 3
 _BATCH = 1 << 20
+_FORM = 0o170000
 
 
 class FolderSource:
@@ -83,13 +84,13 @@ class FolderSource:
         self.report = Report()
         self._looks = {}
         self._unsettled = set()
-        start = time.time_ns()
+        limit = racy_since(time.time_ns())
         pending = [b""]
         while pending:
             folder = pending.pop()
             try:
                 with os.scandir(os.path.join(self._root, folder)) as found:
-                    inner, named = self._look(folder, found, known, start)
+                    inner, named = self._look(folder, found, known, limit)
             except OSError as error:
                 raise SourceError(
                     f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published"
@@ -100,10 +101,11 @@ class FolderSource:
         self._check_skipped()
 
     def _look(
-        self, folder: bytes, found: Iterable[os.DirEntry[bytes]], known: dict[bytes, bytes], start: int
+        self, folder: bytes, found: Iterable[os.DirEntry[bytes]], known: dict[bytes, bytes], limit: int
     ) -> tuple[list[bytes], int]:
         """Look at a folder's entries; return the folders among them, and how many entries are data."""
         inner: list[bytes] = []
+        looks = self._looks
         named = 0
         prefix = folder + b"/" if folder else b""
         for entry in found:
@@ -114,14 +116,15 @@ class FolderSource:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            form = stats.S_IFMT(status.st_mode)
+            form = status.st_mode & _FORM
             if form == stats.S_IFDIR:
                 inner.append(key)
-            elif form in (stats.S_IFREG, stats.S_IFLNK):
-                self._looks[key] = look(status)
-                if is_racy(status, start):
+            elif form == stats.S_IFREG or form == stats.S_IFLNK:
+                looks[key] = look(status)
+                if status.st_ctime_ns >= limit or status.st_mtime_ns >= limit:
                     self._unsettled.add(key)
-                self.report.private += form == stats.S_IFREG and not status.st_mode & 0o004
+                if not status.st_mode & stats.S_IROTH:
+                    self.report.private += 1
             else:
                 self._skip(key, "it is no file, folder or symbolic link")
                 continue

@@ -18,7 +18,7 @@ import msgspec
 from publisher.sources import sorting
 from publisher.sources.base import Report, Unsorted
 from publisher.sources.sorting import Duplicate, Rows, Sorter
-from publisher.sources.statcache import StatCache, is_racy, look
+from publisher.sources.statcache import StatCache, look, racy_since
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
@@ -88,12 +88,12 @@ class JsonLinesSource:
 
     def _look(self) -> None:
         """What the file looks like before it is read, under the table and key that it is read with."""
-        start = time.time_ns()
+        limit = racy_since(time.time_ns())
         with contextlib.suppress(OSError):
             status = os.stat(self.where)
             if stats.S_ISREG(status.st_mode):
                 self._looks = {encode_key(self._table, self._key): look(status)}
-                self._unsettled = is_racy(status, start)
+                self._unsettled = max(status.st_ctime_ns, status.st_mtime_ns) >= limit
 
     def runs(self) -> Iterator[Run]:
         """In one pass if the lines are in key order; raises Unsorted at the first that is not, and then sorts."""

@@ -22,8 +22,7 @@ _decode = msgspec.msgpack.Decoder(_Content).decode
 
 def look(found: os.stat_result) -> bytes:
     """What a file looks like: mode, size in bytes, mtime and ctime in nanoseconds, inode."""
-    mtime, ctime = found.st_mtime_ns, found.st_ctime_ns
-    return _pack(found.st_mode, found.st_size, mtime, ctime, found.st_ino)
+    return _pack(found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def mode_of(seen: bytes) -> int:
@@ -31,9 +30,12 @@ def mode_of(seen: bytes) -> int:
     return int.from_bytes(seen[:2], "little")
 
 
-def is_racy(found: os.stat_result, start: int) -> bool:
-    """Whether the file may change, after a look at it that began at `start` (Unix time in ns), and still look the same."""
-    return max(found.st_mtime_ns, found.st_ctime_ns) >= start - MARGIN
+def racy_since(start: int) -> int:
+    """The time from which on a file is racy in a look that began at `start`, in Unix nanoseconds.
+
+    A file with an mtime or a ctime not below that may change after the look, and still look the same.
+    """
+    return start - MARGIN
 
 
 class StatCache:
@@ -49,7 +51,7 @@ class StatCache:
         name = "\0".join((address, dataset, os.path.abspath(source)))
         self._folder = os.path.join(_cache_home(), "headwater", "sources")
         self._path = os.path.join(self._folder, hashlib.sha256(os.fsencode(name)).hexdigest())
-        self._content: bytes | None = None
+        self._known: tuple[bytes, dict[bytes, bytes]] | None = None
 
     def load(self, state: bytes) -> dict[bytes, bytes] | None:
         """The looks by path when `state` was published or found unchanged, or None; an empty look stands for unknown."""
@@ -67,14 +69,15 @@ class StatCache:
             return None
         if version != VERSION or bound != state or len(paths) != len(looks):
             return None
-        self._content = content
-        return dict(zip(paths, looks, strict=True))
+        known = dict(zip(paths, looks, strict=True))
+        self._known = state, known
+        return known
 
     def save(self, state: bytes, looks: dict[bytes, bytes]) -> None:
         """Note what was published as `state`; a cache that cannot be written is none."""
-        content = _encode((VERSION, state, list(looks), list(looks.values())))
-        if content == self._content:
+        if (state, looks) == self._known:
             return
+        content = _encode((VERSION, state, list(looks), list(looks.values())))
         temporary = f"{self._path}.{os.getpid()}"
         with contextlib.suppress(OSError):
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
