@@ -12,12 +12,7 @@ import msgspec
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.diffs import choose_listed, fit, widen
-from publisher.history import grow
-from publisher.large import hash_stream, put_stream
-from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
-from publisher.snapshots import carry, is_due
 from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
@@ -233,6 +228,10 @@ class _Publish:
     def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
         if touched == []:
             return Outcome(was.head, changed=False, report=source.report)
+        from publisher.diffs import choose_listed, widen
+        from publisher.history import grow
+        from publisher.snapshots import carry, is_due
+
         outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
@@ -276,6 +275,8 @@ class _Publish:
 
         Where it is known which keys were `touched`, only these are compared.
         """
+        from publisher.patches import PatchBuilder
+
         head = was.head
         for _ in range(2):
             outcome = Outcome(head)
@@ -312,6 +313,8 @@ class _Publish:
         """The value of what a source gave for a key; an unchanged large value keeps its pieces."""
         if isinstance(given, bytes):
             return given
+        from publisher.large import hash_stream, put_stream
+
         known = (before.size, before.sha256) if isinstance(before, Large) else None
         if known is not None and hash_stream(given.prefix, given.open()) == known:
             return before
@@ -329,6 +332,8 @@ class _Publish:
     def _next_head(
         self, head: Head, checksum: int, records: int, *, snapshot: tuple[int, Tree], diffs: list[Diff], log: Ref | None
     ) -> Head:
+        from publisher.diffs import fit
+
         return fit(
             msgspec.structs.replace(
                 head,
