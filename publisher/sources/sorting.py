@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, chain, pairwise
-from operator import add, eq
+from itertools import chain, pairwise
+from operator import eq
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -79,19 +78,17 @@ class Sorter:
 
     def _take(self) -> Iterator[Rows]:
         """The records in memory, in key order and in batches."""
-        given, values = self._keys, self._values
+        keys, values = self._keys, self._values
+        step = max(1, len(keys) * BATCH // max(1, self._used))
         self._keys, self._values, self._used = [], [], 0
-        order = sorted(range(len(given)), key=given.__getitem__)
-        keys = list(map(given.__getitem__, order))
-        values = list(map(values.__getitem__, order))
-        del given, order
-        _check_distinct(keys)
-        ends = list(accumulate(map(add, map(len, keys), map(len, values))))
-        start = 0
-        while start < len(keys):
-            stop = bisect_left(ends, (ends[start - 1] if start else 0) + BATCH, start) + 1
-            yield keys[start:stop], values[start:stop]
-            start = stop
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        last: list[bytes] = []
+        for start in range(0, len(order), step):
+            pick = order[start : start + step]
+            picked = list(map(keys.__getitem__, pick))
+            _check_distinct(last + picked)
+            last = picked[-1:]
+            yield from _halved(picked, list(map(values.__getitem__, pick)))
 
     def _spill(self, runs: Iterable[Rows], level: int) -> None:
         if level == len(self._levels):
@@ -140,6 +137,16 @@ def _merge(streams: list[Iterator[Rows]]) -> Iterator[Rows]:
         if len(run[0]) < sum(len(part[0]) for _, part in parts):
             _check_distinct(sorted(chain(*(part[0] for _, part in parts))))
         yield run
+
+
+def _halved(keys: list[bytes], values: list[Any]) -> Iterator[Rows]:
+    """A batch, in parts if it is far too large."""
+    if len(keys) > 1 and sum(map(len, values)) > 2 * BATCH:
+        half = len(keys) // 2
+        yield from _halved(keys[:half], values[:half])
+        yield from _halved(keys[half:], values[half:])
+    else:
+        yield keys, values
 
 
 def _check_distinct(keys: list[bytes]) -> None:
