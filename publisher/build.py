@@ -96,7 +96,13 @@ class TreeBuilder:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Add records above all that were added before."""
-        ends = list(accumulate(self._sizes(keys, values)))
+        sizes = list(self._sizes(keys, values))
+        if self._size + (total := sum(sizes)) < self._leaf_size:
+            self._keys += keys
+            self._values += values
+            self._size += total
+            return
+        ends = list(accumulate(sizes))
         start = 0
         while start < len(keys):
             base = ends[start - 1] if start else 0
