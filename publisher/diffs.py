@@ -10,8 +10,8 @@ import msgspec
 from publisher.build import Sink, TreeBuilder
 from puller.errors import Invalid
 from puller.plan import route
-from puller.runs import merge
 from puller.tree import Reader
+from puller.wire.codec import DIFFS
 from puller.wire.head import MAX_WRITTEN, Head, format_head
 from puller.wire.nodes import Diff
 
@@ -47,7 +47,7 @@ def widen(
         if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
             break
         builder = TreeBuilder(sink, pool)
-        for keys, values in merge([reader.diff(diff) for diff in way]):
+        for keys, values in reader.merged([(DIFFS, diff.tree) for diff in way]):
             builder.add(keys, values)
         made.append(Diff(start, version, builder.finish()))
         width *= BASE

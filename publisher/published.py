@@ -86,15 +86,18 @@ class Published:
         """The diffs between two versions close to HEAD's that HEAD or the log lists."""
         return [*self.head.diffs, *self.reader.listed(self.log, start, end)]
 
+    @property
+    def _trees(self) -> list[tuple[str, Tree]]:
+        """The trees that make up the newest version, oldest first."""
+        return [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]
+
     def records(self) -> Iterator[Run]:
         """All records of the newest version."""
-        streams = [self.reader.snapshot(self.head.snapshot), *map(self.reader.diff, self.chain)]
-        return live(merge(streams))
+        return live(self.reader.merged(self._trees))
 
     def records_of(self, keys: list[bytes]) -> Iterator[Run]:
         """The records of the newest version that have one of these keys, which ascend; other leaves are not read."""
-        trees = [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]
-        return live(merge([self._picked(area, tree, keys) for area, tree in trees]))
+        return live(merge([self._picked(area, tree, keys) for area, tree in self._trees]))
 
     def _picked(self, area: str, tree: Tree, keys: list[bytes]) -> Iterator[Run]:
         wanted = set(keys)
@@ -106,7 +109,7 @@ class Published:
     def schema(self) -> Schema:
         """The schema of a table's newest version; no tables if there is none. Reads the first leaf of each tree only."""
         found: Value = None
-        for area, tree in [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]:
+        for area, tree in self._trees:
             keys, values = self.reader.leaf(area, next(self.reader.leaves(area, tree)))
             if keys and keys[0] == SCHEMA_KEY:
                 found = values[0]

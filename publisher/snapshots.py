@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder
-from puller.runs import Cursor, live, merge, overlay
+from puller.runs import Cursor, live, overlay
 from puller.tree import Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
 from puller.wire.nodes import Diff, Run, Tree
@@ -38,7 +38,7 @@ def carry(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sink: Sink, poo
 
     Chunks keep their bounds, but those that have grown over twice their size are split, and small ones join the next.
     """
-    changes = Cursor(merge([reader.diff(diff) for diff in diffs]))
+    changes = Cursor(reader.merged([(DIFFS, diff.tree) for diff in diffs]))
     builder = TreeBuilder(sink, pool, leaf_size=MAX_RAW // 2)
     for leaf in reader.leaves(CHUNKS, snapshot):
         touched = changes.take_below(leaf.upper)

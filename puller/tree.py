@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
 from puller.partial import Partial
+from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
@@ -126,10 +127,10 @@ class Reader:
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
 
-    def runs(self, area: str, tree: Tree) -> Iterator[Run]:
+    def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
         """The records of a tree."""
         leaves = self.leaves(area, tree)
-        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw):
+        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw, budget):
             if run[0]:
                 yield run
 
@@ -140,6 +141,10 @@ class Reader:
     def diff(self, diff: Diff) -> Iterator[Run]:
         """The records of a diff, deletions as None."""
         return self.runs(DIFFS, diff.tree)
+
+    def merged(self, trees: Sequence[tuple[str, Tree]]) -> Iterator[Run]:
+        """The newest value of each key in several trees, each newer than the one before; they share one budget."""
+        return merge([self.runs(area, tree, BUDGET // len(trees)) for area, tree in trees])
 
     def patch(self, tree: Tree, values: Callable[[list[bytes]], list[Value]]) -> Iterator[Run]:
         """The records of a patch, deletions as None; `values` gives those of keys at the version it was made for.

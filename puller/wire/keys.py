@@ -74,12 +74,12 @@ def encode_keys(table: str, columns: Sequence[Sequence[Scalar]]) -> list[bytes]:
 
 def _text_keys(table: str, column: Sequence[str]) -> list[bytes]:
     """One text for all keys, cut at newlines, where none of the texts holds a zero or a newline."""
-    head = encode_element(table).decode() + chr(_TEXT)
+    head = f"{chr(_TEXT)}{table}\0{chr(_TEXT)}"
     joined = (head + ("\0\n" + head).join(column) + "\0").encode()
     keys = joined.split(b"\n")
-    if len(keys) == len(column) and joined.count(0) == len(column) * (head.count("\0") + 1):
+    if len(keys) == len(column) and joined.count(0) == 2 * len(column):
         return keys
-    start = head.encode()
+    start = encode_element(table) + _TEXT_TAG
     return [start + _escape(text.encode()) + b"\0" for text in column]
 
 
