@@ -23,10 +23,11 @@ from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
 from puller.wire.nodes import Diff, Large, Run, Tree, Value
-from puller.wire.rows import Schema
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from puller.wire.rows import Schema
 
 INTERVAL = 30
 ATTEMPTS = 5
@@ -59,7 +60,7 @@ class Outcome:
 
 
 Progress = Callable[[str, int, int], None]
-OpenSource = Callable[[str, Schema], Source]
+OpenSource = Callable[[str, "Schema"], Source]
 """Opens the source, given the dataset's name and the schema published before."""
 
 

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Invalid, NotFound
-from puller.plan import route
 from puller.runs import live, merge
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head
 from puller.wire.nodes import Diff, Log, Run, Tree, Value
-from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from puller.fetch import Answer
+    from puller.wire.rows import Schema
 
 
 class StoreFetcher:
@@ -74,6 +73,8 @@ class Published:
 
     def way(self, start: int, end: int) -> list[Diff] | None:
         """The cheapest diffs from one version to another, or None; as little of the log is read as will do."""
+        from puller.plan import route
+
         diffs = list(self.head.diffs)
         for every in (None, False, True):
             if every is not None:
@@ -108,6 +109,8 @@ class Published:
 
     def schema(self) -> Schema:
         """The schema of a table's newest version; no tables if there is none. Reads the first leaf of each tree only."""
+        from puller.wire.rows import SCHEMA_KEY, decode_schema
+
         found: Value = None
         for area, tree in self._trees:
             keys, values = self.reader.leaf(area, next(self.reader.leaves(area, tree)))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from publisher.sources.base import Source
 from publisher.sources.statcache import StatCache
 from puller.errors import SourceError, UsageError
-from puller.wire.rows import Schema
+
+if TYPE_CHECKING:
+    from puller.wire.rows import Schema
 
 
 def form_of(path: str) -> str:

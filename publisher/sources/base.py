@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from publisher.large import Stream
 from puller.wire.nodes import Run
+
+if TYPE_CHECKING:
+    from publisher.large import Stream
 
 
 class LazyFile(Protocol):

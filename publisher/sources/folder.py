@@ -6,15 +6,17 @@ import os
 import stat as stats
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from publisher.large import Stream
 from publisher.sources.base import Report
 from publisher.sources.statcache import StatCache, look, mode_of, racy_since
 from puller.errors import Invalid, Refused, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.nodes import Run
+
+if TYPE_CHECKING:
+    from publisher.large import Stream
 
 ATTEMPTS = 3
 _BATCH = 1 << 20
