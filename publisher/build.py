@@ -8,10 +8,9 @@ import warnings
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from operator import add
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import xxhash
@@ -23,6 +22,9 @@ from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import DIFFS, Ref, check_ref, compress, path_of
 from puller.wire.nodes import Entry, Large, Tree, Value
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 CHUNK_SIZE = 1 << 20
 DIFF_LEAF_SIZE = 8 << 20
 IN_FLIGHT = 64 << 20
@@ -31,6 +33,8 @@ INDEX_LEAST, INDEX_MOST, INDEX_MASK = 256, 4096, 511
 
 def make_pool() -> ThreadPoolExecutor:
     """Threads for compressing and writing; zstandard, hashlib and the system calls release the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(max(2, os.cpu_count() or 1))
 
 
@@ -107,7 +111,13 @@ class TreeBuilder:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Add records above all that were added before."""
-        ends = list(accumulate(self._sizes(keys, values)))
+        sizes = list(self._sizes(keys, values))
+        if self._size + (total := sum(sizes)) < self._leaf_size:
+            self._keys += keys
+            self._values += values
+            self._size += total
+            return
+        ends = list(accumulate(sizes))
         start = 0
         while start < len(keys):
             base = ends[start - 1] if start else 0
@@ -141,6 +151,8 @@ class TreeBuilder:
 
     def keep(self, entry: Entry) -> None:
         """Take over a leaf as it is, with its bound (or the lowest, if nothing is left below it)."""
+        from concurrent.futures import Future
+
         self.cut()
         if self._first is None and not self._done and not self._waiting:
             entry = msgspec.structs.replace(entry, bound=b"")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
+from operator import ne
 
 from puller.runs import Cursor, spans
 from puller.wire.nodes import Run, Value
@@ -30,15 +32,16 @@ def compare(before: Iterable[Run], after: Iterable[Run], settle: Settle | None =
         keys, new = runs.get(1, ([], []))
         if keys == old_keys and new == old:
             continue
-        known = dict(zip(old_keys, old, strict=True))
+        known = None if keys == old_keys else dict(zip(old_keys, old, strict=True))
+        was = old if known is None else list(map(known.get, keys))
         changed: dict[bytes, tuple[Value, Value]] = {}
-        for key, value in zip(keys, new, strict=True):
-            was = known.pop(key, None)
-            now = value if settle is None or isinstance(value, bytes) else settle(key, value, was)
-            if now != was:
-                changed[key] = now, was
-        for key, was in known.items():
-            changed[key] = None, was
+        for n in compress(range(len(keys)), map(ne, new, was)):
+            value = new[n]
+            now = value if settle is None or isinstance(value, bytes) else settle(keys[n], value, was[n])
+            if now != was[n]:
+                changed[keys[n]] = now, was[n]
+        if known is not None:
+            changed.update((key, (None, known[key])) for key in known.keys() - set(keys))
         if changed:
             ordered = sorted(changed)
             yield Changed(ordered, [changed[k][0] for k in ordered], [changed[k][1] for k in ordered])

@@ -73,6 +73,7 @@ def init_command(
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option("--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty or lost over half its records.")
+@click.option("--no-cache", is_flag=True, help="Read all of SOURCE, also files that look as they did when published.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
 @common
 def publish_command(
@@ -85,6 +86,7 @@ def publish_command(
     interval: int | None,
     strict: bool,
     allow_shrink: bool,
+    no_cache: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -110,7 +112,16 @@ def publish_command(
     options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run)
 
     def find(dataset: str, schema: Schema) -> Source:
-        return open_source(source, form, key=key, table=table, name=dataset, schema=schema, strict=strict)
+        return open_source(
+            source,
+            form,
+            key=key,
+            table=table,
+            name=dataset,
+            schema=schema,
+            strict=strict,
+            cached_for=None if no_cache else dest,
+        )
 
     with out.progress() as progress:
         outcome = publish(open_store(dest), find, default_name(dest), options, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from publisher.build import Sink
-from publisher.diffs import choose_listed, fit, widen
-from publisher.history import grow
 from publisher.published import Published
-from publisher.snapshots import carry, is_due
 from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, UsageError
 from puller.wire import nodes
@@ -48,6 +45,10 @@ def follow(
 
     Raises ChecksumMismatch where a snapshot was due, and what it holds has another checksum.
     """
+    from publisher.diffs import choose_listed, widen
+    from publisher.history import grow
+    from publisher.snapshots import carry, is_due
+
     head, store, pool = was.head, was.store, was.reader.pool
     chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
     chain = [*was.chain, diff]
@@ -118,7 +119,7 @@ def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, in
         diffs=[],
         log=None,
         interval=interval,
-        publish_id=secrets.token_hex(16),
+        publish_id=os.urandom(16).hex(),
     )
 
 
@@ -149,6 +150,8 @@ def _next_head(
     interval: int | None,
     now: Callable[[], float],
 ) -> Head:
+    from publisher.diffs import fit
+
     return fit(
         msgspec.structs.replace(
             head,
@@ -161,6 +164,6 @@ def _next_head(
             diffs=diffs,
             log=log,
             interval=interval or head.interval,
-            publish_id=secrets.token_hex(16),
+            publish_id=os.urandom(16).hex(),
         )
     )

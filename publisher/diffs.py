@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from publisher.build import Sink, TreeBuilder
 from puller.errors import Invalid
 from puller.plan import route
-from puller.runs import merge
 from puller.tree import Reader
+from puller.wire.codec import DIFFS
 from puller.wire.head import MAX_WRITTEN, Head, format_head
 from puller.wire.nodes import Diff
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BASE = 8
 """A level's diffs are this many times as wide as those of the level below."""
@@ -44,7 +47,7 @@ def widen(
         if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
             break
         builder = TreeBuilder(sink, pool)
-        for keys, values in merge([reader.diff(diff) for diff in way]):
+        for keys, values in reader.merged([(DIFFS, diff.tree) for diff in way]):
             builder.add(keys, values)
         tree = builder.finish()
         # What a reader has to fetch for large values is known for single versions only; merged, it is no more.

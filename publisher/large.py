@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import xxhash
@@ -16,6 +15,9 @@ from publisher.earlier import Earlier, put_piece
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
 from puller.wire.nodes import MAX_ENTRIES, Large, Piece, Sublist, Value
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 AVERAGE, LEAST, MOST = 2 << 20, 1 << 20, 4 << 20
 LIST_LEAST, LIST_MOST, LIST_MASK = 128, 900, 255

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from publisher.build import Costs, TreeBuilder, weight
 from publisher.changes import Changed
@@ -13,6 +12,9 @@ from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS, Ref, path_of, seal
 from puller.wire.nodes import Entry, Large, Tree, Value
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 SEGMENT = 7 << 20
 """Bytes of old or of new values in a leaf: the larger a leaf, the more of a renamed or moved value is found again."""

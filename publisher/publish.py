@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
 from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
-from publisher.earlier import Earlier
-from publisher.large import hash_stream, put_stream
-from publisher.patches import PatchBuilder
 from publisher.published import Published, read_head
-from publisher.sources.base import Report, Source, Unsorted
+from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
@@ -25,7 +21,11 @@ from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, format_head
 from puller.wire.nodes import Diff, Large, Run, Tree, Value
-from puller.wire.rows import Schema
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from puller.wire.rows import Schema
 
 ATTEMPTS = 5
 
@@ -57,7 +57,7 @@ class Outcome:
 
 
 Progress = Callable[[str, int, int], None]
-OpenSource = Callable[[str, Schema], Source]
+OpenSource = Callable[[str, "Schema"], Source]
 """Opens the source, given the dataset's name and the schema published before."""
 
 
@@ -166,9 +166,14 @@ class _Publish:
         was = Published(self.store, self.pool, head, data, token)
         self.reader = was.reader
         source = self._source(was)
-        outcome = self._whole(was, source) if head.records == 0 else self._changes(was, source)
+        if head.records == 0:
+            outcome = self._whole(was, source)
+        else:
+            touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
+            outcome = self._changes(was, source, touched)
         if self.next is not None:
             swap(was, self.next)
+        self._remember(source, outcome.head)
         outcome.written = self.store.written
         return outcome
 
@@ -185,6 +190,7 @@ class _Publish:
         )
         self.store.flush()
         self.store.swap_head(token, format_head(head), head.time)
+        self._remember(source, head)
         return Outcome(
             head,
             created=True,
@@ -193,6 +199,10 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
+
+    def _remember(self, source: Source, head: Head) -> None:
+        if isinstance(source, Remembering) and not self.options.dry_run:
+            source.remember(state_name(head))
 
     def _source(self, was: Published) -> Source:
         head = was.head
@@ -215,8 +225,10 @@ class _Publish:
         self.next = restart(was, tree, checksum, records, interval=self.options.interval, now=self.now)
         return Outcome(self.next.head, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
-    def _changes(self, was: Published, source: Source) -> Outcome:
-        outcome, diff, checksum = self._compare(was, source)
+    def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
+        if touched == []:
+            return Outcome(was.head, changed=False, report=source.report)
+        outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
         records = was.head.records + outcome.added - outcome.deleted
@@ -245,15 +257,20 @@ class _Publish:
             return tree, builder.checksum, records + len(keys)
         raise AssertionError("a source that sorts is in order")
 
-    def _compare(self, was: Published, source: Source) -> tuple[Outcome, Diff | None, int]:
-        """Put the diff, and the patch beside it, that lead to the source's state; return them with its checksum."""
+    def _compare(self, was: Published, source: Source, touched: list[bytes] | None) -> tuple[Outcome, Diff | None, int]:
+        """Put the diff, and the patch beside it, that lead to the source's state; return them with its checksum.
+
+        Where it is known which keys were `touched`, only these are compared.
+        """
+        from publisher.patches import PatchBuilder
+
         head = was.head
         for _ in range(2):
             outcome = Outcome(head)
             builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
             patch = PatchBuilder(self.store, self.pool, self.costs)
             checksum = head.checksum
-            before = Cursor(was.records())
+            before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
@@ -284,6 +301,9 @@ class _Publish:
         """The value of what a source gave for a key; a large value keeps the pieces that did not change."""
         if isinstance(given, bytes):
             return given
+        from publisher.earlier import Earlier
+        from publisher.large import hash_stream, put_stream
+
         known = (before.size, before.sha256) if isinstance(before, Large) else None
         if known is not None and hash_stream(given.prefix, given.open()) == known:
             return before
@@ -303,6 +323,11 @@ class _Publish:
                 f"the source lacks {deleted:,} of the {before:,} records that are published; nothing was published. Is it the "
                 "right source, key and table? If that is meant: --allow-shrink"
             )
+
+
+def state_name(head: Head) -> bytes:
+    """Names exactly one published state of a dataset."""
+    return f"{head.name} {head.epoch} {head.version} {head.checksum:032x} {head.publish_id}".encode()
 
 
 def _rest(cursor: Cursor) -> Iterator[Run]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Invalid, NotFound
-from puller.fetch import Answer
-from puller.plan import route
 from puller.runs import live, merge
-from puller.tree import Reader
+from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head
-from puller.wire.nodes import Diff, Log, Run, Value
-from puller.wire.rows import SCHEMA_KEY, Schema, decode_schema
+from puller.wire.nodes import Diff, Log, Run, Tree, Value
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from puller.fetch import Answer
+    from puller.wire.rows import Schema
 
 
 class StoreFetcher:
@@ -35,6 +39,8 @@ class StoreFetcher:
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:
+        from puller.fetch import Answer
+
         data, token = self._store.read_head()
         return Answer(None if token == etag else data, token)
 
@@ -80,6 +86,8 @@ class Published:
 
     def way(self, start: int, end: int) -> list[Diff] | None:
         """The cheapest diffs from one version to another, or None; as little of the log is read as will do."""
+        from puller.plan import route
+
         diffs = [*self.head.diffs, *self._known]
         for every in (None, False, True):
             if every is not None:
@@ -92,19 +100,42 @@ class Published:
         """The diffs between two versions close to HEAD's that HEAD or the log lists."""
         return [*self.head.diffs, *self.reader.listed(self.log, start, end)]
 
+    @property
+    def _trees(self) -> list[tuple[str, Tree]]:
+        """The trees that make up the newest version, oldest first."""
+        return [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]
+
     def records(self) -> Iterator[Run]:
         """All records of the newest version."""
-        streams = [self.reader.snapshot(self.head.snapshot), *map(self.reader.diff, self.chain)]
-        return live(merge(streams))
+        return live(self.reader.merged(self._trees))
+
+    def records_of(self, keys: list[bytes]) -> Iterator[Run]:
+        """The records of the newest version that have one of these keys, which ascend; other leaves are not read."""
+        return live(merge([self._picked(area, tree, keys) for area, tree in self._trees]))
+
+    def _picked(self, area: str, tree: Tree, keys: list[bytes]) -> Iterator[Run]:
+        wanted = set(keys)
+        leaves = (leaf for leaf in self.reader.leaves(area, tree) if _covers(leaf, keys))
+        for _, run in ahead(self.reader.pool, leaves, partial(self.reader.leaf, area), lambda leaf: leaf.ref.raw):
+            found = [n for n, key in enumerate(run[0]) if key in wanted]
+            yield [run[0][n] for n in found], [run[1][n] for n in found]
 
     def schema(self) -> Schema:
         """The schema of a table's newest version; no tables if there is none. Reads the first leaf of each tree only."""
+        from puller.wire.rows import SCHEMA_KEY, decode_schema
+
         found: Value = None
-        for area, tree in [(CHUNKS, self.head.snapshot), *((DIFFS, diff.tree) for diff in self.chain)]:
+        for area, tree in self._trees:
             keys, values = self.reader.leaf(area, next(self.reader.leaves(area, tree)))
             if keys and keys[0] == SCHEMA_KEY:
                 found = values[0]
         return [] if found is None else decode_schema(self.reader.whole(SCHEMA_KEY, found))
+
+
+def _covers(leaf: Leaf, keys: list[bytes]) -> bool:
+    """Whether one of the keys, which ascend, lies in the leaf's range."""
+    at = bisect_left(keys, leaf.lower)
+    return at < len(keys) and (leaf.upper is None or keys[at] < leaf.upper)
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder
-from puller.runs import Cursor, live, merge, overlay
+from puller.runs import Cursor, live, overlay
 from puller.tree import Leaf, Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
 from puller.wire.nodes import Diff, Entry, Run, Tree
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 SHARE = 0.25
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
@@ -42,7 +45,7 @@ def carry(
 
     Chunks keep their bounds, but those that have grown over twice their size are split, and small ones join the next.
     """
-    changes = Cursor(merge([reader.diff(diff) for diff in diffs]))
+    changes = Cursor(reader.merged([(DIFFS, diff.tree) for diff in diffs]))
     large = Kept(snapshot)
     builder = TreeBuilder(sink, pool, leaf_size=MAX_RAW // 2)
     for leaf in reader.leaves(CHUNKS, snapshot):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 
 def sync_files(path: str | bytes) -> None:
     """Make everything written to the file system of `path` durable with one call."""
+    import ctypes
+
     descriptor = os.open(path, os.O_RDONLY)
     try:
         syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 
 from puller.errors import Corrupt
@@ -47,6 +46,8 @@ class Partial:
     def clear(self) -> None:
         """Drop everything: the pull is done."""
         if self._there:
+            import shutil
+
             shutil.rmtree(self._folder, ignore_errors=True)
             self._there = False
 

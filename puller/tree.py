@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
-from puller.fetch import THREADS, Fetcher
 from puller.partial import Partial
+from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
 from puller.wire.nodes import Diff, Entry, Held, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from puller.fetch import Fetcher
+
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
+
+MOST = 32
+"""Files that a stream may have under way at once."""
 
 NEAR = 16
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
@@ -37,7 +44,7 @@ def ahead(
         for item in items:
             queue.append((item, pool.submit(work, item)))
             used += size(item)
-            while used > budget or len(queue) > 4 * THREADS:
+            while used > budget or len(queue) > MOST:
                 done, future = queue.popleft()
                 used -= size(done)
                 yield done, future.result()
@@ -82,6 +89,8 @@ class Reader:
 
     def _once(self, ref: Ref, fetch: Callable[[], bytes]) -> bytes:
         """What `fetch` gives; a thread that wants a file that another one is fetching waits for that."""
+        from concurrent.futures import Future
+
         with self._lock:
             future = self._under_way.get(ref.sha256)
             mine = future is None
@@ -149,10 +158,10 @@ class Reader:
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
 
-    def runs(self, area: str, tree: Tree) -> Iterator[Run]:
+    def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
         """The records of a tree."""
         leaves = self.leaves(area, tree)
-        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw):
+        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw, budget):
             if run[0]:
                 yield run
 
@@ -163,6 +172,10 @@ class Reader:
     def diff(self, diff: Diff) -> Iterator[Run]:
         """The records of a diff, deletions as None."""
         return self.runs(DIFFS, diff.tree)
+
+    def merged(self, trees: Sequence[tuple[str, Tree]]) -> Iterator[Run]:
+        """The newest value of each key in several trees, each newer than the one before; they share one budget."""
+        return merge([self.runs(area, tree, BUDGET // len(trees)) for area, tree in trees])
 
     def patch(self, tree: Tree, values: Callable[[list[bytes]], list[Value]]) -> Iterator[Run]:
         """The records of a patch, deletions as None; `values` gives those of keys at the version it was made for.

@@ -121,6 +121,12 @@ http {{
         process.wait(10)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory) -> None:
+    """What publishers remember of their sources stays with the tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def nginx_server(tmp_path_factory) -> Iterator[Nginx]:
     """One nginx for all tests."""

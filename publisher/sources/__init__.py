@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from publisher.sources.base import Source
+from publisher.sources.statcache import StatCache
 from puller.errors import SourceError, UsageError
-from puller.wire.rows import Schema
+
+if TYPE_CHECKING:
+    from puller.wire.rows import Schema
 
 
 def form_of(path: str) -> str:
@@ -27,18 +31,30 @@ def form_of(path: str) -> str:
 
 
 def open_source(
-    path: str, form: str | None, *, key: tuple[str, ...], table: str | None, name: str, schema: Schema, strict: bool
+    path: str,
+    form: str | None,
+    *,
+    key: tuple[str, ...],
+    table: str | None,
+    name: str,
+    schema: Schema,
+    strict: bool,
+    cached_for: str | None = None,
 ) -> Source:
-    """The source at `path`. `schema` is what was published before, `name` the dataset's."""
+    """The source at `path`. `schema` is what was published before, `name` the dataset's.
+
+    With `cached_for`, the store's address, what did not change since it was published there is not read again.
+    """
     form = form or form_of(path)
+    cache = None if cached_for is None or path == "-" else StatCache(cached_for, name, path)
     if form == "folder":
         from publisher.sources.folder import FolderSource
 
         if key or table:
             raise UsageError("--key and --table belong to tables; a folder has none")
-        return FolderSource(path, strict=strict)
+        return FolderSource(path, strict=strict, cache=cache)
     from publisher.sources.jsonl import JsonLinesSource
 
     if table is None:
         table = schema[0].name if len(schema) == 1 else name
-    return JsonLinesSource(path, key, table, schema)
+    return JsonLinesSource(path, key, table, schema, cache=cache)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from publisher.large import Stream
 from puller.wire.nodes import Run
+
+if TYPE_CHECKING:
+    from publisher.large import Stream
 
 
 class LazyFile(Protocol):
@@ -43,6 +45,22 @@ class Source(Protocol):
 
     def lead(self) -> Run:
         """Records below all others that are known only when `runs` is exhausted."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A source that can tell what did not change since it was last published, without reading that again."""
+
+    def recall(self, state: bytes) -> list[bytes] | None:
+        """The keys, in order, whose records may differ from those of the published state; None: it is not known.
+
+        `state` names it. Where keys are given, `runs` then gives the records of these only.
+        """
+        ...
+
+    def remember(self, state: bytes) -> None:
+        """Note that what was read is published, as the state that `state` names."""
         ...
 
 

@@ -4,46 +4,70 @@ from __future__ import annotations
 
 import os
 import stat as stats
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from publisher.large import Stream
 from publisher.sources.base import Report
+from publisher.sources.statcache import StatCache, look, mode_of, racy_since
 from puller.errors import Invalid, Refused, SourceError
 from puller.wire import files
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.nodes import Run
 
+if TYPE_CHECKING:
+    from publisher.large import Stream
+
 ATTEMPTS = 3
 _BATCH = 1 << 20
+_FORM = 0o170000
 
 
 class FolderSource:
     """Reads files, executables, symlinks and empty folders; what a dataset cannot hold is reported.
 
-    With `strict`, such a thing is an error instead.
+    With `strict`, such a thing is an error instead. With a `cache`, files that look as they did when they were
+    published are not read again.
     """
 
     kind = "files"
 
-    def __init__(self, root: str, *, strict: bool = False) -> None:
+    def __init__(self, root: str, *, strict: bool = False, cache: StatCache | None = None) -> None:
         self.where = root
         self._root = os.fsencode(root)
         self._strict = strict
+        self._cache = cache
+        self._looks: dict[bytes, bytes] = {}
+        self._unsettled: set[bytes] = set()
+        self._touched: list[bytes] | None = None
         self.report = Report()
 
     def lead(self) -> Run:
         return [], []
 
+    def recall(self, state: bytes) -> list[bytes] | None:
+        known = None if self._cache is None else self._cache.load(state)
+        if known is None:
+            return None
+        self._scan(known)
+        self._touched = [] if self._looks == known else sorted({key for key, _ in self._looks.items() ^ known.items()})
+        return self._touched
+
+    def remember(self, state: bytes) -> None:
+        if self._cache is not None:
+            self._cache.save(state, self._looks | dict.fromkeys(self._unsettled, b""))
+
     def runs(self) -> Iterator[Run]:
-        self.report = Report()
-        entries = sorted(self._scan())
-        self._check_skipped()
+        if self._touched is None:
+            self._scan({})
+            wanted = sorted(self._looks)
+        else:
+            wanted = [key for key in self._touched if key in self._looks]
         keys: list[bytes] = []
         values: list[Any] = []
         size = 0
-        for key, kind in entries:
-            value = self._value(key, kind)
+        for key in wanted:
+            value = self._value(key, self._looks[key])
             if value is None:
                 continue
             keys.append(key)
@@ -57,44 +81,64 @@ class FolderSource:
         if keys:
             yield keys, values
 
-    def _scan(self) -> Iterator[tuple[bytes, bytes]]:
-        """Paths with their kinds, in any order."""
+    def _scan(self, known: dict[bytes, bytes]) -> None:
+        """Look at everything below the root; paths that are `known` need no check."""
+        self.report = Report()
+        self._looks = {}
+        self._unsettled = set()
+        limit = racy_since(time.time_ns())
         pending = [b""]
         while pending:
             folder = pending.pop()
             try:
                 with os.scandir(os.path.join(self._root, folder)) as found:
-                    entries = list(found)
+                    inner, named = self._look(folder, found, known, limit)
             except OSError as error:
                 raise SourceError(
                     f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published"
                 ) from error
-            named = 0
-            for entry in entries:
-                key = folder + b"/" + entry.name if folder else entry.name
-                if key == files.RESERVED:
-                    continue
-                if not self._fits(key):
-                    continue
-                named += 1
-                if entry.is_symlink():
-                    yield key, files.SYMLINK
-                elif entry.is_dir(follow_symlinks=False):
-                    pending.append(key)
-                elif entry.is_file(follow_symlinks=False):
-                    yield key, files.FILE
-                else:
-                    named -= 1
-                    self._skip(key, "it is no file, folder or symbolic link")
+            pending += inner
             if folder and not named:
-                yield folder, files.FOLDER
+                self._looks[folder] = files.FOLDER
+        self._check_skipped()
 
-    def _value(self, key: bytes, kind: bytes) -> Any:
+    def _look(
+        self, folder: bytes, found: Iterable[os.DirEntry[bytes]], known: dict[bytes, bytes], limit: int
+    ) -> tuple[list[bytes], int]:
+        """Look at a folder's entries; return the folders among them, and how many entries are data."""
+        inner: list[bytes] = []
+        looks = self._looks
+        named = 0
+        prefix = folder + b"/" if folder else b""
+        for entry in found:
+            key = prefix + entry.name
+            if key == files.RESERVED or (key not in known and not self._fits(key)):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            form = status.st_mode & _FORM
+            if form == stats.S_IFDIR:
+                inner.append(key)
+            elif form == stats.S_IFREG or form == stats.S_IFLNK:
+                looks[key] = look(status)
+                if status.st_ctime_ns >= limit or status.st_mtime_ns >= limit:
+                    self._unsettled.add(key)
+                if not status.st_mode & stats.S_IROTH:
+                    self.report.private += 1
+            else:
+                self._skip(key, "it is no file, folder or symbolic link")
+                continue
+            named += 1
+        return inner, named
+
+    def _value(self, key: bytes, seen: bytes) -> Any:
         path = os.path.join(self._root, key)
         try:
-            if kind == files.FOLDER:
+            if seen == files.FOLDER:
                 return files.FOLDER
-            if kind == files.SYMLINK:
+            if stats.S_ISLNK(mode_of(seen)):
                 return self._link(key, path)
             return self._file(path)
         except FileNotFoundError:
@@ -108,6 +152,7 @@ class FolderSource:
             files.check_values([key], [value])
         except Invalid as error:
             self._skip(key, str(error))
+            self._unsettled.add(key)
             self._check_skipped()
             return None
         return value
@@ -117,7 +162,6 @@ class FolderSource:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 before = os.fstat(descriptor)
-                self.report.private += not before.st_mode & 0o004
                 prefix = files.EXECUTABLE if before.st_mode & 0o100 else files.FILE
                 if before.st_size >= MAX_INLINE:
                     return _Large(path, prefix)

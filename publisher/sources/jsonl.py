@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat as stats
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
-from operator import attrgetter
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import IO, Any
 
 import msgspec
 
+from publisher.sources import sorting
 from publisher.sources.base import Report, Unsorted
+from publisher.sources.sorting import Duplicate, Rows, Sorter
+from publisher.sources.statcache import StatCache, look, racy_since
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.jsontext import MAX_DIGITS, MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
-from puller.wire.keys import decode_key, encode_keys
+from puller.wire.keys import decode_key, encode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
 
-_BLOCK = 4 << 20
-_RUN = 4096
+_BLOCK = 512 << 10
+_MARK = b"\xef\xbb\xbf"
+_MOST_BYTES = 9
+"""A row has at most so many bytes for each of its line (`1e1` becomes nine), or is small."""
 _OF_TYPE: dict[frozenset[type], str] = {
     frozenset({int}): "int64",
     frozenset({float}): "float64",
@@ -37,12 +44,22 @@ class JsonLinesSource:
     """Reads one JSON object a line; `path` may be "-" for standard input.
 
     `schema` is what was published before: its columns stay, in their order, and its key is used where none is
-    given. A field that is null or absent is nil; of a field that a line has twice, the last one counts.
+    given. A field that is null or absent is nil; of a field that a line has twice, the last one counts. Lines that
+    are not in key order are sorted within `memory` bytes, and in temporary files beyond.
     """
 
     kind = "table"
 
-    def __init__(self, path: str, key: Sequence[str], table: str, schema: Schema) -> None:
+    def __init__(
+        self,
+        path: str,
+        key: Sequence[str],
+        table: str,
+        schema: Schema,
+        *,
+        memory: int = sorting.MEMORY,
+        cache: StatCache | None = None,
+    ) -> None:
         self.where = path
         self._table = table
         self.report = Report()
@@ -52,21 +69,48 @@ class JsonLinesSource:
             self._key = [self._old.columns[n].name for n in self._old.key]
         if not self._key:
             raise UsageError(f"{path}: say which field is the key of a row, with --key FIELD (repeatable)")
+        self._memory = memory
+        self._cache = cache
+        self._looks: dict[bytes, bytes] = {}
+        self._unsettled = False
         self._sorted = True
         self._spool: IO[bytes] | None = None
         self._columns = _Columns(self._key, self._old)
+
+    def recall(self, state: bytes) -> list[bytes] | None:
+        known = None if self._cache is None else self._cache.load(state)
+        self._look()
+        return [] if self._looks and known == self._looks else None
+
+    def remember(self, state: bytes) -> None:
+        if self._cache is not None and self._looks:
+            self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)
+
+    def _look(self) -> None:
+        """What the file looks like before it is read, under the table and key that it is read with."""
+        limit = racy_since(time.time_ns())
+        with contextlib.suppress(OSError):
+            status = os.stat(self.where)
+            if stats.S_ISREG(status.st_mode):
+                self._looks = {encode_key(self._table, self._key): look(status)}
+                self._unsettled = max(status.st_ctime_ns, status.st_mtime_ns) >= limit
 
     def runs(self) -> Iterator[Run]:
         """In one pass if the lines are in key order; raises Unsorted at the first that is not, and then sorts."""
         self.report = Report()
         self._columns = _Columns(self._key, self._old)
-        return self._ordered() if self._sorted else self._sort()
+        if not self._looks:
+            self._look()
+        for keys, values in self._ordered() if self._sorted else self._sort():
+            if max(map(len, values)) > MAX_INLINE:
+                values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
+            yield keys, values
 
     def lead(self) -> Run:
         schema = [] if self._columns.empty else [self._columns.table(self._table, self._old)]
         return [SCHEMA_KEY], [wire.encode_schema(schema)]
 
-    def _ordered(self) -> Iterator[Run]:
+    def _ordered(self) -> Iterator[Rows]:
         last = b""
         for keys, values in self._records():
             if keys and (keys[0] <= last or not is_ascending(keys)):
@@ -76,44 +120,63 @@ class JsonLinesSource:
                 last = keys[-1]
                 yield keys, values
 
-    def _sort(self) -> Iterator[Run]:
-        keys: list[bytes] = []
-        values: list[Any] = []
-        for part in self._records():
-            keys += part[0]
-            values += part[1]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        for before, after in pairwise(order):
-            if keys[before] == keys[after]:
-                row = decode_key(keys[before])[1]
-                raise SourceError(
-                    f"{self.where}: lines {before + 1} and {after + 1} have the same key {list(row)!r:.200}; "
-                    "nothing was published"
-                )
-        for start in range(0, len(order), _RUN):
-            pick = order[start : start + _RUN]
-            yield list(map(keys.__getitem__, pick)), list(map(values.__getitem__, pick))
+    def _sort(self) -> Iterator[Rows]:
+        with Sorter(self._memory) as sorter:
+            try:
+                for keys, values in self._records():
+                    sorter.add(keys, values)
+                yield from sorter.runs()
+            except Duplicate as error:
+                raise self._duplicate(error.key) from error
 
-    def _records(self) -> Iterator[Run]:
+    def _duplicate(self, key: bytes) -> SourceError:
+        """The error for two rows with the same key; reads the lines once more to find them."""
+        found: list[int] = []
+        with self._open() as file:
+            number = 0
+            for lines, ends in self._blocks(file):
+                keys, _ = self._encode(lines, ends, number)
+                found += [self._line(lines, number, n) for n, other in enumerate(keys) if other == key]
+                number += ends
+                if len(found) > 1:
+                    break
+        named = " and ".join(map(str, found[:2]))
+        row = list(decode_key(key)[1])
+        return SourceError(f"{self.where}: lines {named} have the same key {row!r:.200}; nothing was published")
+
+    def _records(self) -> Iterator[Rows]:
         number = 0
         with self._open() as file:
-            rest = b""
-            while block := file.read(_BLOCK):
-                self.report.bytes_read += len(block)
-                if number == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
-                    block = block[3:]
-                end = block.rfind(b"\n") + 1
-                if not end:
-                    rest += block
-                    continue
-                lines, rest = rest + block[:end], block[end:]
-                yield self._encode(lines, number)
-                number += lines.count(b"\n")
-            if rest.strip():
-                yield self._encode(rest, number)
+            for lines, ends in self._blocks(file):
+                yield self._encode(lines, ends, number)
+                number += ends
 
-    def _encode(self, lines: bytes, number: int) -> Run:
-        rows = self._decode(lines, number)
+    def _blocks(self, file: IO[bytes]) -> Iterator[tuple[memoryview, int]]:
+        """Whole lines with their number, in a buffer that is used again for the next ones."""
+        buffer = bytearray(_BLOCK)
+        filled, end = 0, 0
+        first = True
+        while got := file.readinto(memoryview(buffer)[filled:]):  # type: ignore[attr-defined]
+            self.report.bytes_read += got
+            before, filled = filled, filled + got
+            if first and filled < len(_MARK) and _MARK.startswith(buffer[:filled]):
+                continue
+            if first and buffer.startswith(_MARK):
+                buffer[: filled - len(_MARK)] = buffer[len(_MARK) : filled]
+                before, filled = 0, filled - len(_MARK)
+            first = False
+            end = buffer.rfind(b"\n", before, filled) + 1
+            if end:
+                yield memoryview(buffer)[:end], buffer.count(b"\n", 0, end)
+                buffer[: filled - end] = buffer[end:filled]
+                filled -= end
+            elif filled == len(buffer):
+                buffer = buffer + bytearray(len(buffer))
+        if buffer[:filled].strip():
+            yield memoryview(buffer)[:filled], 1
+
+    def _encode(self, lines: memoryview, ends: int, number: int) -> Rows:
+        rows = self._decode(lines, ends, number)
         if not rows:
             return [], []
         try:
@@ -128,20 +191,18 @@ class JsonLinesSource:
             if None in head:
                 line = self._line(lines, number, head.index(None))
                 raise SourceError(f"{self.where}: line {line} has no key field {name!r}; nothing was published")
-        values: list[Any] = wire.encode_rows(cells[len(self._key) :], len(keys))
-        if max(map(len, values)) > wire.MAX_ROW:
+        values = wire.encode_rows(cells[len(self._key) :], len(keys))
+        if len(lines) * _MOST_BYTES > wire.MAX_ROW and max(map(len, values)) > wire.MAX_ROW:
             raise SourceError(
                 f"{self.where}: near line {number + 1}: a row is larger than 256 MiB; nothing was published"
             )
-        if max(map(len, values)) > MAX_INLINE:
-            values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
         return keys, values
 
-    def _line(self, lines: bytes, number: int, row: int) -> int:
-        full = (n for n, line in enumerate(lines.split(b"\n"), number + 1) if line.strip())
+    def _line(self, lines: memoryview, number: int, row: int) -> int:
+        full = (n for n, line in enumerate(bytes(lines).split(b"\n"), number + 1) if line.strip())
         return next(islice(full, row, None), number + 1)
 
-    def _decode(self, lines: bytes, number: int) -> list[Any]:
+    def _decode(self, lines: memoryview, ends: int, number: int) -> list[Any]:
         """Rows as objects of the columns' decoder."""
         try:
             structs = self._columns.decoder.decode_lines(lines)
@@ -149,13 +210,10 @@ class JsonLinesSource:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             known = False
         if not known:
-            self._learn(lines, number)
+            self._learn(bytes(lines), number)
             structs = self._columns.decoder.decode_lines(lines)
-        expected = lines.count(b"\n") + (not lines.endswith(b"\n"))
-        if len(structs) != expected:
-            expected = sum(1 for line in lines.split(b"\n") if line.strip())
-        if len(structs) != expected:
-            self._learn(lines, number)
+        if len(structs) != ends and len(structs) != sum(1 for line in bytes(lines).split(b"\n") if line.strip()):
+            self._learn(bytes(lines), number)
             raise SourceError(f"{self.where}: near line {number + 1} there is more than one object in a line")
         return structs
 
@@ -225,18 +283,21 @@ class _Columns:
         """Whether rows have fields that are not known; structs say so themselves."""
         return self._dicts and not set().union(*rows) <= set(self._names)
 
-    def cells(self, rows: list[Any]) -> list[list[Any]]:
+    def cells(self, rows: list[Any]) -> list[Sequence[Any]]:
         """The cells of each column, the key's first, as the format has them; notes their types."""
-        found = []
-        for n, seen in enumerate(self._types):
-            cells = [row.get(self._names[n]) for row in rows] if self._dicts else list(map(attrgetter(f"c{n}"), rows))
+        columns: list[Sequence[Any]] = list(zip(*self._tuples(rows), strict=True))
+        for n, cells in enumerate(columns):
             types = set(map(type, cells))
             if dict in types or list in types or (int in types and not _fit(cells, types)):
-                cells = list(map(self._nested, cells))
+                columns[n] = cells = list(map(self._nested, cells))
                 types = set(map(type, cells))
-            seen |= types
-            found.append(cells)
-        return found
+            self._types[n] |= types
+        return columns
+
+    def _tuples(self, rows: list[Any]) -> Iterable[tuple[Any, ...]]:
+        if self._dicts:
+            return [tuple(map(row.get, self._names)) for row in rows]
+        return map(msgspec.structs.astuple, rows)
 
     @staticmethod
     def _nested(value: Any) -> Any:
@@ -265,7 +326,7 @@ class _Columns:
         return before if not seen else "any"
 
 
-def _fit(cells: list[Any], types: set[type]) -> bool:
+def _fit(cells: Sequence[Any], types: set[type]) -> bool:
     numbers = cells if types == {int} else [value for value in cells if type(value) is int]
     return wire.fits_int64(max(numbers)) and wire.fits_int64(min(numbers))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from operator import add, itemgetter
 
 from puller.errors import Invalid
 
@@ -15,6 +16,9 @@ _NIL, _FALSE, _TRUE, _ZERO, _FLOAT, _TEXT, _BLOB = 0x01, 0x02, 0x03, 0x14, 0x21,
 _TAG = [bytes([n]) for n in range(256)]
 _TEXT_TAG = _TAG[_TEXT]
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+_SIZES = [(bits + 7) >> 3 for bits in range(64)]
+_TAGS = [_TAG[_ZERO + size] for size in _SIZES]
+"""Bytes and tags of integers from 0, by their number of bits."""
 
 
 def encode_element(value: Scalar) -> bytes:
@@ -61,17 +65,31 @@ def encode_key(table: str, key: Sequence[Scalar]) -> bytes:
 
 
 def encode_keys(table: str, columns: Sequence[Sequence[Scalar]]) -> list[bytes]:
-    """The keys of many rows of one table, given the columns of its primary key; the common form takes no call per row."""
+    """The keys of many rows of one table, given the columns of its primary key; common forms take no call per row."""
     prefix = encode_element(table)
-    if len(columns) > 1:
-        return [prefix + b"".join(map(encode_element, key)) for key in zip(*columns, strict=True)]
-    column = columns[0]
-    if set(map(type, column)) == {str}:
-        texts = list(map(str.encode, column))  # type: ignore[arg-type]
-        if b"\0" not in b"".join(texts):
-            head = prefix + _TEXT_TAG
-            return [head + text + b"\0" for text in texts]
-    return [prefix + encode_element(value) for value in column]
+    if len(columns) == 1 and set(map(type, columns[0])) == {str}:
+        return _text_keys(table, columns[0])  # type: ignore[arg-type]
+    return list(map(b"".join, zip(repeat(prefix), *map(_elements, columns))))
+
+
+def _text_keys(table: str, column: Sequence[str]) -> list[bytes]:
+    """One text for all keys, cut at newlines, where none of the texts holds a zero or a newline."""
+    head = f"{chr(_TEXT)}{table}\0{chr(_TEXT)}"
+    joined = (head + ("\0\n" + head).join(column) + "\0").encode()
+    keys = joined.split(b"\n")
+    if len(keys) == len(column) and joined.count(0) == 2 * len(column):
+        return keys
+    start = encode_element(table) + _TEXT_TAG
+    return [start + _escape(text.encode()) + b"\0" for text in column]
+
+
+def _elements(column: Sequence[Scalar]) -> Iterable[bytes]:
+    """The element of each value."""
+    if set(map(type, column)) == {int} and min(column) >= 0 and max(column) <= INT_MAX:  # type: ignore[type-var, operator]
+        bits = list(map(int.bit_length, column))  # type: ignore[arg-type]
+        numbers = map(int.to_bytes, column, map(_SIZES.__getitem__, bits), repeat("big"))  # type: ignore[arg-type]
+        return map(add, map(_TAGS.__getitem__, bits), numbers)
+    return map(encode_element, column)
 
 
 def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:

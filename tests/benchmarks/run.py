@@ -1,9 +1,9 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [start]
 
-Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db` (a
-large file and its next state), `C/rows.jsonl` (rows with the key field "key"). Everything is written below --scratch,
-which should be on tmpfs. Each number is the median of --rounds rounds; the rivals take turns, and the spread is (slowest -
-fastest) / median.
+Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
+(a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
+and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
+--rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -24,6 +25,17 @@ from tests.conftest import start_nginx
 DATA = Path(os.environ.get("BENCH_DATA", Path.home() / ".cache/headwater-bench"))
 PUBLISHER = f"{sys.executable} -m publisher.cli"
 PULLER = f"{sys.executable} -m puller.cli"
+WALK = """
+import os, sys
+def walk(path):
+    with os.scandir(path) as entries:
+        for entry in entries:
+            entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                walk(entry.path)
+walk(sys.argv[1])
+"""
+"""The least that a look at every file costs."""
 
 
 def timed(command: str, prepare: Callable[[], None]) -> float:
@@ -48,13 +60,14 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C; all of them by default")
+    parser.add_argument("data", nargs="*", help="A, B, C, start; all of them by default")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     scratch: Path = arguments.scratch
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
     with start_nginx(scratch / "nginx") as nginx:
@@ -64,6 +77,8 @@ def main() -> None:
             large(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "start" in arguments.data:
+            start(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
 
 
@@ -94,6 +109,30 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
         clean,
         rounds,
     )
+    unchanged(scratch, rounds)
+
+
+def unchanged(scratch: Path, rounds: int) -> None:
+    """A: publishing a folder that did not change, or 1 % of it, against a walk through it."""
+    tree, out = DATA / "A/tree", scratch / "out"
+    subprocess.run(f"{PUBLISHER} publish -q {tree} {out}/b", shell=True, check=True)
+    walk = f"{sys.executable} -c '{WALK}' {tree}"
+    compare("A publish, nothing new / walk", f"{PUBLISHER} publish {tree} {out}/b", walk, lambda: None, rounds)
+
+    work = scratch / "tree"
+
+    def change() -> None:
+        """The tree as published and settled, then 1 % of its files with other content."""
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(tree, work, symlinks=True)
+        shutil.rmtree(out)
+        time.sleep(2.5)
+        subprocess.run(f"{PUBLISHER} publish -q {work} {out}/b", shell=True, check=True)
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        for path in files[:: len(files) // 200]:
+            path.write_bytes(path.read_bytes()[::-1])
+
+    compare("A publish, 1 % changed / walk", f"{PUBLISHER} publish {work} {out}/b", walk, change, rounds)
 
 
 def link_plain(root: Path, file: Path) -> None:
@@ -163,6 +202,41 @@ def rows(root: Path, url: str, scratch: Path, rounds: int) -> None:
         clean,
         rounds,
     )
+
+    zstd = f"zstd -q -3 -T2 {source} -o {out}/c.zst"
+    shuffled = scratch / "shuffled.jsonl"
+    lines = source.read_bytes().splitlines(keepends=True)
+    random.Random(1).shuffle(lines)
+    shuffled.write_bytes(b"".join(lines))
+    compare(
+        "C publish, shuffled / in order",
+        f"{PUBLISHER} publish {shuffled} {out}/c --key key",
+        f"{PUBLISHER} publish {source} {out}/d --key key",
+        clean,
+        rounds,
+    )
+
+    def published() -> None:
+        clean()
+        subprocess.run(f"{PUBLISHER} publish -q {source} {out}/c --key key", shell=True, check=True)
+
+    after = DATA / "C/rows-next.jsonl"
+    compare("C publish, 1 % changed / `zstd -3 -T2`", f"{PUBLISHER} publish {after} {out}/c", zstd, published, rounds)
+    same = f"{PUBLISHER} publish --no-cache {source} {out}/c"
+    compare("C publish, nothing new, read again / `zstd -3 -T2`", same, zstd, published, rounds)
+
+
+def start(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """What starting costs, against bare Python."""
+    bare = f"{sys.executable} -c pass"
+    compare("`publisher --help` / Python", f"{PUBLISHER} --help", bare, lambda: None, rounds)
+    compare("`puller --help` / Python", f"{PULLER} --help", bare, lambda: None, rounds)
+    source = scratch / "few"
+    source.mkdir()
+    (source / "file").write_text("text")
+    pull = f"{PULLER} pull {url}/few {scratch}/few-copy"
+    subprocess.run(f"{PUBLISHER} publish -q {source} {root}/few; {pull}", shell=True, check=True, stdout=sys.stderr)
+    compare("pull, nothing new / Python", pull, bare, lambda: None, rounds)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,22 @@ def test_many_keys_at_once_equal_one_by_one(table, values):
     assert decode_keys(table, sorted(keys)) == [decode_key(key)[1] for key in sorted(keys)]
 
 
+@given(
+    st.one_of(NAMES, st.sampled_from(["a\0b", "a\nb"])),
+    st.one_of(
+        st.lists(st.integers(0, 2**63 - 1).map(lambda n: n >> (n % 64)), min_size=1, max_size=6),
+        st.lists(INTS, min_size=1, max_size=6),
+        st.lists(st.one_of(TEXTS, st.sampled_from(["\n", "\0", "\0\n", "a\nb"])), min_size=1, max_size=6),
+        st.lists(ELEMENTS, min_size=1, max_size=6),
+    ),
+    st.lists(ELEMENTS, min_size=6, max_size=6),
+)
+def test_columns_of_one_type_give_the_same_keys(table, column, other):
+    assert encode_keys(table, [column]) == [encode_key(table, [value]) for value in column]
+    other = other[: len(column)]
+    assert encode_keys(table, [column, other]) == [encode_key(table, pair) for pair in zip(column, other, strict=True)]
+
+
 @given(NAMES, NAMES, ELEMENTS, ELEMENTS)
 def test_tables_do_not_mix(one, other, a, b):
     if one != other:

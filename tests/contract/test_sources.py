@@ -1,0 +1,253 @@
+"""One suite for sources: what publisher/sources/base.py promises, for files in order, out of order, and beyond memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from publisher.sources import jsonl, sorting
+from publisher.sources.base import Unsorted
+from publisher.sources.folder import FolderSource
+from publisher.sources.jsonl import JsonLinesSource
+from publisher.sources.sorting import Duplicate, Sorter
+from puller.errors import SourceError
+from puller.wire.keys import encode_key
+from puller.wire.nodes import is_ascending
+from puller.wire.rows import decode_schema, encode_row
+from tests.conftest import publisher
+
+ROWS = 3000
+SMALL = 64 << 10
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small blocks and batches, so that few rows take every way."""
+    monkeypatch.setattr(jsonl, "_BLOCK", 4 << 10)
+    monkeypatch.setattr(sorting, "BATCH", 2 << 10)
+    monkeypatch.setattr(sorting, "FAN", 4)
+
+
+@pytest.fixture
+def spills(monkeypatch, tmp_path):
+    """Temporary files lie in a folder of their own; what was opened is noted."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(sorting.tempfile, "tempdir", str(folder))
+    opened = []
+    make = sorting.tempfile.TemporaryFile
+
+    def noted(*arguments, **options):
+        opened.append(make(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sorting.tempfile, "TemporaryFile", noted)
+    yield opened
+    assert os.listdir(folder) == []
+    for file in opened:
+        file.close()
+
+
+def numbered(count=ROWS):
+    return [{"k": f"key{n:06}", "n": n, "text": "x" * (n % 50)} for n in range(count)]
+
+
+def write(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(source) -> dict[bytes, object]:
+    """All records; keys ascend over the runs."""
+    for _ in range(2):
+        try:
+            runs = list(source.runs())
+            break
+        except Unsorted:
+            continue
+    keys = [key for run in runs for key in run[0]]
+    assert is_ascending(keys)
+    lead = source.lead()
+    return dict(zip(lead[0] + keys, lead[1] + [v for run in runs for v in run[1]], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("order", "memory", "spilled"),
+    [
+        ("sorted", SMALL, False),
+        ("shuffled", sorting.MEMORY, False),
+        ("shuffled", SMALL, True),
+        ("backwards", SMALL, True),
+        ("shuffled", 1, True),
+    ],
+)
+@pytest.mark.parametrize("standard_input", [False, True])
+def test_rows_in_any_order(small, spills, tmp_path, monkeypatch, order, memory, spilled, standard_input):
+    rows = numbered()
+    given = {"sorted": rows, "shuffled": random.Random(1).sample(rows, len(rows)), "backwards": rows[::-1]}[order]
+    path = write(tmp_path / "rows.jsonl", given)
+    if standard_input:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(path).read_bytes())))
+        path = "-"
+    source = JsonLinesSource(path, ["k"], "t", [], memory=memory)
+    found = read(source)
+    expected = {encode_key("t", (row["k"],)): encode_row((row["n"], row["text"])) for row in rows}
+    assert [column.name for column in decode_schema(found.pop(b""))[0].columns] == ["k", "n", "text"]
+    assert found == expected
+    assert (len(spills) - standard_input > 0) == spilled
+    assert all(file.closed for file in spills[standard_input:])
+
+
+def test_many_runs_are_merged_in_levels(small, spills):
+    with Sorter(1) as sorter:
+        for n in random.Random(2).sample(range(200), 200):
+            sorter.add([b"%03d" % n], [b"v%d" % n])
+        assert sum(map(len, sorter._levels)) < 3 * 4
+        found = [pair for run in sorter.runs() for pair in zip(*run, strict=True)]
+    assert found == [(b"%03d" % n, b"v%d" % n) for n in range(200)]
+
+
+def test_columns_that_come_late_and_rows_over_a_mebibyte_survive_spilling(small, spills, tmp_path):
+    rows = numbered(400)
+    rows[17]["big"] = "y" * 1_500_000
+    rows[30]["nested"] = {"a": [1.0, 2]}
+    given = random.Random(3).sample(rows, len(rows))
+    found = read(JsonLinesSource(write(tmp_path / "rows.jsonl", given), ["k"], "t", [], memory=SMALL))
+    assert spills
+    row = found[encode_key("t", ("key000017",))]
+    assert row.open().read().count(b"y") == 1_500_000
+    columns = {column.name: column.type for column in decode_schema(found[b""])[0].columns}
+    assert columns == {"k": "text", "n": "int64", "text": "text", "big": "text", "nested": "json"}
+
+
+@pytest.mark.parametrize("memory", [1, SMALL, sorting.MEMORY])
+@pytest.mark.parametrize(("first", "second"), [(5, 2990), (100, 101), (1, 2)])
+def test_duplicates_are_named_by_their_lines(small, spills, tmp_path, memory, first, second):
+    rows = random.Random(4).sample(numbered(), ROWS)
+    rows[second - 1] = rows[first - 1] | {"n": -1}
+    path = tmp_path / "rows.jsonl"
+    write(path, rows)
+    path.write_text("\n" + path.read_text().replace("\n", "\n\n", 1))
+    a, b = first + 1 + (first > 1), second + 2
+    with pytest.raises(SourceError, match=rf"lines {a} and {b} have the same key \['{rows[first - 1]['k']}'\]"):
+        read(JsonLinesSource(str(path), ["k"], "t", [], memory=memory))
+    assert all(file.closed for file in spills)
+
+
+def test_a_key_that_is_in_runs_of_different_levels_is_a_duplicate(small, spills):
+    with Sorter(1) as sorter:
+        for n in range(9):
+            sorter.add([b"%d" % n], [b""])
+        sorter.add([b"0"], [b""])
+        with pytest.raises(Duplicate) as caught:
+            list(sorter.runs())
+    assert caught.value.key == b"0"
+
+
+def test_no_room_for_temporary_files_is_said_and_nothing_published(tmp_path):
+    path = write(tmp_path / "rows.jsonl", random.Random(5).sample(numbered(), ROWS))
+    script = textwrap.dedent(
+        f"""
+        import resource, sys
+        from publisher.sources import sorting
+        from publisher.sources.jsonl import JsonLinesSource
+        from publisher.sources.base import Unsorted
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        source = JsonLinesSource({path!r}, ["k"], "t", [], memory={SMALL})
+        try:
+            list(source.runs())
+        except Unsorted:
+            list(source.runs())
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{script}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert f"SourceError: the rows cannot be sorted in {tmp_path}" in done.stderr.replace("puller.errors.", "")
+    assert sorted(os.listdir(tmp_path)) == ["rows.jsonl"]
+
+
+def test_nothing_is_left_of_a_killed_sort(tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from publisher.sources.sorting import Sorter
+        sorter = Sorter(1000)
+        for n in range(100):
+            sorter.add([b"%d" % n], [bytes(1000)])
+        print("spilled", flush=True)
+        time.sleep(60)
+        """
+    )
+    env = os.environ | {"TMPDIR": str(folder)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env)
+    assert process.stdout.readline() == b"spilled\n"
+    held = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")]
+    assert any(name.startswith(str(folder)) for name in held)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    assert os.listdir(folder) == []
+
+
+def test_a_folder_is_read_in_key_order(tmp_path):
+    for name in ("b/x", "b-c", "a"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "tree/empty").mkdir()
+    os.symlink("a", tmp_path / "tree/link")
+    source = FolderSource(str(tmp_path / "tree"))
+    runs = list(source.runs())
+    assert [k for run in runs for k in run[0]] == [b"a", b"b-c", b"b/x", b"empty", b"link"]
+    assert [v for run in runs for v in run[1]] == [b"fa", b"fb-c", b"fb/x", b"d", b"la"]
+
+
+PUBLISH = """
+import resource, sys
+from publisher.publish import Options, publish
+from publisher.sources.jsonl import JsonLinesSource
+from publisher.stores import open_store
+path, dest = sys.argv[1:]
+publish(open_store(dest), lambda _, old: JsonLinesSource(path, ["key"], "t", old, memory=8 << 20), "data", Options())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_for_a_million_rows_out_of_order(tmp_path):
+    """130 MB of records; both publishes stay far below what they take in memory."""
+    count = 1_000_000
+    path, after = tmp_path / "rows.jsonl", tmp_path / "after.jsonl"
+    with path.open("w") as file, after.open("w") as changed:
+        for n in range(count):
+            key = n * 7_368_787 % count
+            line = f'{{"key":"user/{key:08d}","value":"{key:0100d}","updated":{key * 31}}}\n'
+            file.write(line)
+            changed.write(line.replace("user/", "user/new/") if key % 1000 == 0 else line)
+    for source in (path, after):
+        done = subprocess.run(
+            [sys.executable, "-c", PUBLISH, str(source), str(tmp_path / "dest")],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        )
+        assert int(done.stdout) < 150e6, source
+    status = publisher("status", "--json", tmp_path / "dest").json
+    assert (status["version"], status["records"]) == (2, count)
