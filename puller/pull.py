@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,6 +34,9 @@ from puller.tree import Reader
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.head import Head, parse_head
 from puller.wire.nodes import Diff, Run, Value
+
+if TYPE_CHECKING:
+    from puller.events import Watch
 
 BATCH = 4096
 READ_AGAIN = 3600
@@ -98,10 +102,12 @@ def pull(
     *,
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
+    `watch` notes what changes on the way.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
     state = partial = None
@@ -118,14 +124,16 @@ def pull(
         if state is None:
             target = find_target(head)
             state = target.state()
-        partial = Partial(target.partial)
+        partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.anew = anew
+                puller.watch = watch
                 outcome = puller.run(head, etag, fresh)
-                partial.clear()
+                if partial is not None:
+                    partial.clear()
                 return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -160,6 +168,7 @@ class _Pull:
         self.now = now
         self.patches = True
         self.anew: Reason | None = None
+        self.watch: Watch | None = None
         self.notes: list[str] = []
 
     def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
@@ -293,6 +302,8 @@ class _Pull:
             adopt=self.options.adopt,
             expected=None if self.state is None else self.state.position,
         )
+        if self.watch is not None:
+            self.watch.begin(opening)
         with self.target.writer(opening) as writer:
             checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
             records = 0 if replace or self.state is None else self.state.records
@@ -301,6 +312,8 @@ class _Pull:
                 raise self._mismatch(replace, head)
             if self.options.dry_run:
                 return Changes(overwritten=writer.overwrites())
+            if self.watch is not None:
+                self.watch.end()
             return writer.commit(self._new_state(head, etag))
 
     def _stream(self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int) -> tuple[int, int]:
@@ -308,6 +321,8 @@ class _Pull:
         for keys, values in bounded(runs):
             hashes = record_hashes(keys, values)
             before = writer.put(keys, values, hashes)
+            if self.watch is not None:
+                self.watch.note(keys, values, before, hashes)
             checksum += sum_hashes(hashes) - sum_hashes(before)
             records += before.count(None) - hashes.count(None)
             self.progress("pull", self.reader.done, total)
