@@ -40,6 +40,9 @@ class _Ranges(Mapping[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         return self._ask(lambda view: view.find(key))
 
+    def __contains__(self, key: object) -> bool:
+        return self._ask(lambda view: view.has(key))
+
     def __iter__(self) -> Iterator[Any]:
         with self._view() as view:
             yield from view.each_key()
@@ -114,15 +117,22 @@ class View(_Ranges):
 
     def find(self, key: Any) -> Any:
         """The value under a key. Raises KeyError."""
-        try:
-            wire_key = self._form.encode_key(key)
-        except UsageError as error:
-            raise KeyError(key) from error
-        inside = wire_key >= self._lower and (self._upper is None or wire_key < self._upper)
-        value = self._reading.get(wire_key) if inside else None
+        wire_key, value = self._record(key)
         if value is None:
             raise KeyError(key)
         return self._form.decode_values([wire_key], [value])[0]
+
+    def has(self, key: Any) -> bool:
+        """Whether there is a value under a key."""
+        return self._record(key)[1] is not None
+
+    def _record(self, key: Any) -> tuple[bytes, bytes | None]:
+        try:
+            wire_key = self._form.encode_key(key)
+        except UsageError:
+            return b"", None
+        inside = wire_key >= self._lower and (self._upper is None or wire_key < self._upper)
+        return wire_key, self._reading.get(wire_key) if inside else None
 
     def count(self) -> int:
         """The number of records; known for the whole, counted for a range."""

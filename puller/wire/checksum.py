@@ -6,7 +6,6 @@ It catches bugs and decay, not attackers: those meet the signature of HEAD and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import add
 
 import xxhash
 
@@ -26,8 +25,8 @@ def record_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[int | 
     """The hash of each record; None for a deleted one."""
     digest = xxhash.xxh3_128_intdigest
     if set(map(type, values)) == {bytes}:
-        prefixed = map(add, map(_PREFIX.__getitem__, map(len, keys)), keys)
-        return list(map(digest, map(add, prefixed, values)))
+        parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
+        return list(map(digest, map(b"".join, parts)))  # type: ignore[arg-type]
     return [
         digest(_PREFIX[len(key)] + key + value)
         if isinstance(value, bytes)

@@ -182,7 +182,8 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
     for value in values if Large in types else ():
         if isinstance(value, Large):
             check_large_value(value)
-    if max((len(v) for v in values if type(v) is bytes), default=0) > MAX_INLINE:
+    inline = values if types == {bytes} else [value for value in values if type(value) is bytes]
+    if max(map(len, inline), default=0) > MAX_INLINE:  # type: ignore[arg-type]
         raise Invalid("a value over 1 MiB stands in a leaf")
     return keys, values
 
