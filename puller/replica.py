@@ -13,7 +13,7 @@ from puller.fetch import open_fetcher
 from puller.forms import Form
 from puller.pull import Options, Outcome, pull
 from puller.targets import open_target
-from puller.targets.base import Readable, Reading, Target
+from puller.targets.base import ReadableTarget, Reading, Target
 from puller.targets.memory import Held, MemoryTarget
 from puller.wire.head import Head
 
@@ -184,6 +184,12 @@ class _Values(ValuesView[Any]):
                 yield value
 
 
+def _readable(target: Target) -> ReadableTarget:
+    if isinstance(target, ReadableTarget):
+        return target
+    raise UsageError(f"{target.where}: programs read from memory, a SQLite database (*.db) or a folder")
+
+
 class Replica(_Ranges):
     """A copy of a published dataset, exact and verified, as a read-only mapping in key order.
 
@@ -216,7 +222,7 @@ class Replica(_Ranges):
         self.path = path
         self._form = form
         self._memory = MemoryTarget() if path is None else None
-        self._opened: Target | None = None
+        self._opened: ReadableTarget | None = None
         self._lock = threading.Lock()
         self._pulling = threading.Lock()
         self._puller: int | None = None
@@ -229,21 +235,15 @@ class Replica(_Ranges):
     def _look(self, path: str) -> None:
         """Finish what a killed pull left half done, and find out whether something is held."""
         try:
-            target = self._open(path, None)
+            target = open_target(path, None, self._form)
         except UsageError:
             if self._form is not None:
                 raise
             return  # the name does not tell, and nothing is there: the dataset's kind will
         try:
-            self._empty = target.state() is None
+            self._empty = _readable(target).state() is None
         finally:
             target.close()
-
-    def _open(self, path: str, kind: str | None) -> Target:
-        target = open_target(path, kind, self._form)
-        if not isinstance(target, Readable):
-            raise UsageError(f"{path}: programs read from memory, a SQLite database (*.db) or a folder")
-        return target
 
     def pull(
         self, on_change: Callable[[Change], object] | None = None, *, overwrite: bool = False, adopt: bool = False
@@ -294,9 +294,9 @@ class Replica(_Ranges):
         if self.path is None:
             assert self._memory is not None
             return self._memory
-        target = self._open(self.path, None if head is None else head.kind)
+        target = open_target(self.path, None if head is None else head.kind, self._form)
         stack.callback(target.close)
-        return target
+        return _readable(target)
 
     @contextmanager
     def _reading(self) -> Iterator[Reading]:
@@ -306,17 +306,15 @@ class Replica(_Ranges):
         elif self._empty:
             yield Held()
         else:
-            target = self._for_reading()
-            assert isinstance(target, Readable)
-            with target.reading() as reading:
+            with self._for_reading().reading() as reading:
                 yield reading
 
-    def _for_reading(self) -> Target:
+    def _for_reading(self) -> ReadableTarget:
         with self._lock:
             self._check_open()
             if self._opened is None:
                 assert self.path is not None
-                self._opened = self._open(self.path, None)
+                self._opened = _readable(open_target(self.path, None, self._form))
             return self._opened
 
     @contextmanager

@@ -210,7 +210,7 @@ class Reading(Protocol):
 
 
 @runtime_checkable
-class Readable(Protocol):
+class ReadableTarget(Target, Protocol):
     """A target that programs can read by key, from any number of threads, also while another process or thread pulls."""
 
     def reading(self) -> AbstractContextManager[Reading]:

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from puller.errors import Invalid, Moved, NotOurs, Refused, TargetError
 from puller.targets import open_target
-from puller.targets.base import Opening, Readable, State
+from puller.targets.base import Opening, ReadableTarget, State
 from puller.targets.memory import MemoryTarget
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import encode_key
@@ -313,7 +313,7 @@ READABLE = [form for form in FORMS if form != "jsonl"]
 @pytest.fixture(params=READABLE)
 def readable(request, tmp_path):
     case = Case(request.param, tmp_path)
-    assert isinstance(case.target, Readable)
+    assert isinstance(case.target, ReadableTarget)
     yield case
     case.target.close()
 

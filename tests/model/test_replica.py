@@ -160,7 +160,7 @@ class Tables(Machine):
     kind, name = "table", "copy.db"
     keys = st.one_of(
         st.tuples(st.just("t"), st.integers(-300, 300)),
-        st.tuples(st.just("t \""), st.none() | st.text(alphabet="a\0ä", max_size=2), st.none() | st.booleans()),
+        st.tuples(st.just('t "'), st.none() | st.text(alphabet="a\0ä", max_size=2), st.none() | st.booleans()),
     )
     values = st.fixed_dictionaries(
         {
@@ -171,19 +171,19 @@ class Tables(Machine):
     )
     prefixes = st.one_of(
         st.just(()),
-        st.sampled_from([("t",), ("t \"",), ("u",), ("t", 1), ("t", 1.5), ("t", None), ("t", "text"), ("t \"", "a")]),
-        st.tuples(st.just("t \""), st.none() | st.text(alphabet="a\0", max_size=2)),
+        st.sampled_from([("t",), ('t "',), ("u",), ("t", 1), ("t", 1.5), ("t", None), ("t", "text"), ('t "', "a")]),
+        st.tuples(st.just('t "'), st.none() | st.text(alphabet="a\0", max_size=2)),
         keys,
     )
 
     @initialize()
     def begin(self):
         self.columns = {"t": [Column("id", "int64"), Column("x", "any")]}
-        self.columns["t \""] = [Column("b", "bool"), Column("x", "any"), Column("a", "text")]
+        self.columns['t "'] = [Column("b", "bool"), Column("x", "any"), Column("a", "text")]
         self.state[("t", 0)] = {"x": None}
 
     def schema(self):
-        return [Table("t", self.columns["t"], [0]), Table("t \"", self.columns["t \""], [2, 0])]
+        return [Table("t", self.columns["t"], [0]), Table('t "', self.columns['t "'], [2, 0])]
 
     def form(self):
         return TableForm(self.schema())
@@ -198,7 +198,7 @@ class Tables(Machine):
             found[key] = {column.name: whole.get(column.name) for column in self.columns[key[0]]}
         return found
 
-    @rule(name=st.sampled_from(["t", "t \""]))
+    @rule(name=st.sampled_from(["t", 't "']))
     def add_a_column(self, name):
         columns = self.columns[name]
         if len(columns) < 5:
