@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.S | re.M)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
 DOCUMENTS = [p for p in ROOT.rglob("*.md") if not {".venv", "build", ".git"} & set(p.relative_to(ROOT).parts)]
 
 
@@ -39,7 +40,7 @@ def is_set_up(block: str) -> bool:
 
 
 def test_commands_in_documents_work_when_pasted(tmp_path):
-    """In the order they stand in, in one folder, with the commands on the PATH."""
+    """In the order they stand in, in one folder, with the commands on the PATH; then Python, which prints what it says."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("publisher", "puller"):
@@ -53,6 +54,15 @@ def test_commands_in_documents_work_when_pasted(tmp_path):
     outputs = [run(block, work, PATH=f"{programs}:{os.environ['PATH']}", PYTHONPATH=str(ROOT)) for block in found]
     assert "a1|9.5\nb2|12.0\n" in "".join(outputs)
     assert "nothing new (exit code 10)" in "".join(outputs)
+    examples = [block for path in sorted(DOCUMENTS) for block in PYTHON.findall(path.read_text())]
+    assert examples
+    for example in examples:
+        script = f"{sys.executable} - <<'END'\n{example}END"
+        printed = run(script, work, PYTHONPATH=str(ROOT)).split("\n")
+        for line in example.split("\n"):
+            if "print(" in line and "# " in line:
+                promised = line.partition("# ")[2].partition(":")[0].split(", ")
+                assert set(promised) <= set(printed), (promised, printed)
 
 
 @pytest.mark.slow
