@@ -289,6 +289,25 @@ def test_rows_from_json_lines(tmp_path):
             assert (replica.dataset, replica.kind, len(replica)) == ("d", "table", 2)
 
 
+def test_a_new_column_changes_every_row(tmp_path):
+    """Though the rows' bytes stay as they are, and only one of them is in the diff."""
+    for extra in (b"", b',"new":[1]'):
+        rows = b"".join(b'{"id":%d,"x":%d%b}\n' % (n, n, extra if n == 7 else b"") for n in range(3000))
+        publisher("publish", "-", tmp_path / "d", "--key", "id", stdin=rows)
+        if not extra:
+            replicas = [Replica(str(tmp_path / "d"), path) for path in (None, str(tmp_path / "copy.db"))]
+            for replica in replicas:
+                replica.pull()
+    for replica in replicas:
+        told: list[Change] = []
+        with replica:
+            outcome = replica.pull(told.append)
+            assert outcome.plan.way in ("diffs", "patch")
+            assert (outcome.changes.written, len(told)) == (1, 3000)
+            assert told[7] == (("d", 7), {"id": 7, "x": 7}, {"id": 7, "x": 7, "new": [1]})
+            assert told[8].new == replica["d", 8] == {"id": 8, "x": 8, "new": None}
+
+
 def test_names_are_loaded_when_they_are_used():
     script = "import sys, puller; assert not [m for m in sys.modules if m.startswith('puller.')]; puller.Replica"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

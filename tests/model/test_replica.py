@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from puller import File, Replica
 from puller.forms import TableForm, form_of
@@ -17,7 +17,7 @@ from puller.wire.rows import SCHEMA_KEY, Column, Table, encode_schema
 from tests.plain import publish_records
 
 
-class Machine(RuleBasedStateMachine):
+class Model:
     """One dataset of a kind; replicas in memory and on disk that lag behind as they like."""
 
     kind: str
@@ -27,7 +27,6 @@ class Machine(RuleBasedStateMachine):
     prefixes: st.SearchStrategy
 
     def __init__(self):
-        super().__init__()
         self.base = Path(tempfile.mkdtemp())
         self.state: dict = {}
         self.published: list[dict] = []
@@ -54,32 +53,22 @@ class Machine(RuleBasedStateMachine):
         """The state as programs see it."""
         return dict(self.state)
 
-    @rule()
-    def publish(self):
-        if not self.state:
-            return
+    def publish(self, data):
+        for _ in range(data.draw(st.integers(1, 5))):
+            if self.state and data.draw(st.booleans()):
+                self.state.pop(data.draw(st.sampled_from(sorted(self.state, key=repr))))
+            else:
+                self.state[data.draw(self.keys)] = data.draw(self.values)
         self.clock += 1
-        if publish_records(self.base / "data", self.kind, self.records(), self.clock).changed:
+        if self.state and publish_records(self.base / "data", self.kind, self.records(), self.clock).changed:
             self.published.append(self.seen())
 
-    @rule(data=st.data(), several=st.integers(1, 4))
-    def write(self, data, several):
-        for _ in range(several):
-            key = data.draw(self.keys)
-            self.state[key] = data.draw(self.values)
-
-    @rule(data=st.data())
-    def delete(self, data):
-        if self.state:
-            self.state.pop(data.draw(st.sampled_from(sorted(self.state, key=repr))))
-
-    @rule(data=st.data(), overwrite=st.booleans())
-    def pull(self, data, overwrite):
+    def pull(self, data):
         if not self.published:
             return
         name = data.draw(st.sampled_from([None, self.name]))
         replica, mirror, told = self.replicas[name], self.mirrors[name], []
-        outcome = replica.pull(told.append, overwrite=overwrite and data.draw(st.booleans()))
+        outcome = replica.pull(told.append, overwrite=data.draw(st.sampled_from([False, False, False, True])))
         assert outcome.after[1] == replica.version == len(self.published)
         bounds = [self.form().encode_bound(change.key) for change in told]
         assert bounds == sorted(set(bounds))
@@ -92,14 +81,11 @@ class Machine(RuleBasedStateMachine):
                 mirror[key] = new
         assert same(mirror, self.published[-1])
 
-    @rule(name=st.sampled_from([None, "disk"]))
-    def reopen(self, name):
-        if name is not None:
-            self.replicas[self.name].close()
-            self.replicas[self.name] = self.open(self.name)
+    def reopen(self, data):
+        self.replicas[self.name].close()
+        self.replicas[self.name] = self.open(self.name)
 
-    @rule(data=st.data(), start=st.none(), stop=st.none())
-    def ranges(self, data, start, stop):
+    def ranges(self, data):
         bound = self.form().encode_bound
         for name, replica in self.replicas.items():
             mirror = self.mirrors[name]
@@ -122,7 +108,6 @@ class Machine(RuleBasedStateMachine):
             key = data.draw(self.keys)
             assert (key in replica.keys(prefix, start=start, stop=stop)) == (key in expected)
 
-    @invariant()
     def replicas_equal_their_mirrors(self):
         for name, replica in self.replicas.items():
             mirror = self.mirrors[name]
@@ -137,14 +122,14 @@ def same(found: dict, expected: dict) -> bool:
     return {key: repr(value) for key, value in found.items()} == {key: repr(value) for key, value in expected.items()}
 
 
-class Bytes(Machine):
+class Bytes(Model):
     kind, name = "bytes", "copy.db"
     keys = st.binary(max_size=2)
     values = st.one_of(st.binary(max_size=3), st.integers(0, 9).map(lambda n: random.Random(n).randbytes(1_200_000)))
     prefixes = st.binary(max_size=2)
 
 
-class Files(Machine):
+class Files(Model):
     kind, name = "files", "copy"
     keys = st.sampled_from([f"{a}/{b}{c}" for a in "aä" for b in ("", "x", "x/") for c in "01"])
     values = st.one_of(
@@ -156,7 +141,7 @@ class Files(Machine):
     prefixes = st.sampled_from(["", "a", "a/", "a/x", "a/x/", "ä", "ä/x/1", "b"])
 
 
-class Tables(Machine):
+class Tables(Model):
     kind, name = "table", "copy.db"
     keys = st.one_of(
         st.tuples(st.just("t"), st.integers(-300, 300)),
@@ -176,8 +161,8 @@ class Tables(Machine):
         keys,
     )
 
-    @initialize()
-    def begin(self):
+    def __init__(self):
+        super().__init__()
         self.columns = {"t": [Column("id", "int64"), Column("x", "any")]}
         self.columns['t "'] = [Column("b", "bool"), Column("x", "any"), Column("a", "text")]
         self.state[("t", 0)] = {"x": None}
@@ -198,16 +183,33 @@ class Tables(Machine):
             found[key] = {column.name: whole.get(column.name) for column in self.columns[key[0]]}
         return found
 
-    @rule(name=st.sampled_from(["t", 't "']))
-    def add_a_column(self, name):
-        columns = self.columns[name]
+    def add_a_column(self, data):
+        columns = self.columns[data.draw(st.sampled_from(["t", 't "']))]
         if len(columns) < 5:
             columns.append(Column(f"new{len(columns)}", "json"))
 
 
-TestBytes = Bytes.TestCase
-TestFiles = Files.TestCase
-TestTables = Tables.TestCase
-TestBytes.settings = TestFiles.settings = TestTables.settings = settings(
-    max_examples=15, stateful_step_count=15, deadline=None
-)
+ACTIONS = ["publish", "publish", "pull", "pull", "pull", "ranges", "reopen"]
+
+
+def follow(model: type[Model], actions: list[str], data) -> None:
+    run = model()
+    try:
+        for action in ["publish", "pull", "pull", *actions]:
+            getattr(run, action)(data)
+            run.replicas_equal_their_mirrors()
+    finally:
+        run.teardown()
+
+
+@pytest.mark.parametrize("model", [Bytes, Files])
+@settings(max_examples=6, deadline=None)
+@given(st.data(), st.lists(st.sampled_from(ACTIONS), min_size=5, max_size=15))
+def test_replicas_follow(model, data, actions):
+    follow(model, actions, data)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data(), st.lists(st.sampled_from([*ACTIONS, "add_a_column"]), min_size=5, max_size=15))
+def test_replicas_of_tables_follow(data, actions):
+    follow(Tables, actions, data)
