@@ -226,24 +226,32 @@ class Replica(_Ranges):
         self._lock = threading.Lock()
         self._pulling = threading.Lock()
         self._puller: int | None = None
-        self._empty = True
-        """Nothing was found or pulled yet: while a first pull is under way, its target is not looked at."""
+        self._first = False
+        """A first pull is under way: its target is not looked at."""
         self._closed = False
-        if path is not None:
-            self._look(path)
+        self._is_empty()
 
-    def _look(self, path: str) -> None:
-        """Finish what a killed pull left half done, and find out whether something is held."""
+    def _is_empty(self) -> bool:
+        """Whether nothing is held on disk; what a killed pull left half done is finished first."""
+        target = self._find()
+        if target is None:
+            return self.path is not None
         try:
-            target = open_target(path, None, self._form)
+            return target.state() is None
+        finally:
+            target.close()
+
+    def _find(self) -> ReadableTarget | None:
+        """The target on disk; None where its name does not tell what it is, and nothing is there."""
+        if self.path is None:
+            return None
+        try:
+            target = open_target(self.path, None, self._form)
         except UsageError:
             if self._form is not None:
                 raise
-            return  # the name does not tell, and nothing is there: the dataset's kind will
-        try:
-            self._empty = _readable(target).state() is None
-        finally:
-            target.close()
+            return None
+        return _readable(target)
 
     def pull(
         self, on_change: Callable[[Change], object] | None = None, *, overwrite: bool = False, adopt: bool = False
@@ -266,7 +274,7 @@ class Replica(_Ranges):
         if self._puller == threading.get_ident():
             raise UsageError("on_change must not pull the replica that calls it")
         with self._pulling:
-            self._check_open()
+            self._for_reading()
             self._puller = threading.get_ident()
             try:
                 return self._pull(on_change, Options(overwrite=overwrite, adopt=adopt))
@@ -278,8 +286,11 @@ class Replica(_Ranges):
             fetcher = open_fetcher(self.url)
             stack.callback(fetcher.close)
             watch = None if on_change is None else stack.enter_context(Watch(self._reading))
-            outcome = pull(self.url, fetcher, lambda head: self._target(stack, head), options, watch=watch)
-            self._empty = False
+            self._first = self._is_empty()
+            try:
+                outcome = pull(self.url, fetcher, lambda head: self._target(stack, head), options, watch=watch)
+            finally:
+                self._first = False
             if watch is not None and on_change is not None:
                 try:
                     for change in watch.changes(outcome.after):
@@ -300,21 +311,19 @@ class Replica(_Ranges):
 
     @contextmanager
     def _reading(self) -> Iterator[Reading]:
-        self._check_open()
-        if self._memory is not None:
-            yield self._memory.held
-        elif self._empty:
+        target = self._for_reading()
+        if target is None or self._first:
             yield Held()
         else:
-            with self._for_reading().reading() as reading:
+            with target.reading() as reading:
                 yield reading
 
-    def _for_reading(self) -> ReadableTarget:
+    def _for_reading(self) -> ReadableTarget | None:
         with self._lock:
-            self._check_open()
+            if self._closed:
+                raise UsageError("the replica was closed")
             if self._opened is None:
-                assert self.path is not None
-                self._opened = _readable(open_target(self.path, None, self._form))
+                self._opened = self._memory or self._find()
             return self._opened
 
     @contextmanager
@@ -382,7 +391,3 @@ class Replica(_Ranges):
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("the replica was closed")

@@ -23,12 +23,14 @@ class Connections:
         self._is_ours = is_ours
         self._lock = threading.Lock()
         self._free: list[sqlite3.Connection] = []
+        self._file = (0, 0)
+        """Device and number of the file that those are open on: another one may take its place."""
         self._closed = False
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """A connection that sees the file as it is at its first query, until the end."""
-        db, ours = self._take()
+        db, file = self._take()
         try:
             db.execute("BEGIN")
             yield db
@@ -36,7 +38,7 @@ class Connections:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             with self._lock:
-                keep = ours and not self._closed
+                keep = file == self._file and not self._closed
                 if keep:
                     self._free.append(db)
             if not keep:
@@ -50,12 +52,18 @@ class Connections:
         for db in free:
             db.close()
 
-    def _take(self) -> tuple[sqlite3.Connection, bool]:
+    def _take(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+        """A connection, and the file it is open on, if it may be kept."""
         with self._lock:
             if self._closed:
                 raise TargetError(f"{os.fsdecode(self._path)} was closed")
+            stat = os.stat(self._path)
+            file = stat.st_dev, stat.st_ino
+            while file != self._file and self._free:
+                self._free.pop().close()
+            self._file = file
             if self._free:
-                return self._free.pop(), True
+                return self._free.pop(), file
         db = sqlite3.connect(self._path, isolation_level=None, timeout=10.0, check_same_thread=False)
         try:
             ours = self._is_ours(db) and (not os.access(self._path, os.W_OK) or _set_wal(db))
@@ -63,7 +71,7 @@ class Connections:
         except BaseException:
             db.close()
             raise
-        return db, ours
+        return db, file if ours else None
 
 
 def _set_wal(db: sqlite3.Connection) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -198,6 +199,25 @@ def test_another_process_pulls_and_the_replica_follows(place, tmp_path):
         puller_command("pull", tmp_path / "data", path)
         assert replica.version == 2
         assert {content(value) for value in replica.values()} == {b"2"}
+
+
+def test_another_process_comes_first(place, tmp_path):
+    kind, path = place
+    if path is None:
+        return
+    publish_records(tmp_path / "data", kind, wire(kind, state(1)))
+    with Replica(str(tmp_path / "data"), path) as replica:
+        assert len(replica) == 0
+        puller_command("pull", tmp_path / "data", path)
+        assert len(replica) == len(state(1))
+        told: list[Change] = []
+        publish_records(tmp_path / "data", kind, wire(kind, state(2)), 1001)
+        replica.pull(told.append)
+        assert {change.old is not None and content(change.old) for change in told} == {b"1", False}
+        shutil.rmtree(path) if kind == "files" else [file.unlink() for file in tmp_path.glob("copy.db*")]
+        assert (len(replica), replica.version) == (0, 0)
+        assert replica.pull().after == (1, 2)
+        assert len(replica) == len(state(2))
 
 
 def test_local_edits_are_refused_and_told_over(tmp_path):
