@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, amount, common, console, count, noun_of, rows_of, run, size
+from puller.console import EXIT_CODES, Console, amount, common, console, count, noun_of, rows_of, run, size
+
+if TYPE_CHECKING:
+    from puller.plan import Candidate, Plan
+    from puller.pull import Options, Outcome
+    from puller.targets.base import Target
+    from puller.wire.head import Head
 
 UNCHANGED = 10
 DIFFERS = 6
@@ -14,12 +20,18 @@ REASONS = {
     "new_target": "nothing was held yet",
     "overwrite": "as told",
     "data_missing": "what was pulled is gone",
-    "schema_changed": "the schema changed",
-    "diffs_failed": "the diffs could not be used",
+    "schema_changed": "the target cannot follow the change of the schema row by row",
+    "patch_failed": "it was tried and could not be used",
+    "diffs_failed": "they were tried and could not be used",
+    "resync_failed": "it was tried and could not be used",
     "new_epoch": "history was restarted",
-    "no_diffs": "no diffs lead on from here",
+    "older_version": "the version is older than the one held",
+    "no_diffs": "no diffs lead there",
+    "no_patches": "no patches lead there",
+    "no_values": "this form of target cannot look values up",
+    "too_large": "it is too large to be held in memory",
     "snapshot_cheaper": "it costs less than the diffs",
-    "diffs_cheapest": "they cost less than everything",
+    "diffs_cheapest": "it costs least",
     "patch_cheapest": "it costs least",
 }
 
@@ -50,8 +62,13 @@ def main() -> None:
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
-@click.option("--overwrite", is_flag=True, help="Write everything again, over local edits.")
-@click.option("--dry-run", is_flag=True, help="Say what would be fetched and why, and change nothing.")
+@click.option("--overwrite", is_flag=True, help="Look at everything, and write what differs again, over local edits.")
+@click.option(
+    "--version", "number", type=click.IntRange(1), help="Go to this version, back or forth; not to the newest."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be fetched, by which of the ways and why; change nothing."
+)
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
 @common
 def pull_command(
@@ -60,6 +77,7 @@ def pull_command(
     form: str | None,
     adopt: bool,
     overwrite: bool,
+    number: int | None,
     dry_run: bool,
     exit_code: bool,
     as_json: bool,
@@ -76,36 +94,15 @@ def pull_command(
       puller pull https://data.example.org/catalogue ./catalogue
       puller pull https://data.example.org/prices prices.db
       puller pull --dry-run /srv/data/prices prices.db
+      puller pull --version 41 URL prices.db
       puller pull --exit-code -q URL /etc/rules && systemctl reload app
     """
-    from puller.fetch import open_fetcher
-    from puller.pull import Options, pull
-    from puller.targets import open_target
-    from puller.targets.base import Target
-    from puller.wire.head import Head
+    from puller.pull import Options
 
     out = console(as_json, quiet, verbose)
-    opened: list[Target] = []
-
-    def find(head: Head | None) -> Target:
-        for old in opened:
-            old.close()
-        opened.append(open_target(target, None if head is None else head.kind, form))
-        return opened[-1]
-
-    fetcher = open_fetcher(url)
-    try:
-        with out.progress() as progress:
-            options = Options(overwrite=overwrite, adopt=adopt, dry_run=dry_run)
-            outcome = pull(url, fetcher, find, options, progress=progress)
-    finally:
-        fetcher.close()
-        for old in opened:
-            old.close()
+    options = Options(overwrite=overwrite, adopt=adopt, dry_run=dry_run, version=number)
+    outcome = _pull(url, target, form, options, out)
     fields, text = _describe(outcome, target, dry_run)
-    out.warn_each(f"{'would overwrite' if dry_run else 'overwrote'} ", outcome.changes.overwritten)
-    for note in outcome.notes:
-        out.warn(note)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
     )
@@ -113,7 +110,34 @@ def pull_command(
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
 
-def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any], str]:
+def _pull(url: str, path: str, form: str | None, options: Options, out: Console) -> Outcome:
+    from puller.fetch import open_fetcher
+    from puller.pull import pull
+    from puller.targets import open_target
+
+    opened: list[Target] = []
+
+    def find(head: Head | None) -> Target:
+        for old in opened:
+            old.close()
+        opened.append(open_target(path, None if head is None else head.kind, form))
+        return opened[-1]
+
+    fetcher = open_fetcher(url)
+    try:
+        with out.progress() as progress:
+            outcome = pull(url, fetcher, find, options, progress=progress)
+    finally:
+        fetcher.close()
+        for old in opened:
+            old.close()
+    out.warn_each(f"{'would overwrite' if options.dry_run else 'overwrote'} ", outcome.changes.overwritten)
+    for note in outcome.notes:
+        out.warn(note)
+    return outcome
+
+
+def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, Any], str]:
     plan, changes = outcome.plan, outcome.changes
     before = None if outcome.before is None else {"epoch": outcome.before[0], "version": outcome.before[1]}
     fields = {
@@ -132,6 +156,10 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
         "planned_bytes": plan.bytes,
         "planned_files": plan.files,
         "planned_diffs": len(plan.steps),
+        "ways": [
+            {"way": c.way, "closed": c.closed, "bytes": c.bytes, "files": c.files, "diffs": len(c.steps)}
+            for c in plan.candidates
+        ],
         "written": changes.written,
         "deleted": changes.deleted,
         "overwritten": changes.overwritten,
@@ -146,14 +174,22 @@ def _describe(outcome: Any, target: str, dry_run: bool) -> tuple[dict[str, Any],
         return fields, f"{target}: {state} {version} ({held})"
     start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
     if dry_run:
-        files = f"{size(plan.bytes)} in {count(plan.files, 'file')}"
-        return (
-            fields,
-            f"{target}: would go from {start} to {version} by {plan.way} ({REASONS[plan.reason]}), fetching {files}",
-        )
+        text = f"{target}: would go from {start} to {version} by {plan.way} ({REASONS[plan.reason]}), fetching {_cost(plan)}"
+        return fields, "\n".join([text, *map(_explain, plan.candidates)])
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     return fields, f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
+
+
+def _cost(way: Plan | Candidate) -> str:
+    """What a way fetches; a resync finds out on the way how much less than everything that is."""
+    return f"{'at most ' if way.way == 'resync' else ''}{size(way.bytes)} in {count(way.files, 'file')}"
+
+
+def _explain(candidate: Candidate) -> str:
+    """A line about one of the ways."""
+    closed = candidate.closed
+    return f"  {candidate.way:<10} {_cost(candidate) if closed is None else f'no: {REASONS[closed]}'}"
 
 
 @main.command("status", epilog=EXIT_CODES)
@@ -196,16 +232,26 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
 @main.command("verify", epilog=EXIT_CODES)
 @click.argument("target")
 @as_option
+@click.option(
+    "--repair", is_flag=True, help="Bring back what differs, over local edits, fetching as little as will do."
+)
+@click.option("--from", "source", metavar="URL", help="Where to repair from (default: where TARGET was pulled from).")
 @common
-def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
-    """Read everything in TARGET again and compare it with what was pulled. Changes nothing; asks no host.
+def verify_command(
+    target: str, form: str | None, repair: bool, source: str | None, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Read everything in TARGET again and compare it with what was pulled.
 
-    Exits with 6 if TARGET differs.
+    Without --repair it changes nothing and asks no host, and exits with 6 if TARGET differs. With --repair, what differs
+    is told, and then brought back to the version that is held.
 
     \b
-    Example:
+    Examples:
       puller verify ./catalogue
+      puller verify --repair prices.db
     """
+    from puller.pull import Options
+
     out = console(as_json, quiet, verbose)
     state, opened = _held(target, form)
     try:
@@ -216,13 +262,24 @@ def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
     same = same and not check.differing and not check.missing
     out.warn_each("differs: ", check.differing)
     out.warn_each("missing: ", check.missing)
+    noun = noun_of(state.kind)
     found, expected = rows_of(check.records, state.kind), rows_of(state.records, state.kind)
-    text = f"{target}: {count(found, noun_of(state.kind))} equal {state.dataset} version {state.version}"
-    if not same:
-        what = "content differs" if found == expected else f"{found:,} {noun_of(state.kind)}s where {expected:,} belong"
+    what = "content differs" if found == expected else f"{found:,} {noun}s where {expected:,} belong"
+    text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
+    repaired: dict[str, Any] = {}
+    if not same and repair:
+        options = Options(overwrite=True, version=state.version)
+        outcome = _pull(source or state.source, target, form, options, out)
+        repaired = _describe(outcome, target, dry_run=False)[0]
         text = (
-            f"{target}: differs from {state.dataset} version {state.version}: {what}. To bring it back: "
-            f"puller pull --overwrite {state.source} {target}"
+            f"{target}: {what}; brought back to {state.dataset} version {state.version} by {outcome.plan.way}: "
+            f"{outcome.changes.written:,} written, {outcome.changes.deleted:,} deleted, "
+            f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
+        )
+    elif not same:
+        text = (
+            f"{target}: differs from {state.dataset} version {state.version}: {what}. To bring back what differs: "
+            f"puller verify --repair {target}"
         )
     out.result(
         text,
@@ -236,8 +293,9 @@ def verify_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         expected_checksum=state.checksum,
         differing=check.differing,
         missing=check.missing,
+        repaired=repaired or None,
     )
-    return 0 if same else DIFFERS
+    return 0 if same or repaired else DIFFERS
 
 
 def _held(path: str, form: str | None) -> tuple[Any, Any]:

@@ -79,7 +79,12 @@ class Invalid(HeadwaterError):
 
 
 class Corrupt(Invalid):
-    """A file's bytes are not what its name or its reference promises."""
+    """A file's bytes are not what its name or its reference promises.
+
+    `diff` is the SHA-256 of the root of the diff that needs the file, where it is known.
+    """
+
+    diff: bytes | None = None
 
 
 class Unsupported(Invalid):

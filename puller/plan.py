@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
@@ -19,16 +19,19 @@ REQUEST_COST = 32 * 1024
 
 
 class Way(StrEnum):
-    """How a target gets to HEAD."""
+    """How a target gets to HEAD, from the one that asks least of the host to the one that asks most."""
 
     NOTHING = "nothing"
     PATCH = "patch"
     DIFFS = "diffs"
+    RESYNC = "resync"
+    """Only the chunks whose range differs from what is held, then diffs."""
     BOOTSTRAP = "bootstrap"
+    """All chunks, then diffs."""
 
 
 class Reason(StrEnum):
-    """Why the planner chose a way."""
+    """Why a way was chosen, or is closed."""
 
     CURRENT = "current"
     """The target holds HEAD's version."""
@@ -37,17 +40,29 @@ class Reason(StrEnum):
     NEW_TARGET = "new_target"
     """The target holds nothing yet."""
     OVERWRITE = "overwrite"
-    """The user asked for everything to be written again."""
+    """The user asked for everything to be looked at again."""
     DATA_MISSING = "data_missing"
     """What was pulled is not there any more."""
     SCHEMA_CHANGED = "schema_changed"
     """The target cannot follow a change of the schema row by row."""
+    PATCH_FAILED = "patch_failed"
+    """A patch was damaged, or made for other values than are held."""
     DIFFS_FAILED = "diffs_failed"
     """Diffs were damaged, or did not give the checksum that HEAD promises."""
+    RESYNC_FAILED = "resync_failed"
+    """What is held could not be read, or did not give the checksum that HEAD promises."""
     NEW_EPOCH = "new_epoch"
     """The publisher restarted history."""
+    OLDER_VERSION = "older_version"
+    """The version asked for is older than the one held: diffs lead forward only."""
     NO_DIFFS = "no_diffs"
-    """No diffs lead from the target's version to HEAD."""
+    """No diffs lead there."""
+    NO_PATCHES = "no_patches"
+    """No patch leads there."""
+    NO_VALUES = "no_values"
+    """The target cannot look up the values that patches need."""
+    TOO_LARGE = "too_large"
+    """The patches are too large to be held in memory."""
     PATCH_CHEAPEST = "patch_cheapest"
     """Patches cost least: the target holds exactly the version that they were made for."""
     DIFFS_CHEAPEST = "diffs_cheapest"
@@ -70,10 +85,30 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A way to HEAD: the steps to take in order (after the snapshot, where the way is BOOTSTRAP), and its cost.
+class Candidate:
+    """A way, what it would cost, and why it is closed (None: it is open).
 
-    `bytes` are stored bytes to fetch and `files` the files they are in, as HEAD declares them.
+    `bytes` are stored bytes to fetch and `files` the files they are in, as HEAD declares them; for RESYNC the most
+    that there can be.
+    """
+
+    way: Way
+    closed: Reason | None = None
+    steps: list[Step] = field(default_factory=list)
+    bytes: int = 0
+    files: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Bytes, requests included."""
+        return self.bytes + self.files * REQUEST_COST
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to HEAD and why; the steps to take in order (after the snapshot, for RESYNC and BOOTSTRAP), and its cost.
+
+    `bytes` and `files` are as in Candidate, and `candidates` all ways that were looked at.
     """
 
     way: Way
@@ -81,6 +116,7 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     bytes: int = 0
     files: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 def route(start: int, end: int, diffs: Iterable[Diff]) -> list[Diff] | None:
@@ -136,7 +172,7 @@ def _trace(start: int, end: int, came: dict[int, tuple[int, Step]]) -> list[Step
 def covers(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
     """Whether `diffs` lead to HEAD's version from its snapshot, and from `position` where it is of this epoch."""
     starts = [head.snapshot_version]
-    if position is not None and position[0] == head.epoch:
+    if position is not None and position[0] == head.epoch and position[1] <= head.version:
         starts.append(position[1])
     return all(route(start, head.version, diffs) is not None for start in starts)
 
@@ -146,51 +182,67 @@ def plan(
     head: Head,
     diffs: Sequence[Diff],
     *,
-    anew: Reason | None = None,
-    patches: bool = False,
+    closed: Mapping[Way, Reason] | None = None,
 ) -> Plan:
     """The way from `position` (epoch and version, None for an empty target) to `head`.
 
-    `diffs` are those known: HEAD's, and the log's where those do not cover the way. `anew` is a reason to take the
-    snapshot whatever it costs. `patches` says that the target
-    can give the values it holds, which patches need. Raises Invalid if the diffs do not even lead from the snapshot
-    to HEAD.
+    `diffs` are those known: HEAD's, and the log's where those do not cover the way. `closed` names ways that are not
+    to be taken, with the reason. Raises Invalid if none is left.
     """
-    known = position is not None and position[0] == head.epoch and anew is None
-    if known and position == (head.epoch, head.version):
+    shut = dict(closed or {})
+    if position == (head.epoch, head.version) and Way.NOTHING not in shut:
         return Plan(Way.NOTHING, Reason.CURRENT)
-    after = walk(head.snapshot_version, head.version, diffs, patches=False)
-    way = walk(position[1], head.version, diffs, patches=patches) if known and position is not None else None
-    if after is None and way is None:
+    candidates = [_patch(position, head, diffs), _diffs(position, head, diffs), *_snapshots(position, head, diffs)]
+    candidates = [replace(c, closed=shut.get(c.way, c.closed)) for c in candidates]
+    best = min((c for c in candidates if c.closed is None), key=lambda c: c.cost, default=None)
+    if best is None:
         raise Invalid("HEAD and its log name no way from the snapshot to HEAD's version")
-    by_steps = None if way is None else _by_steps(way)
-    if by_steps is not None and by_steps.way is Way.PATCH and by_steps.bytes > MOST_PATCHED:
-        return plan(position, head, diffs)
-    if after is None and by_steps is not None:
-        return by_steps
-    reason = anew or _bootstrap_reason(position, head)
-    snapshot = _plan(Way.BOOTSTRAP, reason, after or [], head.snapshot)
-    if by_steps is None:
-        return snapshot
-    return by_steps if _cost(by_steps) <= _cost(snapshot) else replace(snapshot, reason=Reason.SNAPSHOT_CHEAPER)
+    return Plan(best.way, _reason(best, candidates), best.steps, best.bytes, best.files, candidates)
 
 
-def _by_steps(steps: list[Step]) -> Plan:
-    if any(step.patched for step in steps):
-        return _plan(Way.PATCH, Reason.PATCH_CHEAPEST, steps)
-    return _plan(Way.DIFFS, Reason.DIFFS_CHEAPEST, steps)
+def _reason(best: Candidate, candidates: list[Candidate]) -> Reason:
+    """Why a way was chosen: it is cheapest, or those that ask less of the host are closed."""
+    if best.way is Way.PATCH:
+        return Reason.PATCH_CHEAPEST
+    if best.way is Way.DIFFS:
+        return Reason.DIFFS_CHEAPEST
+    before = candidates[candidates.index(best) - 1]
+    return before.closed or Reason.SNAPSHOT_CHEAPER
 
 
-def _bootstrap_reason(position: tuple[int, int] | None, head: Head) -> Reason:
+def _no_steps(position: tuple[int, int] | None, head: Head) -> Reason | None:
+    """Why no diff can lead from a position to `head`, whatever diffs there are."""
     if position is None:
         return Reason.NEW_TARGET
-    return Reason.NO_DIFFS if position[0] == head.epoch else Reason.NEW_EPOCH
+    if position[0] != head.epoch:
+        return Reason.NEW_EPOCH
+    return Reason.OLDER_VERSION if position[1] > head.version else None
 
 
-def _plan(way: Way, reason: Reason, steps: list[Step], snapshot: Tree | None = None) -> Plan:
+def _patch(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> Candidate:
+    reason = _no_steps(position, head)
+    way = None if reason or position is None else walk(position[1], head.version, diffs, patches=True)
+    if not way or not any(step.patched for step in way):
+        return Candidate(Way.PATCH, reason or Reason.NO_PATCHES)
+    found = _candidate(Way.PATCH, way)
+    return replace(found, closed=Reason.TOO_LARGE) if found.bytes > MOST_PATCHED else found
+
+
+def _diffs(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> Candidate:
+    reason = _no_steps(position, head)
+    way = None if reason or position is None else walk(position[1], head.version, diffs, patches=False)
+    return Candidate(Way.DIFFS, reason or Reason.NO_DIFFS) if way is None else _candidate(Way.DIFFS, way)
+
+
+def _snapshots(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> list[Candidate]:
+    after = walk(head.snapshot_version, head.version, diffs, patches=False)
+    if after is None:
+        return [Candidate(way, Reason.NO_DIFFS) for way in (Way.RESYNC, Way.BOOTSTRAP)]
+    resync = _candidate(Way.RESYNC, after, head.snapshot)
+    nothing = Reason.NEW_TARGET if position is None else None
+    return [replace(resync, closed=nothing), replace(resync, way=Way.BOOTSTRAP)]
+
+
+def _candidate(way: Way, steps: list[Step], snapshot: Tree | None = None) -> Candidate:
     trees = [step.tree for step in steps] + ([] if snapshot is None else [snapshot])
-    return Plan(way, reason, steps, sum(tree.bytes for tree in trees), sum(tree.files for tree in trees))
-
-
-def _cost(plan: Plan) -> int:
-    return plan.bytes + plan.files * REQUEST_COST
+    return Candidate(way, None, steps, sum(tree.bytes for tree in trees), sum(tree.files for tree in trees))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,29 +28,40 @@ from puller.errors import (
 )
 from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
-from puller.plan import Plan, Reason, Way, covers, plan
+from puller.plan import Plan, Reason, Step, Way, covers, plan
+from puller.resync import Resync
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
-from puller.wire.head import Head, parse_head
+from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
+from puller.wire.keys import decode_key
 from puller.wire.nodes import Diff, Run, Value
 
 if TYPE_CHECKING:
     from puller.events import Watch
 
 BATCH = 4096
+MOST_DAMAGED = 3
+"""Damaged diffs that a pull goes round before it gives up."""
+MOST_NAMED = 10_000
+"""Records that are named one by one when local edits are overwritten."""
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to pull. `overwrite`: local edits may be lost; `adopt`: data that is not ours may be; `dry_run`: only plan."""
+    """How to pull.
+
+    `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
+    `dry_run`: only plan; `version`: the one to go to, of HEAD's epoch (None: the newest).
+    """
 
     overwrite: bool = False
     adopt: bool = False
     dry_run: bool = False
+    version: int | None = None
 
 
 @dataclass
@@ -114,11 +126,13 @@ def pull(
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
-    anew = Reason.OVERWRITE if options.overwrite else None
-    if state is not None and anew is None and not target.is_there():
-        anew = Reason.DATA_MISSING
+    closed: dict[Way, Reason] = {}
+    if options.overwrite:
+        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
+    if state is not None and not target.is_there():
+        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
     current = int(now())
-    fresh = state is None or anew is not None or not 0 <= current - state.read <= READ_AGAIN
+    fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
     try:
         head, etag = read_head(address, fetcher, None if fresh or state is None else state.etag)
         if state is None:
@@ -129,7 +143,7 @@ def pull(
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
-                puller.anew = anew
+                puller.closed |= closed
                 puller.watch = watch
                 outcome = puller.run(head, etag, fresh)
                 if partial is not None:
@@ -146,6 +160,18 @@ def pull(
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
+
+
+def name_of(kind: str, key: bytes) -> str:
+    """A record's key for people."""
+    if kind != "table":
+        return os.fsdecode(key) if kind == "files" else key.decode(errors="backslashreplace")
+    table, values = decode_key(key) if key else ("schema", ())
+    return f"{table} {', '.join(map(repr, values))}".rstrip()
+
+
+def _diff_of(step: Step) -> Diff:
+    return step.diff
 
 
 class _Pull:
@@ -166,8 +192,11 @@ class _Pull:
         self.options = options
         self.progress = progress
         self.now = now
-        self.patches = True
-        self.anew: Reason | None = None
+        self.closed: dict[Way, Reason] = {} if target.gives_values else {Way.PATCH: Reason.NO_VALUES}
+        self.trusting = True
+        self.damaged: set[bytes] = set()
+        self.edited: list[str] = []
+        self.way = Way.NOTHING
         self.watch: Watch | None = None
         self.notes: list[str] = []
 
@@ -189,42 +218,88 @@ class _Pull:
                 head, etag = newer, newer_etag
         raise AssertionError("unreachable")
 
-    def _by_some_way(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
-        """Take the cheapest way; where it turns out to be closed, the next: diffs for patches, the snapshot for diffs."""
+    def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
+        """Take the cheapest way; where it turns out to be closed, the next one."""
+        wanted = self._wanted(newest)
+        first: HeadwaterError | None = None
         while True:
             try:
-                return self._to(head, etag, fresh)
+                return self._to(wanted, newest, etag, fresh)
             except Stale:
-                self.patches = False
+                self.closed[Way.PATCH] = Reason.PATCH_FAILED
             except SchemaChanged:
-                self.anew = Reason.SCHEMA_CHANGED
+                self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.SCHEMA_CHANGED)
             except (Corrupt, ChecksumMismatch) as error:
-                if self.anew is not None or self.state is None:
+                first = first or error
+                if self.state is None or not self._close(error):
                     raise
                 self.notes.append(str(error))
-                if self.patches:
-                    self.patches = False
-                else:
-                    self.anew = Reason.DIFFS_FAILED
+            except LocalEdits:
+                if self.way is not Way.RESYNC or not self.options.overwrite:
+                    raise
+                self.closed[Way.RESYNC] = Reason.RESYNC_FAILED
+            except Invalid as error:
+                raise first or error from error
 
-    def _to(self, head: Head, etag: str | None, fresh: bool) -> Outcome:
+    def _wanted(self, newest: Head) -> Head:
+        """The HEAD to go to: the newest, or the one of the version that was asked for."""
+        version = self.options.version
+        if version is None or version == newest.version:
+            return newest
+        if version > newest.version:
+            raise UsageError(f"there is no version {version} yet; the newest is {newest.version}; nothing was changed")
+        path = archive_path(newest.epoch, version)
+        try:
+            wanted = parse_head(self.reader.fetcher.fetch(path, MAX_HEAD))
+        except NotFound as error:
+            raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
+        if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
+            newest.name,
+            newest.kind,
+            newest.epoch,
+            version,
+        ):
+            raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
+        return wanted
+
+    def _close(self, error: HeadwaterError) -> bool:
+        """Close the way that failed, or a part of it; say whether another is left to try."""
+        if self.way is Way.PATCH:
+            self.closed[Way.PATCH] = Reason.PATCH_FAILED
+        elif isinstance(error, Corrupt) and error.diff is not None:
+            self.damaged.add(error.diff)
+            return len(self.damaged) <= MOST_DAMAGED
+        elif self.way is Way.DIFFS:
+            self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
+        elif self.way is Way.RESYNC and not isinstance(error, Corrupt):
+            if self.trusting:
+                self.trusting = False
+            else:
+                self.closed[Way.RESYNC] = Reason.RESYNC_FAILED
+        else:
+            return False
+        return True
+
+    def _to(self, head: Head, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         state = self.state
         if state is not None:
-            if (early := self._check_same(state, head)) is not None:
+            if (early := self._check_same(state, newest)) is not None:
                 return early
-            if state.position == (head.epoch, head.version) and self.anew is None:
-                if not self.options.dry_run and (state.etag != etag or fresh):
-                    self._remember(state, head, etag, fresh)
+            self._check_fork(state, head)
+            if state.position == (head.epoch, head.version) and Way.NOTHING not in self.closed:
+                tag = etag if head is newest else None
+                if not self.options.dry_run and (state.etag != tag or fresh):
+                    self._remember(state, newest, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
-        diffs = self._diffs(head, position)
-        chosen = plan(position, head, diffs, anew=self.anew, patches=self.patches and self.target.gives_values)
+        chosen = plan(position, head, self._diffs(head, position), closed=self.closed)
+        self.way = chosen.way
         only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
-        changes = Changes() if only_planned else self._apply(head, etag, chosen)
+        changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
         return self._outcome(chosen, head, position, changes)
 
     def _check_same(self, state: State, head: Head) -> Outcome | None:
-        """Refuse another dataset or a fork; pass over a HEAD that is older than one seen before."""
+        """Refuse another dataset; pass over a HEAD that is older than one seen before."""
         if (state.dataset, state.kind) != (head.name, head.kind):
             raise Invalid(
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
@@ -237,6 +312,10 @@ class _Pull:
                 "really set back, pull with --overwrite"
             )
             return self._unchanged(state, Reason.OLDER_HEAD)
+        return None
+
+    def _check_fork(self, state: State, head: Head) -> None:
+        """Refuse another HEAD for the version that is held (SPEC 7.4)."""
         same = state.position == (head.epoch, head.version)
         known = (state.publish_id, state.checksum, state.records, state.snapshot)
         served = (head.publish_id, f"{head.checksum:032x}", head.records, head.snapshot.ref.sha256.hex())
@@ -246,31 +325,34 @@ class _Pull:
                 f"the host serves another version {head.version} of {head.name!r} than the one held: history was forked. "
                 "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
             )
-        return None
 
     def _diffs(self, head: Head, position: tuple[int, int] | None) -> list[Diff]:
-        """HEAD's diffs, and as much of the log as it takes to have a way."""
-        diffs = list(head.diffs)
-        current = position == (head.epoch, head.version)
-        if head.log is None or current or covers(position, head, diffs):
+        """HEAD's diffs, and as much of the log as it takes to have a way; those found to be damaged are left out."""
+        diffs = self._sound(head.diffs)
+        if head.log is None or covers(position, head, diffs):
             return diffs
         log = self.reader.log(head.log)
         starts = [head.snapshot_version] + ([position[1]] if position and position[0] == head.epoch else [])
         for every in (False, True):
             for start in starts:
-                diffs += self.reader.listed(log, start, head.version, every=every)
+                diffs += self._sound(self.reader.listed(log, start, head.version, every=every))
             if covers(position, head, diffs):
                 break
         return diffs
 
-    def _runs(self, head: Head, chosen: Plan, writer: Writer) -> Iterator[Run]:
-        """The records that a plan gives: all of them, or the changed ones."""
-        if chosen.way is Way.PATCH:
-            return self._staged(chosen, writer)
-        streams = [self.reader.diff(step.diff) for step in chosen.steps]
-        if chosen.way is Way.BOOTSTRAP:
-            return live(merge([self.reader.snapshot(head.snapshot), *streams]))
-        return merge(streams)
+    def _sound(self, diffs: list[Diff]) -> list[Diff]:
+        return [diff for diff in diffs if diff.tree.ref.sha256 not in self.damaged]
+
+    def _changes(self, steps: list[Step]) -> Iterator[Run]:
+        """The changes that diffs lead over."""
+        return merge([self._diff(step.diff) for step in steps])
+
+    def _diff(self, diff: Diff) -> Iterator[Run]:
+        try:
+            yield from self.reader.diff(diff)
+        except Corrupt as error:
+            error.diff = diff.tree.ref.sha256
+            raise
 
     def _staged(self, chosen: Plan, writer: Writer) -> Iterator[Run]:
         """The changes of steps with patches among them; each step sees the values that those before it gave."""
@@ -291,30 +373,67 @@ class _Pull:
             keys = ordered[n : n + BATCH]
             yield keys, list(map(staged.__getitem__, keys))
 
-    def _apply(self, head: Head, etag: str | None, chosen: Plan) -> Changes:
-        replace = chosen.way is Way.BOOTSTRAP
+    def _apply(self, head: Head, newest: Head, etag: str | None, chosen: Plan) -> Changes:
+        state = self.state
         opening = Opening(
             kind=head.kind,
-            replace=replace,
+            replace=chosen.way is Way.BOOTSTRAP,
             time=head.time,
             large=self.reader.large,
             overwrite=self.options.overwrite,
             adopt=self.options.adopt,
-            expected=None if self.state is None else self.state.position,
+            expected=None if state is None else state.position,
         )
         if self.watch is not None:
             self.watch.begin(opening)
         with self.target.writer(opening) as writer:
-            checksum = 0 if replace or self.state is None else int(self.state.checksum, 16)
-            records = 0 if replace or self.state is None else self.state.records
-            checksum, records = self._stream(writer, self._runs(head, chosen, writer), checksum, records, chosen.bytes)
-            if (checksum, records) != (head.checksum, head.records):
-                raise self._mismatch(replace, head)
+            if chosen.way is Way.RESYNC:
+                found = self._resync(head, chosen, writer)
+            elif chosen.way is Way.BOOTSTRAP or state is None:
+                runs = live(merge([self.reader.snapshot(head.snapshot), *map(self._diff, map(_diff_of, chosen.steps))]))
+                found = self._stream(writer, runs, 0, 0, chosen.bytes)
+            else:
+                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._changes(chosen.steps)
+                found = self._stream(writer, runs, int(state.checksum, 16), state.records, chosen.bytes)
+            if found != (head.checksum, head.records):
+                raise self._mismatch(chosen.way, head)
             if self.options.dry_run:
-                return Changes(overwritten=writer.overwrites())
+                return Changes(overwritten=writer.overwrites() or self.edited)
             if self.watch is not None:
                 self.watch.end()
-            return writer.commit(self._new_state(head, etag))
+            changes = writer.commit(self._new_state(head, newest, etag))
+            changes.overwritten = changes.overwritten or self.edited
+            return changes
+
+    def _resync(self, head: Head, chosen: Plan, writer: Writer) -> tuple[int, int]:
+        """Bring what is held to `head` chunk by chunk; raise LocalEdits where it is not what was pulled, unless told."""
+        state = self.state
+        assert state is not None
+        trusting = (
+            self.trusting and state.epoch == head.epoch and head.snapshot_version <= state.version <= head.version
+        )
+        self.trusting = trusting
+        resync = Resync(self.reader, head.snapshot, is_table=head.kind == "table", trusting=trusting)
+        runs = resync.runs(writer.held(), self._changes(chosen.steps))
+        if state.position == (head.epoch, head.version):
+            runs = self._noted(head.kind, runs)
+        checksum, records = self._stream(writer, runs, 0, 0, chosen.bytes)
+        if not self.options.overwrite and (f"{resync.checksum:032x}", resync.records) != (
+            state.checksum,
+            state.records,
+        ):
+            raise LocalEdits(
+                f"{self.target.where} is not what was pulled any more: it was changed here. Nothing was written. Run "
+                "`puller verify`, or pull with --overwrite"
+            )
+        return (checksum + resync.checksum) % MODULUS, records + resync.records
+
+    def _noted(self, kind: str, runs: Iterator[Run]) -> Iterator[Run]:
+        """Note the names of what is brought back to the version that is held: it was edited here."""
+        self.edited = []
+        for keys, values in runs:
+            self.edited += [name_of(kind, key) for key in keys[: MOST_NAMED - len(self.edited)]]
+            yield keys, values
 
     def _stream(self, writer: Writer, runs: Iterator[Run], checksum: int, records: int, total: int) -> tuple[int, int]:
         """Hand the runs to the writer; return the checksum and the number of records that come out."""
@@ -328,19 +447,19 @@ class _Pull:
             self.progress("pull", self.reader.done, total)
         return checksum % MODULUS, records
 
-    def _mismatch(self, replace: bool, head: Head) -> HeadwaterError:
-        if replace:
+    def _mismatch(self, way: Way, head: Head) -> HeadwaterError:
+        if way is Way.BOOTSTRAP:
             return ChecksumMismatch(
                 f"version {head.version} as served does not have the checksum that HEAD promises; nothing was changed. "
                 "Ask the publisher to run a check"
             )
-        return LocalEdits(
-            f"applying the changes to {self.target.where} does not give the checksum that HEAD promises: rows were "
-            "changed here since they were pulled. Nothing was written. Run `puller verify`, or pull with --overwrite"
+        return ChecksumMismatch(
+            f"applying the {way} to {self.target.where} does not give the checksum that HEAD promises; nothing was written"
         )
 
-    def _new_state(self, head: Head, etag: str | None) -> State:
+    def _new_state(self, head: Head, newest: Head, etag: str | None) -> State:
         now = int(self.now())
+        seen = newest.order if self.state is None or self.options.overwrite else max(self.state.seen, newest.order)
         return State(
             dataset=head.name,
             kind=head.kind,
@@ -351,8 +470,8 @@ class _Pull:
             records=head.records,
             time=head.time,
             publish_id=head.publish_id,
-            seen=head.order,
-            etag=etag,
+            seen=seen,
+            etag=etag if head is newest else None,
             read=now,
             pulled=now,
             interval=head.interval,

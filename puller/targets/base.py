@@ -119,6 +119,14 @@ class Writer(Protocol):
         """
         ...
 
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        """The keys of all that is held, in order, with the hashes of their records; a table's schema first, alone.
+
+        What is edited counts as it is now where the target reads its data for it, or is told to `overwrite`; a hash is
+        what `put` would return. Raises LocalEdits for what no dataset can hold. Not where `replace` is set.
+        """
+        ...
+
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         """The values that are held under keys, as dictionary for a patch: None where absent or large.
 

@@ -17,12 +17,14 @@ class Edits:
     """Compares the paths that a journal names with what lies there.
 
     After `find`: `edited` are paths that would be replaced though they were changed here, `foreign` those though
-    they are not ours, `blockers` those of them above paths of the dataset.
+    they are not ours, `blockers` those of them above paths of the dataset. With `exact`, files are read even where
+    their size and modification time are those that were written.
     """
 
-    def __init__(self, disk: Disk, db: sqlite3.Connection) -> None:
+    def __init__(self, disk: Disk, db: sqlite3.Connection, *, exact: bool) -> None:
         self._disk = disk
         self._db = db
+        self._exact = exact
         self.edited: list[str] = []
         self.foreign: list[str] = []
         self.blockers: list[str] = []
@@ -57,7 +59,7 @@ class Edits:
             return False
         if kind in (files.FILE, files.EXECUTABLE) and stats.S_ISREG(stat.st_mode):
             executable = bool(stat.st_mode & 0o100) == (kind == files.EXECUTABLE)
-            if executable and (stat.st_size, stat.st_mtime_ns) == (size, mtime):
+            if executable and not self._exact and (stat.st_size, stat.st_mtime_ns) == (size, mtime):
                 return True
         return self._disk.hash_of(path, kind) == old
 

@@ -36,6 +36,7 @@ _PATIENCE, _MOMENT = 2000, 0.005
 """How often, and after how many seconds, a step that moves files is looked at by somebody who wants to read."""
 _PATHS, _READ_AHEAD = 256, 8 << 20
 """Paths, and bytes of their files, that are read at once."""
+_BATCH = 4096
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files(path BLOB PRIMARY KEY, hash BLOB NOT NULL, kind BLOB NOT NULL, size INTEGER NOT NULL,
@@ -422,6 +423,9 @@ class _NewWriter:
         self._stager.write(path, kind, value)
         return key, digest, kind, len(value) - 1, self._mtime
 
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        return iter(())
+
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         return [None] * len(keys)
 
@@ -439,7 +443,7 @@ class _Writer:
         self._target = target
         self._db = db
         self._opening = opening
-        self._edits = Edits(target.disk, db)
+        self._edits = Edits(target.disk, db, exact=opening.overwrite)
         self._stager = Stager(opening)
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
@@ -470,8 +474,22 @@ class _Writer:
         return [None] * len(keys) if self._opening.replace else list(map(self._before, keys))
 
     def _before(self, key: bytes) -> int | None:
-        row = self._db.execute("SELECT hash FROM files WHERE path = ?", (key,)).fetchone()
-        return None if row is None else int.from_bytes(row[0], "big")
+        row = self._db.execute("SELECT path, hash, kind FROM files WHERE path = ?", (key,)).fetchone()
+        found = None if row is None else self._hash(*row)
+        return None if found is None else int.from_bytes(found, "big")
+
+    def _hash(self, path: bytes, noted: bytes, kind: bytes) -> bytes | None:
+        """The hash of what is held at a path: as noted, or of what lies there now if that may be lost."""
+        return self._target.disk.hash_of(path, kind) if self._opening.overwrite else noted
+
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        rows = self._db.execute("SELECT path, hash, kind FROM files ORDER BY path")
+        while batch := rows.fetchmany(_BATCH):
+            found = [(row[0], self._hash(*row)) for row in batch]
+            yield (
+                [path for path, number in found if number is not None],
+                [int.from_bytes(number, "big") for _, number in found if number is not None],
+            )
 
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         return [self._small(files.check_path(key)) for key in keys]

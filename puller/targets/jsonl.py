@@ -253,6 +253,10 @@ class _Writer:
             for run in live([overlay(parts) if parts[1][0] else parts[0]]):
                 self._write(*run)
 
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        for keys, values in self._target.records():
+            yield keys, record_hashes(keys, values)  # type: ignore[misc]
+
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         raise NotImplementedError
 

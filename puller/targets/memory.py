@@ -102,6 +102,12 @@ class _Writer:
         before = self._edit.put(keys, plain)
         return [None] * len(keys) if self._opening.replace else record_hashes(keys, before)
 
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        bounds = [(SCHEMA_KEY, b"\0"), (b"\0", None)] if self._opening.kind == "table" else [(b"", None)]
+        for lower, upper in bounds:
+            for keys, values in self._old.runs(lower, upper):
+                yield keys, record_hashes(keys, values)  # type: ignore[misc]
+
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         found = map(self._old.get, keys)
         return [value if value is not None and len(value) <= MAX_INLINE else None for value in found]

@@ -139,7 +139,7 @@ class SQLiteTarget:
             if value is None:
                 return
             yield [SCHEMA_KEY], [value]
-            for table in wire.decode_schema(value):
+            for table in in_key_order(wire.decode_schema(value)):
                 yield from table_records(db, Form(table))
 
     def check(self) -> Check:
@@ -417,6 +417,7 @@ class _Writer:
         )
         self._schema: Schema = _schema(db) if ours else []
         self._forms: dict[str, Form] = {table.name: Form(table) for table in self._schema}
+        self._comparing = False
         if opening.replace:
             self._drop_all(ours)
 
@@ -433,6 +434,21 @@ class _Writer:
             before += record_hashes(keys, list(map(self._old, keys)))
         self._apply(keys, values)
         return before or [None] * given
+
+    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+        self._comparing = True
+        for keys, values in self._held_runs():
+            yield keys, record_hashes(keys, values)  # type: ignore[misc]
+
+    def _held_runs(self) -> Iterator[Run]:
+        if self._opening.kind == "bytes":
+            yield from _batches(self._db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key"))
+            return
+        value = _schema_value(self._db)
+        if value is not None:
+            yield [SCHEMA_KEY], [value]
+        for table in in_key_order(self._schema):
+            yield from table_records(self._db, self._forms[table.name])
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
         plain = whole(self._opening, keys, values)
@@ -546,6 +562,8 @@ class _Writer:
             if name not in old:
                 self._create(form)
             elif old[name] != form.table:
+                if self._comparing and old[name].columns != form.table.columns[: len(old[name].columns)]:
+                    raise SchemaChanged(f"columns of table {name!r} of {self._target.where} get another type")
                 self._rebuild(self._forms[name], form)
         self._schema, self._forms = schema, forms
         _store(self._db, "schema", b"", wire.encode_schema(schema))
@@ -598,6 +616,11 @@ class _Writer:
                     self._insert(form, [key], [value])
                 except Invalid:
                     self._db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", (key, value))
+
+
+def in_key_order(schema: Schema) -> list[Table]:
+    """The tables of a schema in the order of their rows' keys."""
+    return sorted(schema, key=wire.table_bounds)
 
 
 def table_records(db: sqlite3.Connection, form: Form) -> Iterator[Run]:

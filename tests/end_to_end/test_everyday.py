@@ -40,9 +40,11 @@ def test_overwrite_repairs_a_table_at_the_same_version(table, name):
             db.execute("UPDATE d SET name = 'mine' WHERE id = 3")
     else:
         (table / name).write_text("mine\n")
-    assert "--overwrite" in puller("verify", table / name, check=6).out
+    assert "--repair" in puller("verify", table / name, check=6).out
     done = puller("pull", "--json", "--overwrite", table / "d", table / name).json
-    assert (done["way"], done["reason"]) == ("bootstrap", "overwrite")
+    assert (done["way"], done["reason"]) == (
+        ("resync", "overwrite") if name == "c.db" else ("bootstrap", "resync_failed")
+    )
     assert puller("verify", table / name).status == 0
 
 
@@ -235,7 +237,8 @@ def test_damaged_diffs_are_got_over(folder):
     for path in (folder / "d/diffs").rglob("*.zst"):
         path.write_bytes(b"damaged" + path.read_bytes()[7:])
     done = puller("pull", "--json", folder / "d", folder / "c").json
-    assert done["way"] == "bootstrap"
+    assert done["way"] == "resync"
+    assert done["notes"]
     assert tree(folder / "c") == tree(folder / "s")
 
 

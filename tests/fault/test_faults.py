@@ -63,10 +63,10 @@ def run_publish(store, source: Path, **options):
     return publish(store, find, "data", Options(allow_shrink=True, **options))
 
 
-def run_pull(dest: Path, copy: Path):
+def run_pull(dest: Path, copy: Path, **options):
     target = open_target(str(copy), "files", "folder")
     try:
-        return pull(str(dest), FolderFetcher(str(dest)), lambda head: target, PullOptions())
+        return pull(str(dest), FolderFetcher(str(dest)), lambda head: target, PullOptions(**options))
     finally:
         target.close()
 
@@ -140,27 +140,30 @@ class FaultyCalls:
 
 
 @pytest.mark.parametrize("mode", ["before", "after", "dead"])
-@pytest.mark.parametrize("start", ["nothing", "behind"])
+@pytest.mark.parametrize("start", ["nothing", "behind", "edited"])
 def test_pull_into_a_folder_fails_at_every_step(tmp_path, monkeypatch, start, mode):
     source, dest, behind = tmp_path / "s", tmp_path / "d", tmp_path / "behind"
     old = fill(source, 1)
     run_publish(FolderStore(str(dest)), source)
-    if start == "behind":
+    if start == "nothing":
+        old, new = {}, old
+    else:
         run_pull(dest, behind)
         new = fill(source, 2)
         run_publish(FolderStore(str(dest)), source)
-    else:
-        old, new = {}, old
+    if start == "edited":
+        (behind / "a").write_text("mine")
+        old = tree(behind)
     at, finished = 0, False
     while not finished:
         at += 1
         copy = tmp_path / f"c{at}"
-        if start == "behind":
+        if start != "nothing":
             shutil.copytree(behind, copy, symlinks=True)
         with monkeypatch.context() as patch:
             faults = FaultyCalls(patch, at, mode)
             try:
-                run_pull(dest, copy)
+                run_pull(dest, copy, overwrite=start == "edited")
                 finished = faults.steps < at
             except (HeadwaterError, Fault):
                 pass
@@ -168,10 +171,13 @@ def test_pull_into_a_folder_fails_at_every_step(tmp_path, monkeypatch, start, mo
             target = open_target(str(copy), "files", "folder")
             if target.state() is not None:
                 check = target.check()
-                assert (check.differing, check.missing) == ([], [])
+                assert (check.differing, check.missing) == (
+                    ["a"] if tree(copy) == old and start == "edited" else [],
+                    [],
+                )
             target.close()
             assert tree(copy) in (old, new)
-        run_pull(dest, copy)
+        run_pull(dest, copy, overwrite=start == "edited")
         assert tree(copy) == new
         shutil.rmtree(copy)
     assert at > 8

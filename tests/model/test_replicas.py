@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -70,6 +71,33 @@ class Replicas(RuleBasedStateMachine):
         if not self.published:
             return
         name = data.draw(st.sampled_from(self.targets))
+        outcome = self.run(name, Options())
+        if self.held.get(name) == len(self.published):
+            assert outcome.plan.way is Way.NOTHING
+        self.held[name] = len(self.published)
+
+    @rule(data=st.data())
+    def go_to_a_version(self, data):
+        if not self.published:
+            return
+        name = data.draw(st.sampled_from(self.targets))
+        version = data.draw(st.integers(1, len(self.published)))
+        outcome = self.run(name, Options(version=version))
+        if self.held.get(name, 0) > version:
+            assert outcome.plan.way in (Way.RESYNC, Way.BOOTSTRAP)
+        self.held[name] = version
+
+    @rule(data=st.data(), seed=st.integers(0, 10**6))
+    def edit_and_repair(self, data, seed):
+        name = data.draw(st.sampled_from(self.targets))
+        if not self.held.get(name) or not self.published[self.held[name] - 1]:
+            return
+        self.damage(self.base / name, random.Random(seed))
+        version = data.draw(st.sampled_from([None, self.held[name]]))
+        self.run(name, Options(overwrite=True, version=version))
+        self.held[name] = version or len(self.published)
+
+    def run(self, name, options):
         opened = []
 
         def find(head):
@@ -77,17 +105,15 @@ class Replicas(RuleBasedStateMachine):
             return opened[-1]
 
         try:
-            outcome = pull(self.dest, FolderFetcher(self.dest), find, Options(), now=self.now)
+            outcome = pull(self.dest, FolderFetcher(self.dest), find, options, now=self.now)
         finally:
             for target in opened:
                 target.close()
-        if self.held.get(name) == len(self.published):
-            assert outcome.plan.way is Way.NOTHING
-        self.held[name] = len(self.published)
         target = open_target(str(self.base / name), outcome.kind)
         check = target.check()
         assert f"{check.checksum:032x}" == outcome.checksum
         target.close()
+        return outcome
 
     @invariant()
     def replicas_hold_what_was_published(self):
@@ -129,6 +155,12 @@ class Files(Replicas):
         for other in [n for n in self.state if n.partition("/")[0] == name]:
             del self.state[other]
 
+    def damage(self, path, r):
+        name = r.choice(sorted(tree(path)))
+        (path / name).unlink()
+        if r.random() < 0.7:
+            (path / name).write_bytes(r.randbytes(20))
+
     def read(self, path):
         return tree(path)
 
@@ -163,6 +195,20 @@ class Tables(Replicas):
     @rule(name=NAMES)
     def delete(self, name):
         self.state.pop(name, None)
+
+    def damage(self, path, r):
+        if path.suffix == ".db":
+            with sqlite3.connect(path) as db:
+                keys = [key for (key,) in db.execute("SELECT k FROM data")]
+                change = r.choice(["DELETE FROM data WHERE k = ?", "UPDATE data SET k = k || 'x' WHERE k = ?"])
+                db.execute(change, (r.choice(keys),))
+            db.close()
+        elif r.random() < 0.3:
+            path.write_text("no lines\n")
+        else:
+            text = path.read_text().splitlines()
+            text.pop(r.randrange(len(text)))
+            path.write_text("".join(line + "\n" for line in text))
 
     def read(self, path):
         if path.suffix == ".db":

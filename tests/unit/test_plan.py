@@ -31,6 +31,12 @@ def head(version: int, snapshot: int, diffs: list[Diff], size: int = 10**9, log:
 SINGLES = [diff(n, n + 1) for n in range(1, 9)]
 
 
+PATCHED = [*SINGLES[:-1], Diff(8, 9, tree(10), tree(5))]
+LARGE = [*SINGLES[:-1], Diff(8, 9, tree(10**8), tree(10**7 * 5))]
+TOLD = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
+MISSING = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
+
+
 @pytest.mark.parametrize(
     ("position", "given_head", "options", "way", "reason", "diffs"),
     [
@@ -38,18 +44,34 @@ SINGLES = [diff(n, n + 1) for n in range(1, 9)]
         ((1, 5), head(9, 1, SINGLES), {}, Way.DIFFS, Reason.DIFFS_CHEAPEST, 4),
         (None, head(9, 1, SINGLES), {}, Way.BOOTSTRAP, Reason.NEW_TARGET, 8),
         (None, head(9, 9, []), {}, Way.BOOTSTRAP, Reason.NEW_TARGET, 0),
-        ((1, 3), head(9, 7, SINGLES[4:]), {}, Way.BOOTSTRAP, Reason.NO_DIFFS, 2),
-        ((2, 8), head(9, 1, SINGLES, epoch=3), {}, Way.BOOTSTRAP, Reason.NEW_EPOCH, 8),
-        ((1, 2), head(9, 8, SINGLES, size=11), {}, Way.BOOTSTRAP, Reason.SNAPSHOT_CHEAPER, 1),
-        ((1, 9), head(9, 1, SINGLES), {"anew": Reason.OVERWRITE}, Way.BOOTSTRAP, Reason.OVERWRITE, 8),
+        ((1, 3), head(9, 7, SINGLES[4:]), {}, Way.RESYNC, Reason.NO_DIFFS, 2),
+        ((2, 8), head(9, 1, SINGLES, epoch=3), {}, Way.RESYNC, Reason.NEW_EPOCH, 8),
+        ((1, 2), head(9, 8, SINGLES, size=11), {}, Way.RESYNC, Reason.SNAPSHOT_CHEAPER, 1),
+        ((1, 9), head(7, 1, SINGLES), {}, Way.RESYNC, Reason.OLDER_VERSION, 6),
+        ((1, 9), head(9, 1, SINGLES), {"closed": TOLD}, Way.RESYNC, Reason.OVERWRITE, 8),
+        ((1, 9), head(9, 1, SINGLES), {"closed": MISSING}, Way.BOOTSTRAP, Reason.DATA_MISSING, 8),
+        ((1, 8), head(9, 1, PATCHED), {}, Way.PATCH, Reason.PATCH_CHEAPEST, 1),
+        ((1, 8), head(9, 1, PATCHED), {"closed": {Way.PATCH: Reason.NO_VALUES}}, Way.DIFFS, Reason.DIFFS_CHEAPEST, 1),
+        ((1, 8), head(9, 1, LARGE), {}, Way.DIFFS, Reason.DIFFS_CHEAPEST, 1),
     ],
 )
 def test_ways_and_reasons(position, given_head, options, way, reason, diffs):
     chosen = plan(position, given_head, given_head.diffs, **options)
     assert (chosen.way, chosen.reason, len(chosen.steps)) == (way, reason, diffs)
-    trees = [s.tree for s in chosen.steps] + ([given_head.snapshot] if way is Way.BOOTSTRAP else [])
+    trees = [s.tree for s in chosen.steps] + ([given_head.snapshot] if way in (Way.RESYNC, Way.BOOTSTRAP) else [])
     assert chosen.bytes == sum(t.bytes for t in trees)
     assert chosen.files == sum(t.files for t in trees)
+
+
+def test_every_way_is_explained():
+    chosen = plan((1, 8), head(9, 1, PATCHED), PATCHED, closed={Way.PATCH: Reason.PATCH_FAILED})
+    assert [(c.way, c.closed) for c in chosen.candidates] == [
+        (Way.PATCH, Reason.PATCH_FAILED),
+        (Way.DIFFS, None),
+        (Way.RESYNC, None),
+        (Way.BOOTSTRAP, None),
+    ]
+    assert chosen.candidates[2].cost == chosen.candidates[3].cost > chosen.candidates[1].cost
 
 
 def test_no_way_at_all_is_an_error():

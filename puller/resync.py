@@ -1,0 +1,148 @@
+"""Bringing what is held to a snapshot and the diffs after it by fetching only the chunks whose range differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from puller.errors import LocalEdits
+from puller.runs import Cursor, overlay
+from puller.tree import Leaf, Reader, ahead
+from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
+from puller.wire.codec import CHUNKS
+from puller.wire.nodes import Run, Tree, Value, is_ascending
+from puller.wire.rows import SCHEMA_KEY
+
+Hashed = tuple[list[bytes], list[int]]
+"""Keys in strictly ascending order, and the hash of the record that is held under each."""
+
+_AFTER_SCHEMA = b"\0"
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A chunk's range: what is held in it, and what the diffs after the snapshot say about it.
+
+    The schema of a table is handled before all else: it is neither in `held` nor in `changes`, but counts in `touched`
+    and `holds`.
+    """
+
+    leaf: Leaf
+    held: Hashed
+    changes: Run
+    touched: bool
+    """Whether the diffs name a key in the range."""
+    chunk: Run | None
+    """The chunk, where it was read already."""
+    holds: bool
+    """Whether what is held is what the snapshot has in the range, by count and checksum (SPEC 5.2)."""
+
+    @property
+    def size(self) -> int:
+        return self.leaf.ref.raw + 100 * len(self.held[0])
+
+
+class Resync:
+    """One walk over a snapshot's leaves and what is held, side by side.
+
+    With `trusting`, what is held is taken for a mixture of the snapshot's version and later ones: then ranges that
+    the diffs touch need nothing but the diffs, and the checksum has the last word. `checksum` and `records` are
+    those of what was held, once `runs` is exhausted.
+    """
+
+    def __init__(self, reader: Reader, snapshot: Tree, *, is_table: bool, trusting: bool) -> None:
+        self._reader = reader
+        self._snapshot = snapshot
+        self._is_table = is_table
+        self._trusting = trusting
+        self.checksum = 0
+        self.records = 0
+
+    def runs(self, held: Iterable[Hashed], changes: Iterable[Run]) -> Iterator[Run]:
+        """The differences, in key order, deletions as None: applied to what is held, they give the newest state.
+
+        `changes` are those after the snapshot. The schema of a table comes first, in a run of its own, and no row
+        that is held is read before that is consumed: the table may change its form in between. Raises LocalEdits
+        if what is held is out of order.
+        """
+        batches = self._counted(held)
+        diffs = Cursor(changes)
+        leaves = self._reader.leaves(CHUNKS, self._snapshot)
+        if self._is_table:
+            first = next(leaves)
+            lead: Hashed = next(batches, ([], []))
+            schema = diffs.take_below(_AFTER_SCHEMA)
+            chunk = None
+            if not schema[0] and not self._trusting:
+                chunk = self._reader.leaf(CHUNKS, first)
+                schema = chunk[0][:1], chunk[1][:1]
+            if (run := differences(lead, schema, whole=False))[0]:
+                yield run
+            rows = Cursor(cast("Any", batches))
+            yield from self._differing([self._range(first, rows, diffs, lead, chunk, touched=bool(schema[0]))])
+        else:
+            rows = Cursor(cast("Any", batches))
+        yield from self._differing(self._range(leaf, rows, diffs) for leaf in leaves)
+
+    def _range(
+        self,
+        leaf: Leaf,
+        rows: Cursor,
+        diffs: Cursor,
+        lead: Hashed = ([], []),
+        chunk: Run | None = None,
+        *,
+        touched: bool = False,
+    ) -> _Range:
+        held = cast("Hashed", rows.take_below(leaf.upper))
+        changes = diffs.take_below(leaf.upper)
+        count, checksum = len(lead[0]) + len(held[0]), sum_hashes(lead[1] + held[1])
+        entry = leaf.entry
+        holds = entry is not None and (entry.records, int.from_bytes(entry.checksum, "big")) == (count, checksum)
+        return _Range(leaf, held, changes, touched or bool(changes[0]), chunk, holds)
+
+    def _differing(self, ranges: Iterable[_Range]) -> Iterator[Run]:
+        for here, chunk in ahead(self._reader.pool, iter(ranges), self._chunk, lambda here: here.size):
+            if chunk is None:
+                run = differences(here.held, here.changes, whole=False)
+            else:
+                run = differences(here.held, overlay([chunk, here.changes]), whole=True)
+            if run[0]:
+                yield run
+
+    def _chunk(self, here: _Range) -> Run | None:
+        """The records of a range's chunk but for the schema, or None where they are not needed."""
+        if here.holds or (self._trusting and here.touched):
+            return None
+        keys, values = here.chunk or self._reader.leaf(CHUNKS, here.leaf)
+        first = int(keys[:1] == [SCHEMA_KEY] and self._is_table)
+        return keys[first:], values[first:]
+
+    def _counted(self, held: Iterable[Hashed]) -> Iterator[Hashed]:
+        last = None
+        for keys, hashes in held:
+            if not keys:
+                continue
+            if not is_ascending(keys) or (last is not None and keys[0] <= last):
+                raise LocalEdits(
+                    "what is held is out of order: it was changed since it was pulled; nothing was written"
+                )
+            last = keys[-1]
+            self.checksum = (self.checksum + sum_hashes(hashes)) % MODULUS
+            self.records += len(keys)
+            yield keys, hashes
+
+
+def differences(held: Hashed, wanted: Run, *, whole: bool) -> Run:
+    """The records of `wanted` that are not held; with `whole`, deletions of all else that is held, too."""
+    known: dict[bytes, int] = dict(zip(*held, strict=True))
+    hashes = record_hashes(*wanted)
+    changed: dict[bytes, Value] = {
+        key: value for key, value, number in zip(*wanted, hashes, strict=True) if known.get(key) != number
+    }
+    if not whole:
+        return list(changed), list(changed.values())
+    changed.update(dict.fromkeys(known.keys() - set(wanted[0])))
+    keys = sorted(changed)
+    return keys, [changed[key] for key in keys]
