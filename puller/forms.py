@@ -175,6 +175,8 @@ class TableForm:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._tables = {table.name: table for table in schema}
+        self._names = {table.name: [column.name for column in table.columns] for table in schema}
+        self._nested = {t.name for t in schema if {"json", "any"} & {column.type for column in t.columns}}
 
     def encode_key(self, key: Any) -> bytes:
         if type(key) is not tuple or len(key) < 2:
@@ -219,11 +221,15 @@ class TableForm:
 
     def decode_values(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for table, part, rest in rows.by_table(self.schema, keys, values) if keys else ():
-            names = [column.name for column in table.columns]
-            cells = rows.full_rows(table, part, rest)
-            if any(column.type in ("json", "any") for column in table.columns):
+        start = 0
+        for name, part in _by_table(keys):
+            if name not in self._tables:
+                raise Invalid("a row belongs to a table that the schema does not name")
+            cells = rows.full_rows(self._tables[name], part, values[start : start + len(part)])
+            start += len(part)
+            if name in self._nested:
                 cells = [tuple(map(plain, row)) for row in cells]
+            names = self._names[name]
             found += [dict(zip(names, row, strict=True)) for row in cells]
         return found
 
@@ -332,7 +338,7 @@ def _bytes_range(prefix: bytes) -> tuple[bytes, bytes | None]:
 
 def _by_table(keys: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:
     """Keys cut into one part per table, with its name; no schema is needed for that."""
-    if keys and rows.table_prefix(keys[0]) == rows.table_prefix(keys[-1]):
+    if keys and (len(keys) == 1 or rows.table_prefix(keys[0]) == rows.table_prefix(keys[-1])):
         yield decode_key(keys[0])[0], list(keys)
         return
     for _, group in groupby(keys, rows.table_prefix):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -37,6 +38,9 @@ from puller.wire.checksum import record_hashes
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Diff, Run, Value
+
+if TYPE_CHECKING:
+    from puller.events import Watch
 
 BATCH = 4096
 MOST_DAMAGED = 3
@@ -111,10 +115,12 @@ def pull(
     *,
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
+    `watch` notes what changes on the way.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
     state = partial = None
@@ -133,14 +139,16 @@ def pull(
         if state is None:
             target = find_target(head)
             state = target.state()
-        partial = Partial(target.partial)
+        partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.closed |= closed
+                puller.watch = watch
                 outcome = puller.run(head, etag, fresh)
-                partial.clear()
+                if partial is not None:
+                    partial.clear()
                 return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -204,6 +212,7 @@ class _Pull:
         self.damaged: set[bytes] = set()
         self.edited: list[str] = []
         self.way = Way.NOTHING
+        self.watch: Watch | None = None
         self.notes: list[str] = []
 
     def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
@@ -390,6 +399,8 @@ class _Pull:
             adopt=self.options.adopt,
             expected=None if state is None else state.position,
         )
+        if self.watch is not None:
+            self.watch.begin(opening)
         with self.target.writer(opening) as writer:
             if chosen.way is Way.BOOTSTRAP or state is None:
                 held = _Sums(Ranges(), 0)
@@ -404,6 +415,8 @@ class _Pull:
                 raise self._mismatch(chosen.way, head)
             if self.options.dry_run:
                 return Changes(overwritten=writer.overwrites() or self.edited)
+            if self.watch is not None:
+                self.watch.end()
             changes = writer.commit(self._new_state(head, newest, etag, held.ranges))
             changes.overwritten = changes.overwritten or self.edited
             return changes
@@ -451,6 +464,8 @@ class _Pull:
             hashes = record_hashes(keys, values)
             before = writer.put(keys, values, hashes)
             held.take(keys, hashes, before, anew=chosen.way is Way.BOOTSTRAP)
+            if self.watch is not None:
+                self.watch.note(keys, values, before, hashes)
             self.progress("pull", self.reader.done, chosen.bytes)
 
     def _mismatch(self, way: Way, head: Head) -> HeadwaterError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -170,10 +170,13 @@ class Target(Protocol):
 
     kinds: tuple[str, ...]
     where: str
-    partial: str
-    """A folder, not there until it is needed, for files of a pull under way."""
     gives_values: bool
     """Whether its writer can look up the values of keys in any order."""
+
+    @property
+    def partial(self) -> str | None:
+        """A folder, not there until it is needed, for files of a pull under way; None where none outlive the process."""
+        ...
 
     def state(self) -> State | None:
         """What is held, or None if nothing was ever pulled here. Finishes what a killed process left half done."""
@@ -201,4 +204,35 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of the target."""
+        ...
+
+
+class Reading(Protocol):
+    """One state of a target, held still while it is read."""
+
+    @property
+    def state(self) -> State | None:
+        """What is held; None where nothing was pulled yet."""
+        ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it can still be read after the target moved on. Else reading raises Moved then."""
+        ...
+
+    def get(self, key: bytes) -> bytes | None:
+        """The exact value under a key, or None; of a table, the schema's too."""
+        ...
+
+    def runs(self, lower: bytes = b"", upper: bytes | None = None) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """The exact records whose keys are in [lower, upper), in key order, a bounded number at a time."""
+        ...
+
+
+@runtime_checkable
+class ReadableTarget(Target, Protocol):
+    """A target that programs can read by key, from any number of threads, also while another process or thread pulls."""
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """Hold a state still: the newest that is complete. What it takes up is let go at the end."""
         ...

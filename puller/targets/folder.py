@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import stat as stats
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,12 @@ from typing import Any
 import msgspec
 
 from puller.durable import sync_files
-from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.errors import Invalid, LocalEdits, Moved, NotOurs, TargetError
 from puller.targets import held
 from puller.targets.base import Changes, Check, Opening, State, check_held
 from puller.targets.disk import Disk, remove_tree
 from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
+from puller.targets.reading import Connections
 from puller.targets.staging import Stager, make_parents, place_file, place_folder, remove_folder
 from puller.wire import files
 from puller.wire.checksum import MODULUS
@@ -31,6 +33,10 @@ from puller.wire.nodes import Large, Run, Value
 
 DATA = ".headwater"
 NEW = b"new"
+_PATIENCE, _MOMENT = 2000, 0.005
+"""How often, and after how many seconds, a step that moves files is looked at by somebody who wants to read."""
+_PATHS, _READ_AHEAD = 256, 8 << 20
+"""Paths, and bytes of their files, that are read at once."""
 _BATCH = 4096
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state(id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
@@ -56,6 +62,7 @@ class FolderTarget:
         self.partial = os.path.join(path, DATA, "partial")
         self._db: sqlite3.Connection | None = None
         self._lock = -1
+        self._connections = Connections(os.path.join(self._data, b"state.db"), _is_ours)
 
     def state(self) -> State | None:
         try:
@@ -88,12 +95,45 @@ class FolderTarget:
             raise self._unusable(error) from error
 
     def close(self) -> None:
+        self._connections.close()
+        self._connections = Connections(os.path.join(self._data, b"state.db"), _is_ours)
         if self._db is not None:
             self._db.close()
             self._db = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    @contextmanager
+    def reading(self) -> Iterator[_Reading]:
+        """What lies in the folder, until a step begins to move files. Raises TargetError if one does not end."""
+        with self._errors():
+            for _ in range(_PATIENCE):
+                state, moving = self.settled()
+                if not moving:
+                    break
+                time.sleep(_MOMENT)
+            else:
+                raise TargetError(f"a pull into {self.where} has not ended; nothing was read. Pull again to finish it")
+        yield _Reading(self, state)
+
+    def settled(self) -> tuple[State | None, bool]:
+        """The state that is held, and whether a step is on its way from it; seen from a connection of its own."""
+        if not os.path.exists(os.path.join(self._data, b"state.db")):
+            return None, False
+        with self._connections.snapshot() as db:
+            if not _is_ours(db):
+                return None, False
+            row = db.execute("SELECT value FROM state").fetchone()
+            moving = db.execute("SELECT 1 FROM next").fetchone() is not None
+        return None if row is None else msgspec.msgpack.decode(row[0], type=State), moving
+
+    def index(self, lower: bytes, upper: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """The first paths in [lower, upper) that were pulled, with their types."""
+        end, values = ("", [lower]) if upper is None else ("AND path < ?", [lower, upper])
+        query = f"SELECT path, kind FROM files WHERE path >= ? {end} ORDER BY path LIMIT {limit}"
+        with self._errors(), self._connections.snapshot() as db:
+            return db.execute(query, values).fetchall()
 
     @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer | _NewWriter]:
@@ -285,6 +325,62 @@ class FolderTarget:
         else:
             os.unlink(self.disk.full(path))
         emptied.update(files.parents(path))
+
+
+class _Reading:
+    """What lies in the folder while it holds one state. A step that moves files ends it: then reading raises Moved."""
+
+    lasting = False
+
+    def __init__(self, target: FolderTarget, state: State | None) -> None:
+        self.state = state
+        self._target = target
+
+    def get(self, key: bytes) -> bytes | None:
+        return next((values[0] for _, values in self.runs(key, key + b"\0")), None)
+
+    def runs(self, lower: bytes = b"", upper: bytes | None = None) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        if self.state is None:
+            return
+        at: bytes | None = lower
+        while at is not None:
+            index = self._target.index(at, upper, _PATHS)
+            at = index[-1][0] + b"\0" if len(index) == _PATHS else None
+            for keys, values in self._read(index):
+                self._check()
+                yield keys, values
+
+    def _read(self, index: list[tuple[bytes, bytes]]) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        disk = Disk(self._target.root)
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        size = 0
+        for path, kind in index:
+            value = self._value(disk, path)
+            if value is not None and value[:1] == kind:
+                keys.append(path)
+                values.append(value)
+                size += len(value)
+            if size > _READ_AHEAD:
+                yield keys, values
+                keys, values, size = [], [], 0
+        self._check()
+        if keys:
+            yield keys, values
+
+    def _value(self, disk: Disk, path: bytes) -> bytes | None:
+        try:
+            return disk.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _failed(self._target.where, error) from error
+
+    def _check(self) -> None:
+        assert self.state is not None
+        state, moving = self._target.settled()
+        if moving or state is None or state.position != self.state.position:
+            raise Moved(f"{self._target.where} moved on while it was read; read it again")
 
 
 class _NewWriter:
@@ -522,6 +618,10 @@ class _Writer:
                 )
             elif os.path.isdir(full) and not os.path.islink(full):
                 raise NotOurs(f"{name} is a folder with other files where the dataset has a file; move it away")
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'next'").fetchone() is not None
 
 
 def _names_in(folder: bytes) -> list[bytes]:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.reading import Connections
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
-from puller.wire.keys import decode_keys
+from puller.wire.keys import decode_key, decode_keys, encode_element
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
 
@@ -37,6 +40,8 @@ _TYPES = {
     "any": "",
 }
 
+_CLASSES = {"int64": int, "float64": float, "text": str, "blob": bytes, "bool": bool}
+
 
 class SQLiteTarget:
     """Keeps tables of a SQLite database equal to a dataset; other tables are left alone."""
@@ -48,15 +53,16 @@ class SQLiteTarget:
         self.where = path
         self.partial = f"{path}.headwater-partial"
         self._db: sqlite3.Connection | None = None
+        self._connections = Connections(path, _is_ours)
 
     def state(self) -> State | None:
         if not os.path.exists(self.where) or os.path.getsize(self.where) == 0:
             return None
-        with self._errors():
+        with self.errors():
             return self._stored(self._open())
 
     def is_there(self) -> bool:
-        with self._errors():
+        with self.errors():
             return self.state() is None or not self.missing()
 
     def missing(self) -> list[str]:
@@ -68,7 +74,7 @@ class SQLiteTarget:
         return [name for name in names if name not in there]
 
     def remember(self, state: State) -> None:
-        with self._errors():
+        with self.errors():
             db = self._open()
             db.execute("BEGIN IMMEDIATE")
             held = self._stored(db)
@@ -77,14 +83,27 @@ class SQLiteTarget:
             db.execute("COMMIT")
 
     def close(self) -> None:
+        self._connections.close()
+        self._connections = Connections(self.where, _is_ours)
         if self._db is not None:
             self._db.close()
             self._db = None
 
     @contextmanager
+    def reading(self) -> Iterator[_Reading]:
+        """A read transaction of its own connection: a step that commits meanwhile does not show in it."""
+        with ExitStack() as stack:
+            db = state = None
+            with self.errors():
+                if os.path.exists(self.where) and os.path.getsize(self.where):
+                    db = stack.enter_context(self._connections.snapshot())
+                    state = self._stored(db)
+            yield _Reading(self, db, state)
+
+    @contextmanager
     def writer(self, opening: Opening) -> Iterator[_Writer]:
         created = not os.path.lexists(self.where)
-        with self._errors():
+        with self.errors():
             db = self._open()
             try:
                 db.execute("BEGIN IMMEDIATE")
@@ -108,7 +127,7 @@ class SQLiteTarget:
                     os.unlink(self.where)
 
     def records(self) -> Iterator[Run]:
-        with self._errors():
+        with self.errors():
             db = self._open()
             state = self._stored(db)
             if state is None:
@@ -125,7 +144,7 @@ class SQLiteTarget:
 
     def check(self) -> Check:
         check = Check(0, 0)
-        with self._errors():
+        with self.errors():
             check.missing = self.missing()
         if check.missing:
             return check
@@ -188,7 +207,8 @@ class SQLiteTarget:
             raise TargetError(f"the bookkeeping of {self.where} is damaged: {error}") from error
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Errors of SQLite and of the system as TargetError."""
         try:
             yield
         except sqlite3.IntegrityError as error:
@@ -204,6 +224,99 @@ class SQLiteTarget:
             raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept") from error
         except OSError as error:
             raise TargetError(f"{self.where} cannot be used: {error.strerror}; what was there was kept") from error
+
+
+class _Reading:
+    """One state, as a read transaction sees it; rows are what the tables hold, edited or not."""
+
+    lasting = True
+
+    def __init__(self, target: SQLiteTarget, db: sqlite3.Connection | None, state: State | None) -> None:
+        self.state = state
+        self._target = target
+        self._db = db
+
+    def get(self, key: bytes) -> bytes | None:
+        if self._db is None or self.state is None:
+            return None
+        with self._target.errors():
+            if self.state.kind == "bytes":
+                row = self._db.execute(f"SELECT value FROM {RECORDS} WHERE key = ?", (key,)).fetchone()
+                return None if row is None else row[0]
+            value = _schema_value(self._db)
+            if key == SCHEMA_KEY or value is None:
+                return value
+            form = _forms(value).get(wire.table_prefix(key))
+            return None if form is None else _value(self._db, form, key)
+
+    def runs(self, lower: bytes = b"", upper: bytes | None = None) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        if self._db is None or self.state is None:
+            return
+        with self._target.errors():
+            if self.state.kind == "bytes":
+                yield from _bytes_range(self._db, lower, upper)
+                return
+            value = _schema_value(self._db)
+            if value is None:
+                return
+            if lower == SCHEMA_KEY and (upper is None or upper > SCHEMA_KEY):
+                yield [SCHEMA_KEY], [value]
+            for prefix, form in _forms(value).items():
+                if prefix + b"\xff" > lower and (upper is None or prefix < upper):
+                    yield from _table_range(self._db, form, lower, upper)
+
+
+@lru_cache(maxsize=8)
+def _forms(schema: bytes) -> dict[bytes, Form]:
+    """The tables of a schema, by the first element of their keys, in key order."""
+    forms = {encode_element(table.name): Form(table) for table in wire.decode_schema(schema)}
+    return dict(sorted(forms.items()))
+
+
+def _value(db: sqlite3.Connection, form: Form, key: bytes) -> bytes | None:
+    """The value of a row that is in its table."""
+    try:
+        head = decode_keys(form.table.name, [key])[0]
+    except Invalid:
+        return None
+    if len(head) != len(form.key):
+        return None
+    row = db.execute(f"{form.select()} WHERE {form.where()}", head).fetchone()
+    keys, values = ([], []) if row is None else _records(db, form, [row])
+    return values[0] if keys == [key] else None  # SQLite finds 1 where '1' or true was asked for
+
+
+def _bytes_range(
+    db: sqlite3.Connection, lower: bytes, upper: bytes | None
+) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    end, values = ("", (lower,)) if upper is None else ("AND key < ?", (lower, upper))
+    cursor = db.execute(f"SELECT key, value FROM {RECORDS} WHERE key >= ? {end} ORDER BY key", values)
+    for rows in _growing(cursor):
+        yield [key for key, _ in rows], [value for _, value in rows]
+
+
+def _table_range(
+    db: sqlite3.Connection, form: Form, lower: bytes, upper: bytes | None
+) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """The records of a table in [lower, upper). SQLite finds about the first, and the keys decide."""
+    where, values = form.from_(lower)
+    cursor = db.execute(f"{form.select()} {where} ORDER BY {', '.join(form.key)}", values)
+    for rows in _growing(cursor):
+        keys, found = _records(db, form, rows)
+        start = bisect_left(keys, lower)
+        stop = len(keys) if upper is None else bisect_left(keys, upper)
+        if start < stop:
+            yield keys[start:stop], found[start:stop]
+        if stop < len(keys):
+            return
+
+
+def _growing(cursor: sqlite3.Cursor) -> Iterator[list[Any]]:
+    """Rows in batches, small at first: many ranges are short."""
+    size = 16
+    while rows := cursor.fetchmany(size):
+        yield rows
+        size = min(2 * size, _BATCH)
 
 
 class Form:
@@ -249,6 +362,24 @@ class Form:
     def where(self) -> str:
         """The condition that finds one row by its key."""
         return " AND ".join(f"{name} IS ?" for name in self.key)
+
+    def fits(self, values: Sequence[Any]) -> bool:
+        """Whether values are of the types of the key's first columns, and not nil: SQLite compares them as keys are."""
+        types = [self.table.columns[n].type for n in self.table.key]
+        return all(type(value) is _CLASSES[type_] for value, type_ in zip(values, types, strict=False))
+
+    def from_(self, bound: bytes) -> tuple[str, Sequence[Any]]:
+        """A condition, with its values, that all rows from a bound in key order on meet; earlier ones may, too."""
+        try:
+            values = decode_key(bound)[1][: len(self.key)] if bound > encode_element(self.table.name) else ()
+        except Invalid:
+            values = ()
+        while values and not self.fits(values):
+            values = values[:-1]
+        if not values:
+            return "", ()
+        marks = ", ".join("?" * len(values))
+        return f"WHERE ({', '.join(self.key[: len(values)])}) >= ({marks})", values
 
     def select(self) -> str:
         """All columns, in the dataset's order."""
@@ -568,6 +699,10 @@ def _schema(db: sqlite3.Connection) -> Schema:
 
 def _store(db: sqlite3.Connection, name: str, key: bytes, value: bytes) -> None:
     db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", (name, key, value))
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    return BOOKKEEPING in _tables(db)
 
 
 def _tables(db: sqlite3.Connection) -> list[str]:

@@ -24,15 +24,17 @@ def record_hash(key: bytes, value: bytes) -> int:
 def record_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[int | None]:
     """The hash of each record; None for a deleted one."""
     digest = xxhash.xxh3_128_intdigest
-    if set(map(type, values)) == {bytes}:
-        prefixes = map(_PREFIX.__getitem__, map(len, keys))
-        return list(map(digest, map(b"".join, zip(prefixes, keys, values, strict=True))))  # type: ignore[arg-type]
-    return [
-        digest(_PREFIX[len(key)] + key + value)
-        if isinstance(value, bytes)
-        else (int.from_bytes(value.record_hash, "big") if isinstance(value, Large) else None)
-        for key, value in zip(keys, values, strict=True)
-    ]
+    try:
+        parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
+        return list(map(digest, map(b"".join, parts)))  # type: ignore[arg-type]
+    except TypeError:  # not all values are bytes
+        return list(map(_hash_of, keys, values))
+
+
+def _hash_of(key: bytes, value: Value) -> int | None:
+    if isinstance(value, Large):
+        return int.from_bytes(value.record_hash, "big")
+    return None if value is None else record_hash(key, value)
 
 
 def run_sum(keys: Sequence[bytes], values: Sequence[Value]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import ge
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import xxhash
@@ -149,14 +149,16 @@ class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     patch: list[int | bytes] | msgspec.UnsetType = msgspec.UNSET
 
 
-_decode_leaf = decoder(tuple[list[bytes], list[bytes | None | Large]])
+_Key = Annotated[bytes, msgspec.Meta(max_length=MAX_KEY)]
+_Value = Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None | Large
+_decode_leaf = decoder(tuple[list[_Key], list[_Value]])
 _decode_index = decoder(list[Entry])
 _decode_pieces = decoder(list[Piece])
 _decode_sublists = decoder(list[Sublist])
 _decode_log = decoder(tuple[list[_DiffForm], list[tuple[int, int, int, Ref]]])
 _decode_patch = decoder(tuple[bytes, bytes, bytes])
-_decode_keys = decoder(list[bytes])
-_decode_values = decoder(list[bytes | None | Large])
+_decode_keys = decoder(list[_Key])
+_decode_values = decoder(list[_Value])
 
 
 def is_ascending(keys: Sequence[bytes]) -> bool:
@@ -165,7 +167,7 @@ def is_ascending(keys: Sequence[bytes]) -> bool:
 
 
 def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: bytes | None, deletions: bool) -> Run:
-    """Return the run if it keeps the rules of SPEC 5.1 for a leaf that covers [lower, upper)."""
+    """Return the run if it keeps the rules of SPEC 5.1 for a leaf that covers [lower, upper); its decoder saw to lengths."""
     if len(keys) != len(values):
         raise Invalid(f"a leaf has {len(keys)} keys and {len(values)} values")
     if not keys:
@@ -174,17 +176,12 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
         raise Invalid("the keys of a leaf do not ascend")
     if keys[0] < lower or (upper is not None and keys[-1] >= upper):
         raise Invalid("a leaf holds a key outside its range")
-    if max(map(len, keys)) > MAX_KEY:
-        raise Invalid("a key is longer than 4096 bytes")
     types = set(map(type, values))
     if type(None) in types and not deletions:
         raise Invalid("a snapshot holds a deletion")
     for value in values if Large in types else ():
         if isinstance(value, Large):
             check_large_value(value)
-    whole = values if types == {bytes} else [value for value in values if type(value) is bytes]
-    if max(map(len, whole), default=0) > MAX_INLINE:  # type: ignore[arg-type]
-        raise Invalid("a value over 1 MiB stands in a leaf")
     return keys, values
 
 

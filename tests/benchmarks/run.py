@@ -1,9 +1,10 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [start]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [memory] [start]
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
 and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
---rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median.
+--rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median. `memory` has no rival: it times
+pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C, start; all of them by default")
+    parser.add_argument("data", nargs="*", help="A, B, C, memory, start; all of them by default")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -77,9 +78,51 @@ def main() -> None:
             large(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "memory" in arguments.data:
+            memory(nginx.root, nginx.url, arguments.rounds)
         if not arguments.data or "start" in arguments.data:
             start(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
+
+
+def memory(root: Path, url: str, rounds: int) -> None:
+    """C into the memory of a program: the whole of it, then 1 % of changes, with and without a listener."""
+    publish = f"{PUBLISHER} publish --key key --name c"
+    subprocess.run(f"{publish} {DATA}/C/rows.jsonl {root}/memory", shell=True, check=True, stdout=sys.stderr)
+    script = """
+import sys, time
+import puller, puller.fetch, urllib3
+url, rounds = sys.argv[1], int(sys.argv[2])
+def timed(pull, *arguments):
+    start = time.perf_counter()
+    outcome = pull(*arguments)
+    print(outcome.plan.way, outcome.records, time.perf_counter() - start, flush=True)
+replicas = [puller.Replica(url) for _ in range(2)]
+for _ in range(rounds):
+    with puller.Replica(url) as replica:
+        timed(replica.pull)
+for replica in replicas:
+    replica.pull()
+sys.stdin.readline()
+timed(replicas[0].pull)
+timed(replicas[1].pull, lambda change: None)
+"""
+    command = [sys.executable, "-c", script, f"{url}/memory", str(rounds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        lines = [process.stdout.readline().split() for _ in range(rounds)]
+        times = [float(seconds) / int(records) * 1e6 for _, records, seconds in lines]
+        spread = (max(times) - min(times)) / statistics.median(times)
+        print(
+            f"| C pull into memory, a million rows | {statistics.median(times):.2f} s ± {spread:.0%} | | |", flush=True
+        )
+        subprocess.run(f"{publish} {DATA}/C/rows-next.jsonl {root}/memory", shell=True, check=True, stdout=sys.stderr)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        for what in ("", ", changes told"):
+            way, _, seconds = process.stdout.readline().split()
+            print(f"| C pull of the next state into memory, by {way}{what} | {float(seconds):.2f} s | | |", flush=True)
 
 
 def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from puller.errors import Moved, NotOurs, Refused, TargetError
+from puller.errors import Invalid, Moved, NotOurs, Refused, TargetError
 from puller.targets import open_target
-from puller.targets.base import Opening, State
+from puller.targets.base import Opening, ReadableTarget, State
+from puller.targets.memory import MemoryTarget
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import encode_key
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
@@ -80,6 +82,9 @@ FORMS = {
     "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
     "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
     "jsonl": ("table", "copy.jsonl", ONE_TABLE, t(1, [1][0]), t(3)[0]),
+    "memory-files": ("files", None, FILES, (b"a", b"fchanged"), b"dir/run"),
+    "memory-tables": ("table", None, TABLES, t(1, "changed", 0.0), t(4)[0]),
+    "memory-bytes": ("bytes", None, BYTES, (b"\0", b"changed"), b"\xff"),
 }
 
 
@@ -88,8 +93,8 @@ class Case:
 
     def __init__(self, form: str, folder: Path) -> None:
         self.kind, name, self.records, self.change, self.gone = FORMS[form]
-        self.path = folder / name
-        self.target = open_target(str(self.path), self.kind)
+        self.path = folder / (name or "nothing")
+        self.target = MemoryTarget() if name is None else open_target(str(self.path), self.kind)
 
     def state(self, records: dict[bytes, bytes], version: int) -> State:
         checksum = f"{run_sum(list(records), list(records.values())):032x}"
@@ -132,6 +137,14 @@ class Case:
 
 @pytest.fixture(params=FORMS)
 def case(request, tmp_path):
+    case = Case(request.param, tmp_path)
+    yield case
+    case.target.close()
+
+
+@pytest.fixture(params=[form for form, (_, name, *_) in FORMS.items() if name])
+def stored(request, tmp_path):
+    """A target whose data somebody else can get at."""
     case = Case(request.param, tmp_path)
     yield case
     case.target.close()
@@ -215,57 +228,57 @@ def test_state_survives_reopening_and_can_be_replaced(case):
     assert case.read() == case.records
 
 
-def test_foreign_data_is_refused_unless_adopted(case):
-    if case.path.suffix == ".db":
-        with sqlite3.connect(case.path) as db:
+def test_foreign_data_is_refused_unless_adopted(stored):
+    if stored.path.suffix == ".db":
+        with sqlite3.connect(stored.path) as db:
             db.execute("CREATE TABLE mine (x)")
             db.execute("INSERT INTO mine VALUES (1)")
-    elif case.path.suffix:
-        case.path.write_text("mine\n")
+    elif stored.path.suffix:
+        stored.path.write_text("mine\n")
     else:
-        case.path.mkdir()
-        (case.path / "mine").write_text("mine")
-    before = case.disk()
+        stored.path.mkdir()
+        (stored.path / "mine").write_text("mine")
+    before = stored.disk()
     with pytest.raises(NotOurs, match="--adopt"):
-        case.fill(case.records)
-    case.target.close()
-    assert case.disk() == before
-    assert case.target.state() is None
-    case.fill(case.records, adopt=True)
-    assert case.read() == case.records
-    if case.path.suffix == ".db":
-        with sqlite3.connect(case.path) as db:
+        stored.fill(stored.records)
+    stored.target.close()
+    assert stored.disk() == before
+    assert stored.target.state() is None
+    stored.fill(stored.records, adopt=True)
+    assert stored.read() == stored.records
+    if stored.path.suffix == ".db":
+        with sqlite3.connect(stored.path) as db:
             assert db.execute("SELECT * FROM mine").fetchall() == [(1,)]
-    elif not case.path.suffix:
-        assert (case.path / "mine").read_text() == "mine"
+    elif not stored.path.suffix:
+        assert (stored.path / "mine").read_text() == "mine"
 
 
-def test_check_notices_local_edits(case):
-    case.fill(case.records)
-    case.target.close()
-    if case.path.suffix == ".db":
-        with sqlite3.connect(case.path) as db:
-            if case.kind == "bytes":
+def test_check_notices_local_edits(stored):
+    stored.fill(stored.records)
+    stored.target.close()
+    if stored.path.suffix == ".db":
+        with sqlite3.connect(stored.path) as db:
+            if stored.kind == "bytes":
                 db.execute("UPDATE records SET value = x'00' WHERE key = x'00'")
             else:
                 db.execute("UPDATE t SET f = 7.25 WHERE id = 2")
-    elif case.path.suffix:
-        case.path.write_bytes(case.path.read_bytes().replace(b'"text"', b'"edit"'))
+    elif stored.path.suffix:
+        stored.path.write_bytes(stored.path.read_bytes().replace(b'"text"', b'"edit"'))
     else:
-        (case.path / "dir/run").write_text("edited")
-    check = case.target.check()
-    assert check.checksum != run_sum(list(case.records), list(case.records.values()))
+        (stored.path / "dir/run").write_text("edited")
+    check = stored.target.check()
+    assert check.checksum != run_sum(list(stored.records), list(stored.records.values()))
 
 
-def test_garbage_in_place_of_the_target_is_a_clear_error(case):
-    if case.path.suffix == "":
-        case.path.write_text("a file")
-    elif case.path.suffix == ".db":
-        case.path.write_text("no database, but a text of some length")
+def test_garbage_in_place_of_the_target_is_a_clear_error(stored):
+    if stored.path.suffix == "":
+        stored.path.write_text("a file")
+    elif stored.path.suffix == ".db":
+        stored.path.write_text("no database, but a text of some length")
     else:
-        case.path.mkdir()
+        stored.path.mkdir()
     with pytest.raises((TargetError, Refused)):
-        case.fill(case.records)
+        stored.fill(stored.records)
 
 
 def test_a_step_from_another_version_is_refused(case):
@@ -276,19 +289,112 @@ def test_a_step_from_another_version_is_refused(case):
     assert case.read() == case.records
 
 
-def test_the_data_is_there_or_not(case):
-    assert case.target.is_there()
-    case.fill(case.records)
-    assert case.target.is_there()
-    case.target.close()
-    if case.path.suffix == ".db":
-        with sqlite3.connect(case.path) as db:
-            db.execute(f"DROP TABLE {'records' if case.kind == 'bytes' else 't'}")
-    elif case.path.suffix:
-        case.path.unlink()
+def test_the_data_is_there_or_not(stored):
+    assert stored.target.is_there()
+    stored.fill(stored.records)
+    assert stored.target.is_there()
+    stored.target.close()
+    if stored.path.suffix == ".db":
+        with sqlite3.connect(stored.path) as db:
+            db.execute(f"DROP TABLE {'records' if stored.kind == 'bytes' else 't'}")
+    elif stored.path.suffix:
+        stored.path.unlink()
     else:
         for name in ("dir/run", "dir/link", "dir/sub/zero", "a", "ünï\\"):
-            (case.path / name).unlink()
+            (stored.path / name).unlink()
         for name in ("dir/sub", "dir", "empty"):
-            (case.path / name).rmdir()
-    assert not case.target.is_there()
+            (stored.path / name).rmdir()
+    assert not stored.target.is_there()
+
+
+READABLE = [form for form in FORMS if form != "jsonl"]
+
+
+@pytest.fixture(params=READABLE)
+def readable(request, tmp_path):
+    case = Case(request.param, tmp_path)
+    assert isinstance(case.target, ReadableTarget)
+    yield case
+    case.target.close()
+
+
+def ranges(records):
+    """Bounds around every key, and between."""
+    bounds = sorted({b"", *records, *(key + b"\0" for key in records), *(key[:-1] for key in records), b"\xff" * 5})
+    return [(low, high) for low in bounds for high in [*bounds[:: len(bounds) // 5 + 1], None]]
+
+
+def test_reading_gives_exact_records_and_ranges_of_them(readable):
+    with readable.target.reading() as reading:
+        assert reading.state is None
+        assert reading.get(next(iter(readable.records))) is None
+        assert list(reading.runs()) == []
+    readable.fill(readable.records)
+    records = readable.records
+    with readable.target.reading() as reading:
+        assert reading.state.version == 1
+        for key, value in records.items():
+            assert reading.get(key) == value
+            assert reading.get(key + b"\0") == records.get(key + b"\0")
+            assert reading.get(key[:-1]) == records.get(key[:-1])
+        for low, high in ranges(records):
+            found = [pair for run in reading.runs(low, high) for pair in zip(*run, strict=True)]
+            assert found == sorted((k, v) for k, v in records.items() if low <= k and (high is None or k < high))
+
+
+def test_a_reading_holds_its_state_while_the_target_moves(readable):
+    readable.fill(readable.records)
+    with readable.target.reading() as reading:
+        before = list(reading.runs())
+        readable.fill({readable.change[0]: readable.change[1], readable.gone: None}, 2, replace=False)
+        if reading.lasting:
+            assert list(reading.runs()) == before
+            assert reading.get(readable.gone) == readable.records[readable.gone]
+        else:
+            with pytest.raises(Moved):
+                reading.get(readable.gone)
+    with readable.target.reading() as reading:
+        assert reading.state.version == 2
+        assert reading.get(readable.gone) is None
+        assert reading.get(readable.change[0]) == readable.change[1]
+    readable.target.close()
+    assert len(readable.read()) == len(readable.records) - 1
+
+
+def test_reading_from_other_threads(readable):
+    readable.fill(readable.records)
+    with ThreadPoolExecutor(4) as pool:
+
+        def read(_):
+            with readable.target.reading() as reading:
+                return [reading.get(key) for key in readable.records]
+
+        assert all(found == list(readable.records.values()) for found in pool.map(read, range(20)))
+
+
+def test_a_file_that_is_not_ours_is_not_changed_by_looking(tmp_path):
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    target = open_target(str(path), "table")
+    with target.reading() as reading:
+        assert reading.state is None
+    target.close()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs.db"]
+
+
+def test_memory_refuses_what_is_no_state(tmp_path):
+    case = Case("memory-files", tmp_path)
+    for records in ({b"a/b": b"f", b"a": b"f"}, {b"../x": b"f"}, {b"a": b"?"}):
+        with pytest.raises(Invalid):
+            case.fill(records)
+    case.fill({b"a": b"f", b"b/c": b"f"})
+    for change in ({b"a/x": b"f"}, {b"b": b"f"}):
+        with pytest.raises(Invalid):
+            case.fill(change, 2, replace=False)
+    case.fill({b"a": None, b"a/x": b"f"}, 2, replace=False)
+    table = Case("memory-tables", tmp_path)
+    with pytest.raises(Invalid):
+        table.fill(dict([t(1)]))

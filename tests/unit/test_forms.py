@@ -87,7 +87,6 @@ def test_a_row_has_all_columns_and_only_those():
         object(),
         [[]] * 3 + [{"a": ()}],
     ],
-    ids=repr,
 )
 def test_what_no_row_can_hold_is_refused(value):
     with pytest.raises(UsageError):

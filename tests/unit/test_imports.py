@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PURE = {"runs", "plan", "errors", "forms"}
+PURE = {"runs", "plan", "errors", "forms", "blocks"}
 IO = {
     "os",
     "io",
@@ -73,7 +73,7 @@ def test_targets_and_sources_do_not_know_each_other():
         for path in modules(package):
             if path.name in ("__init__.py", "base.py"):
                 continue
-            siblings = {"folder", "sqlite", "jsonl"} - {path.stem}
+            siblings = {"folder", "sqlite", "jsonl", "memory"} - {path.stem}
             dotted = package.replace("/", ".")
             assert not {f"{dotted}.{name}" for name in siblings} & imports(path)
 
@@ -87,6 +87,7 @@ def test_targets_and_sources_do_not_know_each_other():
         ),
         ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc boto3 watchdog"),
         ("import puller.pull", "urllib3 sqlite3 rich publisher boto3 watchdog"),
+        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher boto3 watchdog"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):
