@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from publisher.snapshots import carry, is_due
 from publisher.sources.base import Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
+from publisher.validate import validate
 from puller.errors import Conflict, Corrupt, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.wire import nodes
@@ -43,6 +44,8 @@ class Options:
     interval: int | None = None
     allow_shrink: bool = False
     dry_run: bool = False
+    validate: Sequence[str] = ()
+    """Commands that must end with 0 before HEAD moves (publisher.validate)."""
 
 
 @dataclass
@@ -172,6 +175,7 @@ class _Publish:
         source = self._source(was)
         outcome = self._whole(head, source) if head.records == 0 else self._changes(was, source)
         if outcome.changed:
+            self._validate(head, outcome)
             self._swap(was, outcome.head)
         outcome.written = self.store.written
         return outcome
@@ -187,9 +191,7 @@ class _Publish:
         head = _first_head(
             name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
         )
-        self.store.flush()
-        self.store.swap_head(token, format_head(head), head.time)
-        return Outcome(
+        outcome = Outcome(
             head,
             created=True,
             added=records - (source.kind == "table"),
@@ -197,6 +199,10 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
+        self._validate(None, outcome)
+        self.store.flush()
+        self.store.swap_head(token, format_head(head), head.time)
+        return outcome
 
     def _source(self, was: Published) -> Source:
         head = was.head
@@ -327,6 +333,13 @@ class _Publish:
                 publish_id=secrets.token_hex(16),
             )
         )
+
+    def _validate(self, was: Head | None, outcome: Outcome) -> None:
+        if self.options.validate and not self.options.dry_run:
+            self.progress("validate", 0, 0)
+            validate(
+                self.options.validate, self.store, was, outcome.head, outcome.added, outcome.updated, outcome.deleted
+            )
 
     def _swap(self, was: Published, new: Head) -> None:
         head = was.head
