@@ -11,13 +11,13 @@ from puller.tree import Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
 from puller.wire.nodes import Diff, Run, Tree
 
-SHARE = 0.25
+SHARE = 0.2
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
 
 
 def is_due(reader: Reader, snapshot: Tree, diffs: Sequence[Diff]) -> bool:
     """Whether the diffs since a snapshot have outgrown their share of it."""
-    share = SHARE * node_bytes(reader, CHUNKS, snapshot) + CHUNK_SIZE // 8
+    share = SHARE * node_bytes(reader, CHUNKS, snapshot) + CHUNK_SIZE // 32
     return sum(node_bytes(reader, DIFFS, diff.tree) for diff in diffs) > share
 
 

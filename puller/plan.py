@@ -14,8 +14,10 @@ from puller.wire.nodes import Diff, Tree
 
 MOST_PATCHED = 32 * 1024 * 1024
 """Bytes of steps up to which patches are used: what they give is held in memory until all of it is known."""
-REQUEST_COST = 32 * 1024
+REQUEST_COST = 8 * 1024
 """What a request counts for beside its bytes, in bytes."""
+SHARE_OF_REQUEST = 256
+"""Between diffs and the snapshot, a request counts for at least this part of the bytes."""
 
 
 class Way(StrEnum):
@@ -133,12 +135,41 @@ def _trace(start: int, end: int, came: dict[int, tuple[int, Step]]) -> list[Step
     return way[::-1]
 
 
-def covers(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
-    """Whether `diffs` lead to HEAD's version from its snapshot, and from `position` where it is of this epoch."""
-    starts = [head.snapshot_version]
-    if position is not None and position[0] == head.epoch:
-        starts.append(position[1])
-    return all(route(start, head.version, diffs) is not None for start in starts)
+def gaps(start: int, end: int, diffs: Iterable[Diff]) -> list[tuple[int, int]]:
+    """The stretches between two versions that no diff covers; without any, diffs lead from `start` to `end`."""
+    found = []
+    for diff in sorted(diffs, key=lambda d: d.a):
+        if diff.a >= end:
+            break
+        if diff.a > start:
+            found.append((start, diff.a))
+        start = max(start, diff.b)
+    return [*found, (start, end)] if start < end else found
+
+
+def starts(position: tuple[int, int] | None, head: Head) -> list[int]:
+    """The versions from which a way to HEAD's is looked for: the snapshot's, and that of a position of HEAD's epoch."""
+    known = position is not None and position[0] == head.epoch
+    return [head.snapshot_version, *([position[1]] if known and position is not None else [])]
+
+
+def is_good(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
+    """Whether `diffs` lead from `position` to HEAD so well that reading the log is not worth it.
+
+    They do if the snapshot cannot be cheaper, and if what their way holds for versions before it began, or twice, is
+    less than the log.
+    """
+    *_, start = starts(position, head)
+    way = route(start, head.version, diffs)
+    if way is None or head.log is None:
+        return way is not None
+    if len(starts(position, head)) > 1 and sum(map(_tree_cost, (d.tree for d in way))) > _tree_cost(head.snapshot):
+        return route(head.snapshot_version, head.version, diffs) is not None
+    twice = 0
+    for diff in way:
+        twice += diff.tree.bytes * max(0, start - diff.a) // (diff.b - diff.a)
+        start = diff.b
+    return twice <= head.log.stored + REQUEST_COST
 
 
 def plan(
@@ -172,7 +203,9 @@ def plan(
     snapshot = _plan(Way.BOOTSTRAP, reason, after or [], head.snapshot)
     if by_steps is None:
         return snapshot
-    return by_steps if _cost(by_steps) <= _cost(snapshot) else replace(snapshot, reason=Reason.SNAPSHOT_CHEAPER)
+    request = max(REQUEST_COST, min(by_steps.bytes, snapshot.bytes) // SHARE_OF_REQUEST)
+    dearer = by_steps.bytes + by_steps.files * request > snapshot.bytes + snapshot.files * request
+    return replace(snapshot, reason=Reason.SNAPSHOT_CHEAPER) if dearer else by_steps
 
 
 def _by_steps(steps: list[Step]) -> Plan:
@@ -190,7 +223,3 @@ def _bootstrap_reason(position: tuple[int, int] | None, head: Head) -> Reason:
 def _plan(way: Way, reason: Reason, steps: list[Step], snapshot: Tree | None = None) -> Plan:
     trees = [step.tree for step in steps] + ([] if snapshot is None else [snapshot])
     return Plan(way, reason, steps, sum(tree.bytes for tree in trees), sum(tree.files for tree in trees))
-
-
-def _cost(plan: Plan) -> int:
-    return plan.bytes + plan.files * REQUEST_COST

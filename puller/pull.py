@@ -26,7 +26,7 @@ from puller.errors import (
 )
 from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
-from puller.plan import Plan, Reason, Way, covers, plan
+from puller.plan import Plan, Reason, Way, is_good, plan, starts
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
@@ -140,6 +140,17 @@ def pull(
         raise
 
 
+def read_diffs(reader: Reader, head: Head, position: tuple[int, int] | None) -> list[Diff]:
+    """HEAD's diffs, and as much of the log as it takes to have a good way from `position`, and one from the snapshot."""
+    diffs = list(head.diffs)
+    if head.log is None or position == (head.epoch, head.version) or is_good(position, head, diffs):
+        return diffs
+    log = reader.log(head.log)
+    for start in starts(position, head):
+        diffs = reader.search(log, start, head.version, diffs)
+    return diffs
+
+
 class _Pull:
     def __init__(
         self,
@@ -208,7 +219,7 @@ class _Pull:
                     self._remember(state, head, etag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
-        diffs = self._diffs(head, position)
+        diffs = read_diffs(self.reader, head, position)
         chosen = plan(position, head, diffs, anew=self.anew, patches=self.patches and self.target.gives_values)
         only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
         changes = Changes() if only_planned else self._apply(head, etag, chosen)
@@ -238,21 +249,6 @@ class _Pull:
                 "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
             )
         return None
-
-    def _diffs(self, head: Head, position: tuple[int, int] | None) -> list[Diff]:
-        """HEAD's diffs, and as much of the log as it takes to have a way."""
-        diffs = list(head.diffs)
-        current = position == (head.epoch, head.version)
-        if head.log is None or current or covers(position, head, diffs):
-            return diffs
-        log = self.reader.log(head.log)
-        starts = [head.snapshot_version] + ([position[1]] if position and position[0] == head.epoch else [])
-        for every in (False, True):
-            for start in starts:
-                diffs += self.reader.listed(log, start, head.version, every=every)
-            if covers(position, head, diffs):
-                break
-        return diffs
 
     def _runs(self, head: Head, chosen: Plan, writer: Writer) -> Iterator[Run]:
         """The records that a plan gives: all of them, or the changed ones."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
 from puller.fetch import THREADS, Fetcher
 from puller.partial import Partial
+from puller.plan import gaps
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
@@ -19,8 +20,10 @@ from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Run, Segment, Subl
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
 
-NEAR = 16
+NEAR = 4
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
+FINEST = 64
+"""At the start of a way, diffs are not looked for that are narrower than this part of it."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -68,6 +71,7 @@ class Reader:
         self.pool = pool
         self.partial = partial
         self.done = 0
+        self._segments: dict[Segment, Log] = {}
         self._lock = threading.Lock()
 
     def stored(self, area: str, ref: Ref) -> bytes:
@@ -155,27 +159,46 @@ class Reader:
         """A log file; `within` is the segment that names it, where it is not HEAD that does."""
         return nodes.decode_log(self.load(DIFFS, ref), within)
 
-    def listed(self, log: Log, start: int, end: int, *, every: bool = False) -> list[Diff]:
+    def listed(self, log: Log, start: int, end: int, *, least: int | None = None) -> list[Diff]:
         """The diffs that a log and its segments list and that may lead from version `start` towards `end`.
 
-        Diffs are wanted narrow near the ends and wide between: without `every`, segments that lie far from both
-        for the width of their diffs are not read.
+        Diffs are wanted narrow near the ends and wide between, and at the start none that are narrow for the whole way:
+        a wider one over a little more costs less than to find out. So segments that lie far from both ends for the width
+        of their diffs are not read, unless these are at least `least` wide.
         """
         found: list[Diff] = []
         seen: set[bytes] = set()
         level = [log]
+
+        def is_wanted(s: Segment) -> bool:
+            near = s.a <= start + NEAR * s.widest and s.widest * FINEST >= end - start
+            return near or s.b > end - NEAR * s.widest or (least is not None and s.widest >= least)
+
         for _ in range(nodes.MAX_LOG_NESTING + 1):
             found += (diff for part in level for diff in part.diffs if start < diff.b <= end)
-            segments = [s for part in level for s in part.segments if start < s.b and s.ref.sha256 not in seen]
-            wanted = [s for s in segments if every or s.a <= start + NEAR * s.widest or s.b > end - NEAR * s.widest]
+            segments = [s for part in level for s in part.segments if start < s.b and s.a < end]
+            wanted = [s for s in segments if s.ref.sha256 not in seen and is_wanted(s)]
             if not wanted:
                 return found
             seen.update(s.ref.sha256 for s in wanted)
             level = [part for _, part in ahead(self.pool, iter(wanted), self._segment, lambda s: s.ref.raw)]
         raise Invalid("the segments of a log are nested more than eight deep")
 
+    def search(self, log: Log, start: int, end: int, known: Iterable[Diff]) -> list[Diff]:
+        """`known` and as many diffs of a log as it takes to have a way from version `start` to `end`, if there is one.
+
+        What the first look leaves open is looked for among the widest diffs first.
+        """
+        found = [*known, *self.listed(log, start, end)]
+        for least in sorted({segment.widest for segment in log.segments}, reverse=True):
+            for a, b in gaps(start, end, found):
+                found += self.listed(log, a, b, least=least)
+        return found
+
     def _segment(self, segment: Segment) -> Log:
-        return self.log(segment.ref, segment)
+        if segment not in self._segments:
+            self._segments[segment] = self.log(segment.ref, segment)
+        return self._segments[segment]
 
     def large(self, key: bytes, value: Large) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece.

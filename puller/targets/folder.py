@@ -236,7 +236,20 @@ class FolderTarget:
         self._finish()
 
     def _finish(self) -> None:
-        """Carry out a step that was decided; each part of it may have been done already."""
+        """Carry out a step that was decided. Raises TargetError where that fails; the next command goes on with it."""
+        state = self._stored("next")
+        try:
+            self._carry_out()
+        except (OSError, sqlite3.Error) as error:
+            version = "its next version" if state is None else f"version {state.version}"
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TargetError(
+                f"{self.where} is on its way to {version}, which lies complete in {DATA}/, but it cannot be moved into place: "
+                f"{reason}. Until the next `puller` command goes on with it, files of both versions are there"
+            ) from error
+
+    def _carry_out(self) -> None:
+        """Move what was staged into place; each part of it may have been done already."""
         db = self._open()
         staging = os.path.join(self._data, b"staging")
         self.disk.forget()
@@ -270,9 +283,11 @@ class FolderTarget:
         db.execute("DELETE FROM next")
         db.execute("DELETE FROM journal")
         db.execute("COMMIT")
+        remove_tree(staging)
 
     def _remove(self, path: bytes, emptied: set[bytes]) -> None:
-        """Remove what is ours at `path`; nothing of ours lies behind a symbolic link."""
+        """Remove what is ours at `path`; nothing of ours lies behind a symbolic link. It may be gone already."""
+        emptied.update(files.parents(path))
         stat = self.disk.stat(path)
         if stat is None:
             return
@@ -280,7 +295,6 @@ class FolderTarget:
             remove_folder(self.disk.full(path))
         else:
             os.unlink(self.disk.full(path))
-        emptied.update(files.parents(path))
 
 
 class _NewWriter:
