@@ -16,7 +16,7 @@ MOST_PATCHED = 32 * 1024 * 1024
 """Bytes of steps up to which patches are used: what they give is held in memory until all of it is known."""
 REQUEST_COST = 8 * 1024
 """What a request counts for beside its bytes, in bytes."""
-SHARE_OF_REQUEST = 256
+SHARE_OF_REQUEST = 128
 """Between diffs and the snapshot, a request counts for at least this part of the bytes."""
 
 

@@ -12,13 +12,13 @@ import os
 import sqlite3
 import stat as stats
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from puller.durable import sync_files
-from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, TargetError
 from puller.targets.base import Changes, Check, Opening, State, check_held
 from puller.targets.disk import Disk, remove_tree
 from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
@@ -112,13 +112,20 @@ class FolderTarget:
                 os.mkdir(staging)
                 db.execute("BEGIN IMMEDIATE")
                 yield _NewWriter(self, db, opening) if fresh else _Writer(self, db, opening)
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                if self._stored("next") is None:
-                    remove_tree(staging)
-                    if not ours and self._stored("state") is None:
-                        self._forget(created)
+            except BaseException:
+                with suppress(HeadwaterError, OSError, sqlite3.Error):  # what went wrong first is what is reported
+                    self._drop_staged(db, ours, created)
+                raise
+            self._drop_staged(db, ours, created)
+
+    def _drop_staged(self, db: sqlite3.Connection, ours: bool, created: bool) -> None:
+        """Undo what was not decided; where nothing is held, leave no trace."""
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        if self._stored("next") is None:
+            remove_tree(os.path.join(self._data, b"staging"))
+            if not ours and self._stored("state") is None:
+                self._forget(created)
 
     def check_empty(self) -> None:
         """Raise NotOurs if somebody put something into the folder that was empty."""
