@@ -74,7 +74,8 @@ def init_command(
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option("--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty or lost over half its records.")
 @click.option("--no-cache", is_flag=True, help="Read all of SOURCE, also files that look as they did when published.")
-@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@click.option("--validate", multiple=True, metavar="CMD", help="Publish only if this command ends with 0; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing; runs no validators.")
 @common
 def publish_command(
     source: str,
@@ -87,6 +88,7 @@ def publish_command(
     strict: bool,
     allow_shrink: bool,
     no_cache: bool,
+    validate: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -97,10 +99,17 @@ def publish_command(
     SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
     folder; where there is no dataset yet, one is created.
 
+    Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
+    changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
+    previous_version, …) and the variables HEADWATER_NAME, HEADWATER_VERSION and HEADWATER_CANDIDATE, from which the new
+    version can be pulled into a target that is thrown away afterwards. What they print goes to stderr. The first that
+    does not end with 0 refuses the version (exit code 3). Where another publisher comes first, they run again.
+
     \b
     Examples:
       publisher publish ./catalogue /srv/data/catalogue
       publisher publish prices.jsonl /srv/data/prices --key sku
+      publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
     from publisher.publish import Options, publish
@@ -109,7 +118,7 @@ def publish_command(
 
     out = console(as_json, quiet, verbose)
     _check_apart(source, dest)
-    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run)
+    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run, validate=validate)
 
     def find(dataset: str, schema: Schema) -> Source:
         return open_source(

@@ -18,10 +18,10 @@ from puller.wire.nodes import Diff
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-BASE = 8
+BASE = 4
 """A level's diffs are this many times as wide as those of the level below."""
-LISTED = 8
-"""HEAD lists so many of the newest diffs of each of the two lowest levels, and one of each other."""
+LISTED = (8, 4)
+"""HEAD lists so many of the newest diffs of the two lowest levels, and one of each other."""
 ROOM = 300
 """Bytes of HEAD left free for signature lines."""
 
@@ -34,7 +34,7 @@ def widen(
 ) -> list[Diff]:
     """The diffs that are due at `version` beside `last`, the one from the version before.
 
-    At multiples of 8 that is the one from the version 8 before, at multiples of 64 the one from 64 before, and so on;
+    At multiples of 4 that is the one from the version 4 before, at multiples of 16 the one from 16 before, and so on;
     near the beginning of history, the one from version 1. A level is left out, with all above it, where narrower diffs
     do not lead over its width any more, or where they cost more than `most`, the bytes of the snapshot.
     """
@@ -64,7 +64,7 @@ def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:
     widths = sorted({d.b - d.a for d in newest})
     chosen: list[Diff] = []
     for level, width in enumerate(widths):
-        chosen += [d for d in newest if d.b - d.a == width][: LISTED if level < 2 else 1]
+        chosen += [d for d in newest if d.b - d.a == width][: LISTED[level] if level < len(LISTED) else 1]
     return sorted(chosen, key=lambda d: (-d.b, d.b - d.a))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Options:
     interval: int | None = None
     allow_shrink: bool = False
     dry_run: bool = False
+    validate: Sequence[str] = ()
+    """Commands that must end with 0 before HEAD moves (publisher.validate)."""
 
 
 @dataclass
@@ -172,6 +174,7 @@ class _Publish:
             touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
             outcome = self._changes(was, source, touched)
         if self.next is not None:
+            self._validate(head, outcome)
             swap(was, self.next)
         self._remember(source, outcome.head)
         outcome.written = self.store.written
@@ -188,10 +191,7 @@ class _Publish:
         head = first_head(
             name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
         )
-        self.store.flush()
-        self.store.swap_head(token, format_head(head), head.time)
-        self._remember(source, head)
-        return Outcome(
+        outcome = Outcome(
             head,
             created=True,
             added=records - (source.kind == "table"),
@@ -199,6 +199,11 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
+        self._validate(None, outcome)
+        self.store.flush()
+        self.store.swap_head(token, format_head(head), head.time)
+        self._remember(source, head)
+        return outcome
 
     def _remember(self, source: Source, head: Head) -> None:
         if isinstance(source, Remembering) and not self.options.dry_run:
@@ -314,6 +319,15 @@ class _Publish:
         if isinstance(stored.value, Large):
             self.costs[stored.value.record_hash] = stored.files, stored.bytes
         return stored.value
+
+    def _validate(self, was: Head | None, outcome: Outcome) -> None:
+        if self.options.validate and not self.options.dry_run:
+            from publisher.validate import validate
+
+            self.progress("validate", 0, 0)
+            validate(
+                self.options.validate, self.store, was, outcome.head, outcome.added, outcome.updated, outcome.deleted
+            )
 
     def _guard(self, head: Head, deleted: int) -> None:
         """Refuse a source that lost over half of what is published."""

@@ -89,12 +89,9 @@ class Published:
         from puller.plan import route
 
         diffs = [*self.head.diffs, *self._known]
-        for every in (None, False, True):
-            if every is not None:
-                diffs += self.reader.listed(self.log, start, end, every=every)
-            if (way := route(start, end, diffs)) is not None:
-                return way
-        return None
+        if (way := route(start, end, diffs)) is not None:
+            return way
+        return route(start, end, self.reader.search(self.log, start, end, diffs))
 
     def nearby(self, start: int, end: int) -> list[Diff]:
         """The diffs between two versions close to HEAD's that HEAD or the log lists."""

@@ -16,13 +16,13 @@ from puller.wire.nodes import Diff, Entry, Run, Tree
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-SHARE = 0.25
+SHARE = 0.2
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
 
 
 def is_due(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sizes: dict[bytes, int]) -> bool:
     """Whether the diffs since a snapshot have outgrown their share of it; `sizes` keeps what had to be read for that."""
-    share = SHARE * node_bytes(reader, CHUNKS, snapshot, sizes) + CHUNK_SIZE // 8
+    share = SHARE * node_bytes(reader, CHUNKS, snapshot, sizes) + CHUNK_SIZE // 32
     return sum(node_bytes(reader, DIFFS, diff.tree, sizes) for diff in diffs) > share
 
 

@@ -43,6 +43,10 @@ class Shrunk(Refused):
     """The source lost more records than is plausible."""
 
 
+class Rejected(Refused):
+    """A validator did not let a new version pass."""
+
+
 class SourceError(HeadwaterError):
     """The source cannot be read, or holds something that cannot be published."""
 

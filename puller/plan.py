@@ -14,8 +14,10 @@ from puller.wire.nodes import Diff, Tree
 
 MOST_PATCHED = 32 * 1024 * 1024
 """Bytes of steps up to which patches are used: what they give is held in memory until all of it is known."""
-REQUEST_COST = 32 * 1024
+REQUEST_COST = 8 * 1024
 """What a request counts for beside its bytes, in bytes."""
+SHARE_OF_REQUEST = 128
+"""Between two ways, a request counts for at least this part of the bytes."""
 
 
 class Way(StrEnum):
@@ -98,10 +100,9 @@ class Candidate:
     bytes: int = 0
     files: int = 0
 
-    @property
-    def cost(self) -> int:
-        """Bytes, requests included."""
-        return self.bytes + self.files * REQUEST_COST
+    def cost(self, request: int) -> int:
+        """Bytes, where a request counts for so many."""
+        return self.bytes + self.files * request
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,41 @@ def _trace(start: int, end: int, came: dict[int, tuple[int, Step]]) -> list[Step
     return way[::-1]
 
 
-def covers(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
-    """Whether `diffs` lead to HEAD's version from its snapshot, and from `position` where it is of this epoch."""
-    starts = [head.snapshot_version]
-    if position is not None and position[0] == head.epoch and position[1] <= head.version:
-        starts.append(position[1])
-    return all(route(start, head.version, diffs) is not None for start in starts)
+def gaps(start: int, end: int, diffs: Iterable[Diff]) -> list[tuple[int, int]]:
+    """The stretches between two versions that no diff covers; without any, diffs lead from `start` to `end`."""
+    found = []
+    for diff in sorted(diffs, key=lambda d: d.a):
+        if diff.a >= end:
+            break
+        if diff.a > start:
+            found.append((start, diff.a))
+        start = max(start, diff.b)
+    return [*found, (start, end)] if start < end else found
+
+
+def starts(position: tuple[int, int] | None, head: Head) -> list[int]:
+    """The versions from which a way to HEAD's is looked for: the snapshot's, and that of a position of HEAD's epoch."""
+    known = position is not None and position[0] == head.epoch and position[1] <= head.version
+    return [head.snapshot_version, *([position[1]] if known and position is not None else [])]
+
+
+def is_good(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> bool:
+    """Whether `diffs` lead from `position` to HEAD so well that reading the log is not worth it.
+
+    They do if the snapshot cannot be cheaper, and if what their way holds for versions before it began, or twice, is
+    less than the log.
+    """
+    *_, start = starts(position, head)
+    way = route(start, head.version, diffs)
+    if way is None or head.log is None:
+        return way is not None
+    if len(starts(position, head)) > 1 and sum(map(_tree_cost, (d.tree for d in way))) > _tree_cost(head.snapshot):
+        return route(head.snapshot_version, head.version, diffs) is not None
+    twice = 0
+    for diff in way:
+        twice += diff.tree.bytes * max(0, start - diff.a) // (diff.b - diff.a)
+        start = diff.b
+    return twice <= head.log.stored + REQUEST_COST
 
 
 def plan(
@@ -194,9 +224,11 @@ def plan(
         return Plan(Way.NOTHING, Reason.CURRENT)
     candidates = [_patch(position, head, diffs), _diffs(position, head, diffs), *_snapshots(position, head, diffs)]
     candidates = [replace(c, closed=shut.get(c.way, c.closed)) for c in candidates]
-    best = min((c for c in candidates if c.closed is None), key=lambda c: c.cost, default=None)
-    if best is None:
+    open_ways = [c for c in candidates if c.closed is None]
+    if not open_ways:
         raise Invalid("HEAD and its log name no way from the snapshot to HEAD's version")
+    request = max(REQUEST_COST, min(c.bytes for c in open_ways) // SHARE_OF_REQUEST)
+    best = min(open_ways, key=lambda c: c.cost(request))
     return Plan(best.way, _reason(best, candidates), best.steps, best.bytes, best.files, candidates)
 
 

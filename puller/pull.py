@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,13 +28,14 @@ from puller.errors import (
 )
 from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
-from puller.plan import Plan, Reason, Step, Way, covers, plan
+from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
 from puller.resync import Resync
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
-from puller.tree import Reader
+from puller.tree import BUDGET, Reader
 from puller.wire.checksum import record_hashes
+from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Diff, Run, Value
@@ -189,6 +190,29 @@ class _Sums:
         self.records += len(keys) - hashes.count(None) - len(before) + before.count(None)
 
 
+def read_diffs(
+    reader: Reader,
+    head: Head,
+    position: tuple[int, int] | None,
+    *,
+    without: Collection[bytes] = (),
+    from_snapshot: bool = False,
+) -> list[Diff]:
+    """HEAD's diffs, and as much of the log as it takes to have a good way from `position`, and one from the snapshot.
+
+    `without` names the roots of diffs that are of no use. The way from the snapshot is looked for only if there is none
+    from `position` or it may cost less, or if it is asked for (`from_snapshot`).
+    """
+    diffs = [diff for diff in head.diffs if diff.tree.ref.sha256 not in without]
+    covered = not from_snapshot or route(head.snapshot_version, head.version, diffs) is not None
+    if head.log is None or (covered and is_good(position, head, diffs)):
+        return diffs
+    log = reader.log(head.log)
+    for start in starts(position, head):
+        diffs = reader.search(log, start, head.version, diffs, without)
+    return diffs
+
+
 class _Pull:
     def __init__(
         self,
@@ -307,7 +331,9 @@ class _Pull:
                     self._remember(state, newest, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
-        chosen = plan(position, head, self._diffs(head, position), closed=self.closed)
+        whole = self.options.dry_run or Way.DIFFS in self.closed
+        diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole)
+        chosen = plan(position, head, diffs, closed=self.closed)
         self.way = chosen.way
         only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
         changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
@@ -341,30 +367,17 @@ class _Pull:
                 "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
             )
 
-    def _diffs(self, head: Head, position: tuple[int, int] | None) -> list[Diff]:
-        """HEAD's diffs, and as much of the log as it takes to have a way; those found to be damaged are left out."""
-        diffs = self._sound(head.diffs)
-        if head.log is None or covers(position, head, diffs):
-            return diffs
-        log = self.reader.log(head.log)
-        starts = [head.snapshot_version] + ([position[1]] if position and position[0] == head.epoch else [])
-        for every in (False, True):
-            for start in starts:
-                diffs += self._sound(self.reader.listed(log, start, head.version, every=every))
-            if covers(position, head, diffs):
-                break
-        return diffs
+    def _trees(self, head: Head, chosen: Plan) -> Iterator[Run]:
+        """The newest value of each key in what a plan reads, deletions as None; the streams share one memory budget."""
+        budget = BUDGET // (len(chosen.steps) + 1)
+        streams = [self._diff(step.diff, budget) for step in chosen.steps]
+        if chosen.way is Way.BOOTSTRAP:
+            streams.insert(0, self.reader.runs(CHUNKS, head.snapshot, budget))
+        return merge(streams)
 
-    def _sound(self, diffs: list[Diff]) -> list[Diff]:
-        return [diff for diff in diffs if diff.tree.ref.sha256 not in self.damaged]
-
-    def _changes(self, steps: list[Step]) -> Iterator[Run]:
-        """The changes that diffs lead over."""
-        return merge([self._diff(step.diff) for step in steps])
-
-    def _diff(self, diff: Diff) -> Iterator[Run]:
+    def _diff(self, diff: Diff, budget: int) -> Iterator[Run]:
         try:
-            yield from self.reader.diff(diff)
+            yield from self.reader.runs(DIFFS, diff.tree, budget)
         except Corrupt as error:
             error.diff = diff.tree.ref.sha256
             raise
@@ -404,12 +417,12 @@ class _Pull:
         with self.target.writer(opening) as writer:
             if chosen.way is Way.BOOTSTRAP or state is None:
                 held = _Sums(Ranges(), 0)
-                runs = live(merge([self.reader.snapshot(head.snapshot), self._changes(chosen.steps)]))
+                runs = live(self._trees(head, chosen))
             elif chosen.way is Way.RESYNC:
                 held, runs = self._resync(state, head, chosen, writer)
             else:
                 held = _Sums(self._ranges(state), state.records)
-                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._changes(chosen.steps)
+                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._trees(head, chosen)
             self._stream(writer, runs, held, chosen)
             if (held.ranges.checksum, held.records) != (head.checksum, head.records):
                 raise self._mismatch(chosen.way, head)
@@ -438,7 +451,7 @@ class _Pull:
         resync = Resync(
             self.reader, head.snapshot, is_table=head.kind == "table", suspects=suspects if self.trusting else None
         )
-        runs = resync.runs(writer.held(), self._changes(chosen.steps))
+        runs = resync.runs(writer.held(), self._trees(head, chosen))
         if state.position == (head.epoch, head.version):
             runs = self._noted(head.kind, runs)
         return held, runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, Invalid, NotFound, Stale
@@ -27,8 +27,10 @@ BUDGET = 32 * 1024 * 1024
 MOST = 32
 """Files that a stream may have under way at once."""
 
-NEAR = 16
+NEAR = 4
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
+FINEST = 64
+"""At the start of a way, diffs are not looked for that are narrower than this part of it."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,6 +78,7 @@ class Reader:
         self.pool = pool
         self.partial = partial
         self.done = 0
+        self._segments: dict[Segment, Log] = {}
         self._lock = threading.Lock()
         self._under_way: dict[bytes, Future[bytes]] = {}
 
@@ -197,27 +200,54 @@ class Reader:
         """A log file; `within` is the segment that names it, where it is not HEAD that does."""
         return nodes.decode_log(self.load(DIFFS, ref), within)
 
-    def listed(self, log: Log, start: int, end: int, *, every: bool = False) -> list[Diff]:
+    def listed(self, log: Log, start: int, end: int, *, least: int | None = None) -> list[Diff]:
         """The diffs that a log and its segments list and that may lead from version `start` towards `end`.
 
-        Diffs are wanted narrow near the ends and wide between: without `every`, segments that lie far from both
-        for the width of their diffs are not read.
+        Diffs are wanted narrow near the ends and wide between, and at the start none that are narrow for the whole way:
+        a wider one over a little more costs less than to find out. So segments that lie far from both ends for the width
+        of their diffs are not read, unless these are at least `least` wide.
         """
         found: list[Diff] = []
         seen: set[bytes] = set()
         level = [log]
+
+        def is_wanted(s: Segment) -> bool:
+            near = s.a <= start + NEAR * s.widest and s.widest * FINEST >= end - start
+            return near or s.b > end - NEAR * s.widest or (least is not None and s.widest >= least)
+
         for _ in range(nodes.MAX_LOG_NESTING + 1):
             found += (diff for part in level for diff in part.diffs if start < diff.b <= end)
-            segments = [s for part in level for s in part.segments if start < s.b and s.ref.sha256 not in seen]
-            wanted = [s for s in segments if every or s.a <= start + NEAR * s.widest or s.b > end - NEAR * s.widest]
+            segments = [s for part in level for s in part.segments if start < s.b and s.a < end]
+            wanted = [s for s in segments if s.ref.sha256 not in seen and is_wanted(s)]
             if not wanted:
                 return found
             seen.update(s.ref.sha256 for s in wanted)
             level = [part for _, part in ahead(self.pool, iter(wanted), self._segment, lambda s: s.ref.raw)]
         raise Invalid("the segments of a log are nested more than eight deep")
 
+    def search(
+        self, log: Log, start: int, end: int, known: Iterable[Diff], without: Collection[bytes] = ()
+    ) -> list[Diff]:
+        """`known` and as many diffs of a log as it takes to have a way from version `start` to `end`, if there is one.
+
+        What the first look leaves open is looked for among the widest diffs first. `without` names the roots of diffs
+        that are of no use.
+        """
+        from puller.plan import gaps
+
+        def sound(diffs: list[Diff]) -> list[Diff]:
+            return [diff for diff in diffs if diff.tree.ref.sha256 not in without]
+
+        found = [*known, *sound(self.listed(log, start, end))]
+        for least in sorted({segment.widest for segment in log.segments}, reverse=True):
+            for a, b in gaps(start, end, found):
+                found += sound(self.listed(log, a, b, least=least))
+        return found
+
     def _segment(self, segment: Segment) -> Log:
-        return self.log(segment.ref, segment)
+        if segment not in self._segments:
+            self._segments[segment] = self.log(segment.ref, segment)
+        return self._segments[segment]
 
     def large(self, key: bytes, value: Large, held: Held | None = None) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece; what `held` gives for a piece or a base is not fetched.

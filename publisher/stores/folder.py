@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from publisher.stores.base import ABSENT, Token
 from puller.durable import sync_files, sync_folder
@@ -18,7 +19,7 @@ _OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
 
 
 class StoreError(HeadwaterError):
-    """The store cannot be written; what is published there stays as it was."""
+    """The store cannot be written; what is published there stays as it was, if the message does not say otherwise."""
 
 
 class FolderStore:
@@ -41,7 +42,8 @@ class FolderStore:
         full = os.path.join(self.where, path)
         try:
             temporary = self._write(full, data)
-            os.replace(temporary, full)
+            with _or_discard(temporary):
+                os.replace(temporary, full)
         except OSError as error:
             raise self._unwritten(path, error) from error
         with self._lock:
@@ -74,6 +76,7 @@ class FolderStore:
 
     def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
         full = os.path.join(self.where, HEAD)
+        swapped = False
         try:
             folder = os.open(self._folder(full), os.O_RDONLY)
             try:
@@ -81,12 +84,19 @@ class FolderStore:
                 if self._current() != expected:
                     raise Conflict(f"another publisher wrote to {self.where} in the meantime")
                 temporary = self._write(full, data, durable=True)
-                os.utime(temporary, (time, time))
-                os.replace(temporary, full)
+                with _or_discard(temporary):
+                    os.utime(temporary, (time, time))
+                    os.replace(temporary, full)
+                swapped = True
                 os.fsync(folder)
             finally:
                 os.close(folder)
         except OSError as error:
+            if swapped:
+                raise StoreError(
+                    f"the new HEAD is in its place in {self.where}, and pullers see the new version, but it could not be made "
+                    f"durable: {error.strerror}. A power cut may bring the old HEAD back; check the disk, then publish again"
+                ) from error
             raise self._unwritten(HEAD, error) from error
         return _token(data)
 
@@ -138,7 +148,7 @@ class FolderStore:
         folder = self._folder(full)
         name = f"{_TEMPORARY}{os.path.basename(full)}-{os.getpid()}-{threading.get_ident()}"
         temporary = os.path.join(folder, name)
-        with open(temporary, "wb", buffering=0) as file:
+        with _or_discard(temporary), open(temporary, "wb", buffering=0) as file:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
@@ -155,6 +165,17 @@ class FolderStore:
         return StoreError(
             f"{path} cannot be written to {self.where}: {error.strerror}; what is published there stays as it was"
         )
+
+
+@contextmanager
+def _or_discard(temporary: str) -> Iterator[None]:
+    """Remove a temporary file if what is done with it fails."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _token(data: bytes) -> Token:

@@ -13,13 +13,13 @@ import sqlite3
 import stat as stats
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from puller.durable import sync_files
-from puller.errors import Invalid, LocalEdits, Moved, NotOurs, TargetError
+from puller.errors import HeadwaterError, Invalid, LocalEdits, Moved, NotOurs, TargetError
 from puller.targets import held
 from puller.targets.base import Changes, Check, Opening, State, check_held
 from puller.targets.disk import Disk, remove_tree
@@ -154,13 +154,20 @@ class FolderTarget:
                 os.mkdir(staging)
                 db.execute("BEGIN IMMEDIATE")
                 yield _NewWriter(self, db, opening) if fresh else _Writer(self, db, opening)
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                if self._stored("next") is None:
-                    remove_tree(staging)
-                    if not ours and self._stored("state") is None:
-                        self._forget(created)
+            except BaseException:
+                with suppress(HeadwaterError, OSError, sqlite3.Error):  # what went wrong first is what is reported
+                    self._drop_staged(db, ours, created)
+                raise
+            self._drop_staged(db, ours, created)
+
+    def _drop_staged(self, db: sqlite3.Connection, ours: bool, created: bool) -> None:
+        """Undo what was not decided; where nothing is held, leave no trace."""
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        if self._stored("next") is None:
+            remove_tree(os.path.join(self._data, b"staging"))
+            if not ours and self._stored("state") is None:
+                self._forget(created)
 
     def check_empty(self) -> None:
         """Raise NotOurs if somebody put something into the folder that was empty."""
@@ -279,7 +286,20 @@ class FolderTarget:
         self._finish()
 
     def _finish(self) -> None:
-        """Carry out a step that was decided; each part of it may have been done already."""
+        """Carry out a step that was decided. Raises TargetError where that fails; the next command goes on with it."""
+        state = self._stored("next")
+        try:
+            self._carry_out()
+        except (OSError, sqlite3.Error) as error:
+            version = "its next version" if state is None else f"version {state.version}"
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TargetError(
+                f"{self.where} is on its way to {version}, which lies complete in {DATA}/, but it cannot be moved into place: "
+                f"{reason}. Until the next `puller` command goes on with it, files of both versions are there"
+            ) from error
+
+    def _carry_out(self) -> None:
+        """Move what was staged into place; each part of it may have been done already."""
         db = self._open()
         staging = os.path.join(self._data, b"staging")
         self.disk.forget()
@@ -314,9 +334,11 @@ class FolderTarget:
         db.execute("DELETE FROM next")
         db.execute("DELETE FROM journal")
         db.execute("COMMIT")
+        remove_tree(staging)
 
     def _remove(self, path: bytes, emptied: set[bytes]) -> None:
-        """Remove what is ours at `path`; nothing of ours lies behind a symbolic link."""
+        """Remove what is ours at `path`; nothing of ours lies behind a symbolic link. It may be gone already."""
+        emptied.update(files.parents(path))
         stat = self.disk.stat(path)
         if stat is None:
             return
@@ -324,7 +346,6 @@ class FolderTarget:
             remove_folder(self.disk.full(path))
         else:
             os.unlink(self.disk.full(path))
-        emptied.update(files.parents(path))
 
 
 class _Reading:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat as stats
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import msgspec
@@ -203,6 +203,8 @@ class JsonLinesTarget:
                 os.close(self._lock)
                 self._lock = os.dup(file.fileno())
         except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
             raise TargetError(f"{self._side} cannot be written: {error.strerror}") from error
 
 

@@ -36,12 +36,12 @@ class Files:
         return decode_log(self.data[int.from_bytes(ref.sha256, "big")], within)
 
 
-@pytest.fixture(scope="module", params=[1, 6])
+@pytest.fixture(scope="module", params=[1, 8])
 def history(request):
-    """A long history, with diffs of one width or of six."""
+    """A long history, with diffs of one width or of eight."""
     files, log, longest = Files(), Log([], []), 0
     for version in range(1, VERSIONS + 1):
-        widths = [8**n for n in range(request.param) if version % 8**n == 0]
+        widths = [4**n for n in range(request.param) if version % 4**n == 0]
         log = grow(log, [Diff(version - w, version, tree(1000 * w)) for w in widths], files.put)
         longest = max(longest, len(encode_log(log)))
     return files, log, longest, request.param
@@ -60,7 +60,7 @@ def test_nothing_is_lost_and_nothing_twice(history):
             walk(files.read(segment.ref, segment), depth + 1)
 
     walk(log, 0)
-    expected = [(b - 8**n, b) for n in range(levels) for b in range(8**n, VERSIONS + 1, 8**n)]
+    expected = [(b - 4**n, b) for n in range(levels) for b in range(4**n, VERSIONS + 1, 4**n)]
     assert sorted(found) == sorted(expected)
     assert deepest <= 4
     assert longest < 40_000
@@ -81,5 +81,5 @@ def test_a_reader_needs_few_segments(history, behind):
             assert len(way) <= 50
         else:
             assert files.reads <= 8
-            every = reader.listed(log, VERSIONS - behind, VERSIONS, every=True)
+            every = reader.listed(log, VERSIONS - behind, VERSIONS, least=1)
             assert len(route(VERSIONS - behind, VERSIONS, every)) == behind

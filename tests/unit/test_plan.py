@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puller.errors import Invalid
-from puller.plan import REQUEST_COST, Reason, Way, covers, plan, route
+from puller.plan import REQUEST_COST, Reason, Way, is_good, plan, route
 from puller.wire.codec import Ref
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Tree
@@ -71,7 +71,10 @@ def test_every_way_is_explained():
         (Way.RESYNC, None),
         (Way.BOOTSTRAP, None),
     ]
-    assert chosen.candidates[2].cost == chosen.candidates[3].cost > chosen.candidates[1].cost
+    patch, diffs, resync, bootstrap = chosen.candidates
+    assert (
+        resync.cost(REQUEST_COST) == bootstrap.cost(REQUEST_COST) > diffs.cost(REQUEST_COST) > patch.cost(REQUEST_COST)
+    )
 
 
 def test_no_way_at_all_is_an_error():
@@ -81,11 +84,23 @@ def test_no_way_at_all_is_an_error():
 
 def test_the_log_is_asked_for_only_where_head_is_too_short():
     short = head(9, 1, SINGLES[4:], log=True)
-    assert not covers((1, 2), short, short.diffs)
-    assert not covers(None, short, short.diffs)
-    assert covers((1, 2), short, SINGLES)
-    assert covers((1, 6), head(9, 7, SINGLES[4:]), SINGLES[4:])
-    assert covers((2, 6), head(9, 7, SINGLES[4:]), SINGLES[6:])
+    assert not is_good((1, 2), short, short.diffs)
+    assert not is_good(None, short, short.diffs)
+    assert is_good((1, 2), short, SINGLES)
+    assert is_good((1, 6), short, short.diffs)
+    assert is_good((2, 6), head(9, 7, SINGLES[4:], log=True), SINGLES[6:])
+
+
+def test_the_log_is_asked_for_where_the_snapshot_may_be_cheaper():
+    dear = [diff(n, n + 1, 10**6) for n in range(5, 9)]
+    assert is_good((1, 6), head(9, 1, dear, log=True), dear)
+    assert not is_good((1, 6), head(9, 1, dear, size=10**5, log=True), dear)
+
+
+def test_the_log_is_asked_for_where_head_has_only_a_wide_diff_for_a_narrow_way():
+    for size, good in ((REQUEST_COST, True), (4 * REQUEST_COST, False)):
+        wide = [diff(0, 8, size), diff(8, 9)]
+        assert is_good((1, 6), head(9, 1, wide, log=True), wide) == good
 
 
 @given(st.integers(0, 10**6))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from publisher.diffs import LISTED
 from puller.errors import HeadwaterError, Invalid, Unsupported
 from puller.wire import files, nodes
 from puller.wire import rows as wire
@@ -131,16 +132,16 @@ def test_mutations_never_raise_anything_else(part):
 
 
 def test_head_at_version_100_million_has_room_for_everything():
-    """Every level of diffs (of 8), the newest eight of the two lowest with patches, and two Ed25519 signatures."""
+    """Every level of diffs (of 4), the newest eight of the lowest with patches, and two Ed25519 signatures."""
     version, diffs, serial = 10**8, [], iter(range(1000))
 
     def tree(size):
         ref = nodes.Ref(next(serial).to_bytes(32, "big"), min(size, 16 * MIB), min(3 * size, 16 * MIB))
         return nodes.Tree(ref, int(size > 8 * MIB), 1 + size // (8 * MIB) * 2, size)
 
-    for level in range(9):
-        width = 8**level
-        for n in range(8 if level < 2 else 1):
+    for level in range(14):
+        width = 4**level
+        for n in range(LISTED[level] if level < len(LISTED) else 1):
             b = (version // width - n) * width
             diffs.append(nodes.Diff(b - width, b, tree(40_000 * width), tree(15_000) if level == 0 else None))
     head = Head(
@@ -164,4 +165,4 @@ def test_head_at_version_100_million_has_room_for_everything():
     data = format_head(head) + 2 * signature.encode()
     assert len(data) <= MAX_HEAD
     assert parse_head(data) == head
-    assert len({d.b - d.a for d in head.diffs}) == 9
+    assert len({d.b - d.a for d in head.diffs}) == 14
