@@ -129,6 +129,36 @@ def test_the_cache_of_another_history_is_forgotten(dest, tmp_path):
     assert state_of(dest) == dict(sorted(RECORDS.items())[:500]) | some(300, 3)
 
 
+def test_the_cache_of_another_history_that_was_shorter(dest, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    with opened(dest, folder) as dataset:
+        put(dataset, some(300))
+    shutil.rmtree(dest)
+    expected = dict.fromkeys(RECORDS, b"other")
+    with publisher.open(dest, kind="bytes", cache=False) as dataset:
+        put(dataset, expected)
+        for n in range(4):
+            put(dataset, {b"key00000": b"%d" % n})
+    monkeypatch.setattr("publisher.commit.is_due", lambda *arguments: False)  # a carried snapshot would find it out
+    with opened(dest, folder) as dataset:
+        put(dataset, some(300, 3))
+    assert state_of(dest) == expected | {b"key00000": b"3"} | some(300, 3)
+
+
+def test_catching_up_holds_little_in_memory(dest, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    with opened(dest, folder) as dataset:
+        put(dataset, some(300))
+    with opened(dest, None) as other:
+        for seed in range(4):
+            put(other, some(60, seed, b"%d" % seed))
+    monkeypatch.setattr(cache, "build", None)
+    with opened(dest, folder) as dataset:
+        for n in range(20):
+            assert b"key%05d" % n in dataset
+        assert 0 < len(dataset._hashes._since) <= 120
+
+
 def test_history_that_is_replaced_while_a_dataset_is_open(dest, tmp_path):
     folder = tmp_path / "c"
     with opened(dest, folder) as dataset:
