@@ -34,7 +34,7 @@ def state_of(dest: str, head: Head | None = None) -> dict[bytes, bytes]:
 
 
 def diffs_of(reader: Reader, head: Head) -> list[Diff]:
-    listed = [] if head.log is None else reader.listed(reader.log(head.log), 0, head.version, every=True)
+    listed = [] if head.log is None else reader.search(reader.log(head.log), 0, head.version, [])
     return [*head.diffs, *listed]
 
 

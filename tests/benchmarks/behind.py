@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import secrets
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,16 +21,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from publisher.build import Sink, TreeBuilder
-from publisher.diffs import choose_listed, fit, widen
-from publisher.history import grow
+from publisher.commit import first_head, follow
 from publisher.published import Published, StoreFetcher
-from publisher.snapshots import carry, is_due
 from puller.errors import NotFound
 from puller.plan import Plan, Way, plan
 from puller.pull import read_diffs
 from puller.runs import merge
 from puller.tree import Reader
-from puller.wire import nodes
+from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS, Ref, seal
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Tree, Value
@@ -47,6 +44,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.written = 0
+        self.areas = {CHUNKS: 0, DIFFS: 0}
 
     def get(self, path: str) -> bytes:
         try:
@@ -56,6 +54,7 @@ class MemoryStore:
 
     def put(self, path: str, data: bytes) -> None:
         self.written += len(data)
+        self.areas[path.partition("/")[0]] += len(data)
         self.files[path] = data
 
 
@@ -121,41 +120,36 @@ class History:
 def build(changes: Iterator[Change], pool: ThreadPoolExecutor) -> History:
     """Publish one version after the other, as `publisher.publish` does once it knows what changed."""
     store = MemoryStore()
-    chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
-    first = _tree(next(changes), chunks, pool)
-    head = Head("data", 1, 1, 1, "bytes", 0, 0, 1, first, [], None, 30, secrets.token_hex(16))
+    hashes: dict[bytes, int | None] = {}
+    change = next(changes)
+    checksum = _take(hashes, change)
+    first = _tree(change, Sink(store, CHUNKS), pool)
+    head = first_head("data", "bytes", first, checksum, len(hashes), 30, 1)
     history = History(store, [head, head])
+    was = Published(store, pool, head, b"", "")
     for change in changes:
-        was = Published(store, pool, head, b"", "")
-        last = Diff(head.version, head.version + 1, _tree(change, diffs, pool))
-        chain = [*was.chain, last]
-        snapshot = head.snapshot_version, head.snapshot
-        start = store.written
-        if is_due(was.reader, head.snapshot, chain):
-            snapshot = last.b, carry(was.reader, head.snapshot, chain, chunks, pool)
-        history.snapshots += store.written - start
-        start = store.written
-        new = [last, *widen(last.b, last, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
-        history.wider += store.written - start
-        start = store.written
-        log = grow(was.log, new, lambda part: diffs.put(nodes.encode_log(part)))
-        listed = choose_listed(log.diffs)
-        ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-        history.logs += store.written - start
+        last = Diff(head.version, head.version + 1, _tree(change, Sink(store, DIFFS), pool))
+        checksum = (checksum + _take(hashes, change)) % MODULUS
+        before = dict(store.areas)
+        new = follow(was, last, checksum, len(hashes), now=lambda: 1)
+        wider = sum(diff.tree.bytes for diff in new.diffs[1:])
+        history.snapshots += store.areas[CHUNKS] - before[CHUNKS]
+        history.wider += wider
+        history.logs += store.areas[DIFFS] - before[DIFFS] - wider
         history.narrow += last.tree.bytes
-        head = msgspec.structs.replace(
-            head,
-            version=last.b,
-            time=last.b,
-            snapshot_version=snapshot[0],
-            snapshot=snapshot[1],
-            diffs=listed,
-            log=ref,
-        )
-        head = fit(head)
-        history.heads.append(head)
-        history.diffs += new
+        history.heads.append(new.head)
+        history.diffs += new.diffs
+        head, was = new.head, was.succeeded(new.head, b"", "", new.log, new.diffs)
     return history
+
+
+def _take(hashes: dict[bytes, int | None], change: Change) -> int:
+    """Take up a change; return what it adds to the checksum."""
+    keys = list(change)
+    new = record_hashes(keys, [change[key] for key in keys])
+    grown = sum_hashes(new) - sum_hashes([hashes.get(key) for key in keys])
+    hashes.update(zip(keys, new, strict=True))
+    return grown
 
 
 def _tree(change: Change, sink: Sink, pool: ThreadPoolExecutor) -> Tree:

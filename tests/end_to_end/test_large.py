@@ -162,18 +162,15 @@ def test_a_copied_or_renamed_file_is_not_fetched(tmp_path, contents, nginx):
 def test_killed_pulls_of_a_changed_file(published, tmp_path, contents):
     r = random.Random(3)
     dest, copies, _ = published
-    finished = 0
     for attempt in range(4):
         copy = tmp_path / f"copy{attempt}"
         shutil.copytree(copies[attempt % 3], copy)
-        kill_after(start("puller", "pull", dest, copy), r.uniform(0.15, 0.45))
+        kill_after(start("puller", "pull", dest, copy), r.uniform(0.1, 0.35))
         found = (copy / "big").read_bytes()
         assert found in (contents[attempt % 3], contents[-1])
-        finished += found == contents[-1]
         done = puller("pull", "--json", dest, copy).json
         assert done["received"] < 200_000
         assert is_newest(copy, contents)
-    assert finished < 4
 
 
 def test_diffs_over_many_versions_are_worth_taking(tmp_path):

@@ -139,7 +139,7 @@ def test_the_cache_of_another_history_that_was_shorter(dest, tmp_path, monkeypat
         put(dataset, expected)
         for n in range(4):
             put(dataset, {b"key00000": b"%d" % n})
-    monkeypatch.setattr("publisher.commit.is_due", lambda *arguments: False)  # a carried snapshot would find it out
+    monkeypatch.setattr("publisher.snapshots.is_due", lambda *arguments: False)  # a carried snapshot would find it out
     with opened(dest, folder) as dataset:
         put(dataset, some(300, 3))
     assert state_of(dest) == expected | {b"key00000": b"3"} | some(300, 3)
