@@ -165,4 +165,4 @@ class Batches(RuleBasedStateMachine):
 
 
 TestBatches = Batches.TestCase
-TestBatches.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestBatches.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
