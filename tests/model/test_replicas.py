@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -13,6 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+import publisher
+import puller
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.sources import open_source
@@ -30,6 +33,8 @@ class Replicas(RuleBasedStateMachine):
     """One source, one dataset, three pullers that lag behind as they like."""
 
     targets: tuple[str, ...]
+    apart: tuple[str, ...] = ()
+    """Those that can neither be edited nor go back."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +59,14 @@ class Replicas(RuleBasedStateMachine):
         outcome = publish(
             open_store(self.dest),
             lambda name, schema: open_source(
-                self.source(), None, key=self.key, table=None, name=name, schema=schema, strict=True
+                self.source(),
+                None,
+                key=self.key,
+                table=None,
+                name=name,
+                schema=schema,
+                strict=True,
+                cached_for=self.dest,
             ),
             "data",
             PublishOptions(allow_shrink=True),
@@ -76,11 +88,15 @@ class Replicas(RuleBasedStateMachine):
             assert outcome.plan.way is Way.NOTHING
         self.held[name] = len(self.published)
 
+    @rule()
+    def lose_the_cache(self):
+        shutil.rmtree(os.path.join(os.environ["XDG_CACHE_HOME"], "headwater"), ignore_errors=True)
+
     @rule(data=st.data())
     def go_to_a_version(self, data):
         if not self.published:
             return
-        name = data.draw(st.sampled_from(self.targets))
+        name = data.draw(st.sampled_from([n for n in self.targets if n not in self.apart]))
         version = data.draw(st.integers(1, len(self.published)))
         outcome = self.run(name, Options(version=version))
         if self.held.get(name, 0) > version:
@@ -89,7 +105,7 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(data=st.data(), seed=st.integers(0, 10**6))
     def edit_and_repair(self, data, seed):
-        name = data.draw(st.sampled_from(self.targets))
+        name = data.draw(st.sampled_from([n for n in self.targets if n not in self.apart]))
         if not self.held.get(name) or not self.published[self.held[name] - 1]:
             return
         self.damage(self.base / name, random.Random(seed))
@@ -223,6 +239,83 @@ class Tables(Replicas):
         return {row["k"]: row for row in lines(path)}
 
 
+class Bytes(Replicas):
+    """Kind bytes: a program publishes in batches, one of the pullers is a program, too."""
+
+    targets = ("copy.db", "other.db", "memory")
+    apart = ("memory",)
+
+    def __init__(self):
+        super().__init__()
+        self.dataset = publisher.open(self.dest, kind="bytes")
+        self.published.append({})
+        self.memory = puller.Replica(self.dest)
+
+    def teardown(self):
+        self.memory.close()
+        self.dataset.close()
+        super().teardown()
+
+    @rule()
+    def publish(self):
+        with self.dataset.batch(allow_shrink=True) as batch:
+            for key in self.dataset:
+                if key not in self.state:
+                    del batch[key]
+            for key, value in self.state.items():
+                batch[key] = value
+        if self.state != self.published[-1]:
+            self.published.append(dict(self.state))
+        assert self.dataset.version == len(self.published)
+
+    @rule()
+    def restart(self):
+        self.dataset.close()
+        self.dataset = publisher.open(self.dest)
+
+    @rule(key=NAMES.map(str.encode) | st.binary(max_size=3), size=st.sampled_from([0, 10, 3000, 1_200_000]))
+    def write(self, key, size):
+        self.state[key] = random.Random(size + len(self.published)).randbytes(size)
+
+    @rule(data=st.data())
+    def delete(self, data):
+        if self.state:
+            del self.state[data.draw(st.sampled_from(sorted(self.state)))]
+
+    def run(self, name, options):
+        if name != "memory":
+            return super().run(name, options)
+        told = []
+        before = dict(self.memory)
+        outcome = self.memory.pull(on_change=told.append)
+        for change in told:
+            assert before.get(change.key) == change.old
+            before[change.key] = change.new
+        assert {key: value for key, value in before.items() if value is not None} == dict(self.memory)
+        return outcome
+
+    def damage(self, path, r):
+        if path.suffix == ".db":
+            with sqlite3.connect(path) as db:
+                keys = [key for (key,) in db.execute("SELECT key FROM records")]
+                change = r.choice(
+                    ["DELETE FROM records WHERE key = ?", "UPDATE records SET value = x'00' WHERE key = ?"]
+                )
+                db.execute(change, (r.choice(keys),))
+            db.close()
+
+    def read(self, path):
+        if path.name == "memory":
+            return dict(self.memory)
+        with sqlite3.connect(path) as db:
+            found = dict(db.execute("SELECT key, value FROM records"))
+        db.close()
+        return found
+
+
 TestFiles = Files.TestCase
 TestTables = Tables.TestCase
-TestFiles.settings = TestTables.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestBytes = Bytes.TestCase
+TestFiles.settings = TestTables.settings = TestBytes.settings = settings(
+    max_examples=100, stateful_step_count=25, deadline=None
+)
