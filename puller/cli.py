@@ -62,6 +62,9 @@ def main() -> None:
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
+@click.option(
+    "--check", is_flag=True, help="First read all of TARGET, as verify does, and refuse if it was changed here."
+)
 @click.option("--overwrite", is_flag=True, help="Look at everything, and write what differs again, over local edits.")
 @click.option(
     "--version", "number", type=click.IntRange(1), help="Go to this version, back or forth; not to the newest."
@@ -76,6 +79,7 @@ def pull_command(
     target: str,
     form: str | None,
     adopt: bool,
+    check: bool,
     overwrite: bool,
     number: int | None,
     dry_run: bool,
@@ -100,7 +104,7 @@ def pull_command(
     from puller.pull import Options
 
     out = console(as_json, quiet, verbose)
-    options = Options(overwrite=overwrite, adopt=adopt, dry_run=dry_run, version=number)
+    options = Options(overwrite=overwrite, adopt=adopt, check=check, dry_run=dry_run, version=number)
     outcome = _pull(url, target, form, options, out)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
@@ -258,8 +262,7 @@ def verify_command(
         check = opened.check()
     finally:
         opened.close()
-    same = (f"{check.checksum:032x}", check.records) == (state.checksum, state.records)
-    same = same and not check.differing and not check.missing
+    same = check.equals(state)
     out.warn_each("differs: ", check.differing)
     out.warn_each("missing: ", check.missing)
     noun = noun_of(state.kind)

@@ -57,11 +57,13 @@ class Options:
     """How to pull.
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
-    `dry_run`: only plan; `version`: the one to go to, of HEAD's epoch (None: the newest).
+    `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
+    to go to, of HEAD's epoch (None: the newest).
     """
 
     overwrite: bool = False
     adopt: bool = False
+    check: bool = False
     dry_run: bool = False
     version: int | None = None
 
@@ -133,6 +135,8 @@ def pull(
         closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
     if state is not None and not target.is_there():
         closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
+    elif state is not None and options.check:
+        _check(target, state)
     current = int(now())
     fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
     try:
@@ -162,6 +166,17 @@ def pull(
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
+
+
+def _check(target: Target, state: State) -> None:
+    """Raise LocalEdits if what is there is not what was pulled."""
+    found = target.check()
+    if not found.equals(state):
+        raise LocalEdits(
+            f"{target.where} is not what was pulled any more: it was changed here; nothing was written. Run `puller verify`, "
+            "then `puller verify --repair`, or pull with --overwrite",
+            [*found.differing, *found.missing],
+        )
 
 
 def name_of(kind: str, key: bytes) -> str:

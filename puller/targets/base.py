@@ -164,6 +164,11 @@ class Check:
     differing: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
+    def equals(self, state: State) -> bool:
+        """Whether what is there is what was pulled."""
+        same = (f"{self.checksum:032x}", self.records) == (state.checksum, state.records)
+        return same and not self.differing and not self.missing
+
 
 class Target(Protocol):
     """A place for one dataset. The constructor touches nothing; a target is used by one process at a time."""

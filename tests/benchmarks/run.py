@@ -152,7 +152,42 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
         clean,
         rounds,
     )
+    behind(root, url, scratch, rounds)
     unchanged(scratch, rounds)
+
+
+def behind(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """A: a pull after 1 % changed, against fetching the whole tree again."""
+    after, out, base = DATA / "A/tree-next", scratch / "out", scratch / "base-a"
+    pull = f"{PULLER} pull --json {url}/a"
+    subprocess.run(
+        f"{pull} {base}; {PUBLISHER} publish {after} {root}/a; tar -C {after} -cf - . | zstd -q -3 -T2 > {root}/next",
+        shell=True,
+        check=True,
+        stdout=sys.stderr,
+    )
+    link_plain(root, root / "next")
+
+    def prepare() -> None:
+        """The copy of the version before: a pull replaces files, so that they may be shared."""
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        subprocess.run(
+            f"cp -al {base} {out}/copy; cp -a --remove-destination {base}/.headwater {out}/copy/",
+            shell=True,
+            check=True,
+        )
+
+    whole = f"curl -sf {url}/plain/chunks/aa/{'a' * 64}.zst | zstd -qd | tar -C {out}/whole -xf -"
+    compare(
+        "A pull, 1 % changed / `curl \\| zstd -d \\| tar x` of all",
+        f"{pull} {out}/copy > {scratch}/pulled",
+        f"mkdir {out}/whole; {whole}",
+        prepare,
+        rounds,
+    )
+    done = json.loads((scratch / "pulled").read_text())
+    print(f"\nA, 1 % changed: {done['received']:,} bytes in {done['requests']} requests by {done['way']}\n", flush=True)
 
 
 def unchanged(scratch: Path, rounds: int) -> None:
@@ -265,8 +300,39 @@ def rows(root: Path, url: str, scratch: Path, rounds: int) -> None:
 
     after = DATA / "C/rows-next.jsonl"
     compare("C publish, 1 % changed / `zstd -3 -T2`", f"{PUBLISHER} publish {after} {out}/c", zstd, published, rounds)
+    into_sqlite(root, url, scratch, rounds)
     same = f"{PUBLISHER} publish --no-cache {source} {out}/c"
     compare("C publish, nothing new, read again / `zstd -3 -T2`", same, zstd, published, rounds)
+
+
+EXECUTEMANY = """
+import sqlite3, sys
+import msgspec
+decode = msgspec.json.Decoder().decode
+db = sqlite3.connect(sys.argv[2], isolation_level=None)
+db.execute("PRAGMA cache_size=-65536")
+db.execute("BEGIN")
+db.execute('CREATE TABLE "c" ("key" TEXT, "value" TEXT, "updated" INTEGER, PRIMARY KEY ("key"))')
+with open(sys.argv[1], "rb") as file:
+    rows = ((row["key"], row["value"], row["updated"]) for row in map(decode, file))
+    db.executemany("INSERT INTO c VALUES (?, ?, ?)", rows)
+db.execute("COMMIT")
+"""
+"""What one would write: the same table, pragmas and transaction, rows parsed as they are inserted."""
+
+
+def into_sqlite(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """C: a pull into SQLite, against `executemany` from the file."""
+    out, source, script = scratch / "out", DATA / "C/rows.jsonl", scratch / "executemany.py"
+    script.write_text(EXECUTEMANY)
+    subprocess.run(f"{PUBLISHER} publish -q {source} {root}/c --key key", shell=True, check=True)
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    ours, rival = f"{PULLER} pull {url}/c {out}/c.db", f"{sys.executable} {script} {source} {out}/rival.db"
+    compare("C pull into SQLite / `executemany`", ours, rival, clean, rounds)
 
 
 def start(root: Path, url: str, scratch: Path, rounds: int) -> None:

@@ -118,6 +118,32 @@ def test_a_folder_is_repaired_file_by_file(tmp_path):
     assert tree(copy) == tree(source)
 
 
+@pytest.mark.parametrize("name", ["c", "c.db", "c.jsonl"])
+def test_edits_are_looked_for_when_asked(tmp_path, name):
+    if name == "c":
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s/a").write_text("a")
+        publisher("publish", tmp_path / "s", tmp_path / "d")
+    else:
+        (tmp_path / "s.jsonl").write_text('{"k": 1, "v": "a"}\n')
+        publisher("publish", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
+    copy = tmp_path / name
+    puller("pull", "--check", tmp_path / "d", copy)
+    assert puller("pull", "--check", "--json", tmp_path / "d", copy).json["way"] == "nothing"
+    if name == "c.db":
+        with sqlite3.connect(copy) as db:
+            db.execute("UPDATE d SET v = 'mine'")
+    else:
+        path = copy / "a" if name == "c" else copy
+        path.write_text(path.read_text().replace("a", "b") if name == "c" else '{"k": 1, "v": "b"}\n')
+    assert puller("pull", "--json", tmp_path / "d", copy).json["way"] == "nothing"
+    refused = puller("pull", "--check", "--json", tmp_path / "d", copy, check=3).json
+    assert refused["error"] == "LocalEdits"
+    assert refused["names"] == (["a"] if name == "c" else [])
+    puller("verify", "--repair", copy)
+    puller("pull", "--check", tmp_path / "d", copy)
+
+
 def test_a_repair_brings_back_the_version_that_is_held(tmp_path):
     source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
     source.mkdir()
