@@ -36,7 +36,7 @@ from puller.tree import Reader
 from puller.wire.checksum import record_hashes
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keys import decode_key
-from puller.wire.nodes import Diff, Run, Value
+from puller.wire.nodes import Diff, PatchedLarge, Run, Value
 
 BATCH = 4096
 MOST_DAMAGED = 3
@@ -371,8 +371,10 @@ class _Pull:
             return [value if isinstance(value, bytes) else None for value in found]
 
         for step in chosen.steps:
-            stream = self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff)
-            for keys, found in list(stream):
+            runs = list(self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff))
+            if step.patched and _needs_staged(runs, staged):
+                runs = list(self.reader.diff(step.diff))
+            for keys, found in runs:
                 staged.update(zip(keys, found, strict=True))
         ordered = sorted(staged)
         for n in range(0, len(ordered), BATCH):
@@ -518,3 +520,12 @@ class _Pull:
             received=self.reader.fetcher.received,
             notes=self.notes,
         )
+
+
+def _needs_staged(runs: list[Run], staged: dict[bytes, Value]) -> bool:
+    """Whether a patch may need ranges of values that are not those held: an earlier step gave them, and they are not built."""
+    return any(
+        isinstance(value, PatchedLarge) and key in staged and value.may_need_old()
+        for keys, values in runs
+        for key, value in zip(keys, values, strict=True)
+    )

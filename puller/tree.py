@@ -14,7 +14,7 @@ from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
-from puller.wire.nodes import Diff, Entry, Held, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
+from puller.wire.nodes import AnyPiece, Diff, Entry, Held, Large, Log, Old, Run, Segment, Sublist, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -219,23 +219,25 @@ class Reader:
     def _segment(self, segment: Segment) -> Log:
         return self.log(segment.ref, segment)
 
-    def large(self, key: bytes, value: Large, held: Held | None = None) -> Iterator[bytes]:
+    def large(self, key: bytes, value: Large, held: Held | None = None, old: Old | None = None) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece; what `held` gives for a piece or a base is not fetched.
 
-        Raises Corrupt at the end if they are not what the value declares (Stale with `held`, whose contents may be
-        at fault): use nothing before that.
+        `old` gives bytes of the key's value at the version that a patch was made for. Raises Corrupt at the end if the
+        bytes are not what the value declares (Stale with `held` or `old`, whose contents may be at fault): use nothing
+        before that. Raises Stale where `old` is needed and not given.
         """
         hasher = RecordHasher(key)
         sha256 = hashlib.sha256()
         size = 0
-        for _, part in ahead(self.pool, self.pieces(value), lambda piece: self.piece(piece, held), _work):
+        trusting = held is not None or old is not None
+        for _, part in ahead(self.pool, self.pieces(value), lambda piece: self.piece(piece, held, old), _work):
             size += len(part)
             hasher.update(part)
-            if held is not None:
+            if trusting:
                 sha256.update(part)
             yield part
         right = check_large(value, hasher, size)
-        if held is not None and not (right and sha256.digest() == value.sha256):
+        if trusting and not (right and sha256.digest() == value.sha256):
             raise Stale(f"{key.decode(errors='replace')}: pieces that are held do not give what the value declares")
         if not right:
             raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
@@ -245,29 +247,31 @@ class Reader:
         assert value is not None
         return value if isinstance(value, bytes) else b"".join(self.large(key, value))
 
-    def pieces(self, value: Large) -> Iterator[Piece]:
+    def pieces(self, value: Large) -> Iterator[AnyPiece]:
         """The pieces of a large value; its lists are read on the way."""
         if value.depth == 0:
             yield from value.pieces()
         else:
             for item in value.lists():
-                yield from self._below(item, value.depth - 1)
+                yield from self._below(item, value.depth - 1, value.decode)
 
-    def _below(self, item: Sublist, depth: int) -> Iterator[Piece]:
+    def _below(
+        self, item: Sublist, depth: int, decode: Callable[[bytes, int], Sequence[AnyPiece]]
+    ) -> Iterator[AnyPiece]:
         raw = self.load(CHUNKS, item.ref)
         if len(raw) > nodes.MAX_NODE:
             raise Invalid("a list of pieces is larger than 4 MiB")
         if depth == 0:
-            yield from nodes.decode_pieces(raw, item.size)
+            yield from decode(raw, item.size)
         else:
             for below in nodes.decode_sublists(raw, item.size):
-                yield from self._below(below, depth - 1)
+                yield from self._below(below, depth - 1, decode)
 
-    def piece(self, piece: Piece, held: Held | None = None) -> bytes:
-        """The content of a piece; what `held` gives of it and of its bases is not fetched."""
-        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held)
+    def piece(self, piece: AnyPiece, held: Held | None = None, old: Old | None = None) -> bytes:
+        """The content of a piece; what `held` gives of it and of its bases is not fetched, `old` gives ranges."""
+        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held, old)
 
 
-def _work(piece: Piece) -> int:
+def _work(piece: AnyPiece) -> int:
     """Bytes that it takes to build a piece: its content, its bases, and the dictionary made of them."""
     return piece.raw + 2 * sum(base.raw for base in piece.bases)

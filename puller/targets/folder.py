@@ -13,6 +13,7 @@ import sqlite3
 import stat as stats
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -388,7 +389,8 @@ class _Writer:
             row = self._db.execute("SELECT kind FROM files WHERE path = ? AND hash = ?", (key, digest)).fetchone()
             if row is not None and self._target.disk.hash_of(key, row[0]) == digest:
                 return key, KEEP, None, digest, row[0], size, mtime
-        kind, parts = self._stager.write_large(self._next(), key, value, self._pieces.get)
+        old = partial(self._pieces.range, key)
+        kind, parts = self._stager.write_large(self._next(), key, value, self._pieces.get, old)
         held.stage(self._db, key, parts)
         return key, PLACE, self._number, digest, kind, size, mtime
 

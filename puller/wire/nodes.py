@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from puller.errors import Corrupt, Invalid
+from puller.errors import Corrupt, Invalid, Stale
 from puller.wire.codec import (
     MAX_INLINE,
     MAX_INTEGER,
@@ -32,10 +32,13 @@ MAX_PIECE_FILES = 64
 MAX_BASES = 8 * 1024 * 1024
 MAX_PIECE_WORK = 64 * 1024 * 1024
 MAX_PATCH = 8 * 1024 * 1024
+MAX_RANGES = 4096
 MAX_NODE = 4 * 1024 * 1024
 MAX_ENTRIES = 64 * 1024
 MAX_LOG_NESTING = 8
 DICTIONARY_START = bytes(8)
+_PAIR = b"\x92"
+"""How an array of two begins."""
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -47,13 +50,31 @@ class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     depth: int
     entries: msgspec.Raw
 
-    def pieces(self) -> list[Piece]:
+    @staticmethod
+    def decode(raw: bytes, size: int) -> Sequence[AnyPiece]:
+        """The pieces that a list at depth 0 names, whose contents have `size` bytes together (SPEC 5.4)."""
+        return _checked_pieces(_decode_pieces(raw), size)
+
+    def pieces(self) -> Sequence[AnyPiece]:
         """The pieces, at depth 0."""
-        return decode_pieces(bytes(self.entries), self.size)
+        return self.decode(bytes(self.entries), self.size)
 
     def lists(self) -> list[Sublist]:
         """The files with the entries one level down, at other depths."""
         return decode_sublists(bytes(self.entries), self.size)
+
+
+class PatchedLarge(Large, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A large value in a patch: its pieces may be made from ranges of the same key's value at version a (SPEC 5.7)."""
+
+    @staticmethod
+    def decode(raw: bytes, size: int) -> Sequence[AnyPiece]:
+        """As for Large, but pieces may have ranges."""
+        return _checked_pieces([_patched(form) for form in _decode_patched(raw)], size)
+
+    def may_need_old(self) -> bool:
+        """Whether it needs the value at version a; lists of pieces, in files that are still to be read, may say so, too."""
+        return self.depth > 0 or any(isinstance(piece, PatchedPiece) for piece in self.pieces())
 
 
 Value = bytes | None | Large
@@ -61,40 +82,65 @@ Run = tuple[list[bytes], list[Value]]
 """Keys in strictly ascending order, and the value of each; None means deleted (only in diffs)."""
 
 
-class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A file with a part of a large value (SPEC 5.4).
+def has_large(values: Sequence[Value]) -> bool:
+    """Whether there are large values among some."""
+    return not set(map(type, values)).isdisjoint((Large, PatchedLarge))
 
-    `check` is the xxh3_128 of the part; `bases` are the pieces that its dictionary is made of, in order.
-    """
 
+class _Named(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     sha256: bytes
     stored: int
     raw: int
-    check: bytes
-    bases: list[Piece]
 
     @property
     def ref(self) -> Ref:
         """The file."""
         return Ref(self.sha256, self.stored, self.raw)
+
+
+class Piece(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A file with a part of a large value (SPEC 5.4).
+
+    `check` is the xxh3_128 of the part; `bases` are the pieces that its dictionary is made of, in order.
+    """
+
+    check: bytes
+    bases: list[Piece]
 
     def files(self) -> list[Ref]:
         """The files that the piece is built from, as often as they are named."""
         return [self.ref, *(ref for base in self.bases for ref in base.files())]
 
 
-class Sublist(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`raw` bytes from an offset of the value that the key has at version a (SPEC 5.7)."""
+
+    offset: int
+    raw: int
+
+    def files(self) -> list[Ref]:
+        """None: the range is held."""
+        return []
+
+
+class PatchedPiece(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A piece that stands in a patch and has ranges among its bases (SPEC 5.7)."""
+
+    check: bytes
+    bases: list[Piece | Range]
+
+    def files(self) -> list[Ref]:
+        """The files that the piece is built from, as often as they are named."""
+        return [self.ref, *(ref for base in self.bases for ref in base.files())]
+
+
+AnyPiece = Piece | PatchedPiece
+
+
+class Sublist(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A file with entries of a large value, whose contents have `size` bytes together (SPEC 5.3)."""
 
-    sha256: bytes
-    stored: int
-    raw: int
     size: int
-
-    @property
-    def ref(self) -> Ref:
-        """The file."""
-        return Ref(self.sha256, self.stored, self.raw)
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,6 +188,11 @@ class Log(msgspec.Struct, frozen=True):
     segments: list[Segment]
 
 
+class _PieceForm(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+    check: bytes
+    bases: list[msgspec.Raw]
+
+
 class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     a: int
     b: int
@@ -152,11 +203,14 @@ class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _decode_leaf = decoder(tuple[list[bytes], list[bytes | None | Large]])
 _decode_index = decoder(list[Entry])
 _decode_pieces = decoder(list[Piece])
+_decode_piece = decoder(Piece)
+_decode_range = decoder(Range)
+_decode_patched = decoder(list[_PieceForm])
 _decode_sublists = decoder(list[Sublist])
 _decode_log = decoder(tuple[list[_DiffForm], list[tuple[int, int, int, Ref]]])
 _decode_patch = decoder(tuple[bytes, bytes, bytes])
 _decode_keys = decoder(list[bytes])
-_decode_values = decoder(list[bytes | None | Large])
+_decode_values = decoder(list[bytes | None | PatchedLarge])
 
 
 def is_ascending(keys: Sequence[bytes]) -> bool:
@@ -179,7 +233,7 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
     types = set(map(type, values))
     if type(None) in types and not deletions:
         raise Invalid("a snapshot holds a deletion")
-    for value in values if Large in types else ():
+    for value in values if has_large(values) else ():
         if isinstance(value, Large):
             check_large_value(value)
     whole = values if types == {bytes} else [value for value in values if type(value) is bytes]
@@ -245,14 +299,19 @@ def check_large_value(value: Large) -> Large:
     return value
 
 
-def decode_pieces(raw: bytes, size: int) -> list[Piece]:
-    """The pieces that a list at depth 0 names, whose contents have `size` bytes together (SPEC 5.4)."""
-    found: list[Piece] = _decode_pieces(raw)
+def _checked_pieces(found: Sequence[AnyPiece], size: int) -> Sequence[AnyPiece]:
     for piece in found:
         check_piece(piece)
     if not found or sum(piece.raw for piece in found) != size:
         raise Invalid("the pieces of a large value do not add up to its size")
     return found
+
+
+def _patched(form: _PieceForm) -> AnyPiece:
+    """The piece that an entry in a patch stands for."""
+    bases = [(_decode_range if bytes(raw[:1]) == _PAIR else _decode_piece)(raw) for raw in form.bases]
+    made = PatchedPiece if any(isinstance(base, Range) for base in bases) else Piece
+    return made(form.sha256, form.stored, form.raw, form.check, bases)
 
 
 def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
@@ -265,13 +324,17 @@ def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
     return found
 
 
-def check_piece(piece: Piece, nesting: int = 0) -> None:
-    """Raise Invalid for a piece that breaks the rules of SPEC 5.4."""
+def check_piece(piece: AnyPiece, nesting: int = 0) -> None:
+    """Raise Invalid for a piece that breaks the rules of SPEC 5.4 and, for ranges, 5.7."""
     check_ref(piece.ref)
     if len(piece.check) != 16 or nesting > MAX_NESTING:
         raise Invalid("a piece has a wrong hash, or is nested more than eight deep")
+    ranges = [base for base in piece.bases if isinstance(base, Range)]
+    if len(ranges) > MAX_RANGES or any(not 0 <= r.offset <= MAX_INTEGER or r.raw < 1 for r in ranges):
+        raise Invalid("a piece has more than 4,096 ranges, or one that is empty or out of bounds")
     for base in piece.bases:
-        check_piece(base, nesting + 1)
+        if isinstance(base, Piece):
+            check_piece(base, nesting + 1)
     bases = sum(base.raw for base in piece.bases)
     if bases > MAX_BASES or bases > 8 * piece.raw:
         raise Invalid("the bases of a piece are larger than 8 MiB, or than eight times the piece")
@@ -283,10 +346,14 @@ def check_piece(piece: Piece, nesting: int = 0) -> None:
 
 Held = Callable[[bytes, int], bytes | None]
 """Gives the content of a piece, checked against its xxh3_128, from that and its size in bytes; None where it is not held."""
+Old = Callable[[int, int], bytes]
+"""Gives the bytes of a value's earlier version from their offset and number, unchecked. Raises Stale where they are not held."""
 
 
-def build_piece(piece: Piece, stored: Callable[[Ref], bytes], held: Held | None = None) -> bytes:
-    """The content of a piece (SPEC 5.4). Raises Corrupt.
+def build_piece(
+    piece: AnyPiece, stored: Callable[[Ref], bytes], held: Held | None = None, old: Old | None = None
+) -> bytes:
+    """The content of a piece (SPEC 5.4, 5.7). Raises Corrupt; Stale where that may be due to a range, or `old` is missing.
 
     `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless.
     """
@@ -294,11 +361,25 @@ def build_piece(piece: Piece, stored: Callable[[Ref], bytes], held: Held | None 
         return found
     dictionary = None
     if piece.bases:
-        dictionary = DICTIONARY_START + b"".join(build_piece(base, stored, held) for base in piece.bases)
-    content = decompress(stored(piece.ref), piece.raw, dictionary=dictionary)
-    if xxhash.xxh3_128_digest(content) != piece.check:
-        raise Corrupt("the content of a piece is not what its entry declares")
+        dictionary = DICTIONARY_START + b"".join(
+            _range(base, old) if isinstance(base, Range) else build_piece(base, stored, held) for base in piece.bases
+        )
+    frame = stored(piece.ref)
+    try:
+        content = decompress(frame, piece.raw, dictionary=dictionary)
+        if xxhash.xxh3_128_digest(content) != piece.check:
+            raise Corrupt("the content of a piece is not what its entry declares")
+    except Corrupt as error:
+        if isinstance(piece, PatchedPiece):
+            raise Stale("the value that is held is not the one that a patch was made for") from error
+        raise
     return content
+
+
+def _range(base: Range, old: Old | None) -> bytes:
+    if old is None:
+        raise Stale("a patch needs a value that is not held")
+    return old(base.offset, base.raw)
 
 
 def patch_dictionary(old: Sequence[Value]) -> bytes:
