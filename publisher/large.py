@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ from publisher.build import Sink, cut_stably, cutter
 from publisher.earlier import Earlier, put_piece
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
-from puller.wire.nodes import MAX_ENTRIES, Large, Piece, Sublist, Value
+from puller.wire.nodes import MAX_ENTRIES, AnyPiece, Large, Piece, Sublist, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,11 +63,16 @@ def hash_stream(prefix: bytes, inner: Stream) -> tuple[int, bytes]:
 
 
 class Stored(NamedTuple):
-    """A value that was put; and the files, with their stored bytes, that a reader of the earlier version needs for it."""
+    """A value that was put, and its pieces; and the files of it that a reader of the earlier version needs."""
 
     value: Value
-    files: int = 0
-    bytes: int = 0
+    pieces: list[Piece]
+    refs: set[Ref]
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """The number of these files, and their stored bytes."""
+        return len(self.refs), sum(ref.stored for ref in self.refs)
 
 
 def put_stream(
@@ -81,7 +86,7 @@ def put_stream(
     stream = _Reading(prefix, inner, hasher)
     start = _upto(stream)
     if len(start) <= MAX_INLINE:
-        return Stored(start)
+        return Stored(start, [], set())
     pieces: list[Piece] = []
     refs: set[Ref] = set()
     waiting: deque[Future[Piece] | Piece] = deque()
@@ -103,14 +108,21 @@ def put_stream(
             take()
     while waiting:
         take()
+    depth, entries, lists = put_lists(sink, pieces)
+    value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, entries)
+    return Stored(value, pieces, refs | lists)
+
+
+def put_lists(sink: Sink, pieces: Sequence[AnyPiece]) -> tuple[int, msgspec.Raw, set[Ref]]:
+    """The depth and entries of a large value with these pieces (SPEC 5.3), and the lists of entries that were put for it."""
+    refs: set[Ref] = set()
     entries: list[Any] = [(piece, piece.raw, piece.check) for piece in pieces]
     depth = 0
     while len(entries) > LIST_MOST or len(encoded := encode([entry for entry, _, _ in entries])) > MAX_ENTRIES:
         depth += 1
         entries = [_put_list(sink, group) for group in _lists(entries)]
         refs.update(entry.ref for entry, _, _ in entries)
-    value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, msgspec.Raw(encoded))
-    return Stored(value, len(refs), sum(ref.stored for ref in refs))
+    return depth, msgspec.Raw(encoded), refs
 
 
 def _put_list(sink: Sink, group: list[Any]) -> tuple[Sublist, int, bytes]:
@@ -133,12 +145,14 @@ def _upto(stream: _Reading) -> bytes:
     return b"".join(parts)
 
 
-class _Joined:
-    def __init__(self, start: bytes, rest: _Reading) -> None:
+class Joined:
+    """Some bytes, then a stream."""
+
+    def __init__(self, start: bytes, rest: Stream) -> None:
         self._start = start
         self._rest = rest
 
-    def read(self, n: int) -> bytes:
+    def read(self, n: int, /) -> bytes:
         if not self._start:
             return self._rest.read(n)
         part, self._start = self._start[:n], self._start[n:]
@@ -146,5 +160,5 @@ class _Joined:
 
 
 def _cut(start: bytes, rest: _Reading) -> Iterator[bytes]:
-    for chunk in cutter(AVERAGE, LEAST, MOST).cut_stream(_Joined(start, rest)):
+    for chunk in cutter(AVERAGE, LEAST, MOST).cut_stream(Joined(start, rest)):
         yield bytes(chunk.data)

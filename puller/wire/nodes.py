@@ -309,7 +309,7 @@ def _checked_pieces(found: Sequence[AnyPiece], size: int) -> Sequence[AnyPiece]:
 
 def _patched(form: _PieceForm) -> AnyPiece:
     """The piece that an entry in a patch stands for."""
-    bases = [(_decode_range if bytes(raw[:1]) == _PAIR else _decode_piece)(raw) for raw in form.bases]
+    bases = [(_decode_range if bytes(raw).startswith(_PAIR) else _decode_piece)(raw) for raw in form.bases]
     made = PatchedPiece if any(isinstance(base, Range) for base in bases) else Piece
     return made(form.sha256, form.stored, form.raw, form.check, bases)
 
