@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ from publisher.build import Sink, cut_stably, cutter
 from publisher.earlier import Earlier, put_piece
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
-from puller.wire.nodes import MAX_ENTRIES, AnyPiece, Large, Piece, Sublist, Value
+from puller.wire.nodes import MAX_ENTRIES, Large, Piece, Sublist, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -108,21 +108,14 @@ def put_stream(
             take()
     while waiting:
         take()
-    depth, entries, lists = put_lists(sink, pieces)
-    value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, entries)
-    return Stored(value, pieces, refs | lists)
-
-
-def put_lists(sink: Sink, pieces: Sequence[AnyPiece]) -> tuple[int, msgspec.Raw, set[Ref]]:
-    """The depth and entries of a large value with these pieces (SPEC 5.3), and the lists of entries that were put for it."""
-    refs: set[Ref] = set()
     entries: list[Any] = [(piece, piece.raw, piece.check) for piece in pieces]
     depth = 0
     while len(entries) > LIST_MOST or len(encoded := encode([entry for entry, _, _ in entries])) > MAX_ENTRIES:
         depth += 1
         entries = [_put_list(sink, group) for group in _lists(entries)]
         refs.update(entry.ref for entry, _, _ in entries)
-    return depth, msgspec.Raw(encoded), refs
+    value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, msgspec.Raw(encoded))
+    return Stored(value, pieces, refs)
 
 
 def _put_list(sink: Sink, group: list[Any]) -> tuple[Sublist, int, bytes]:

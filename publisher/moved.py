@@ -10,28 +10,27 @@ from typing import TYPE_CHECKING, NamedTuple
 import xxhash
 
 from publisher.build import Kept, Sink, cutter
-from publisher.large import Stored, Stream, put_lists
+from publisher.large import Stored, Stream
 from puller.tree import Reader, ahead
 from puller.wire.codec import CHUNKS, compress
 from puller.wire.nodes import (
     DICTIONARY_START,
     MAX_BASES,
     MAX_RANGES,
-    AnyPiece,
     Large,
-    PatchedLarge,
-    PatchedPiece,
+    PatchPiece,
+    Piece,
     Range,
 )
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-DEAR = 32 << 10
+DEAR = 64 << 10
 """Stored bytes from which on a new piece is looked for elsewhere."""
 WORTH = 256
 """The earlier value is searched if it has at most so many times the stored bytes of these pieces: seconds for megabytes."""
-MOST = 48 << 20
+MOST = 32 << 20
 """Bytes of pieces that are looked for, those first that cost most."""
 PARTS = (256, 64, 1024)
 """Average, least and most bytes of the parts by which contents are compared: half a page of a database has several."""
@@ -64,13 +63,13 @@ Places = dict[int, list[int]]
 
 
 class Moved(NamedTuple):
-    """A large value as it stands in a patch.
+    """The pieces of a large value that are other ones in a patch, by their numbers.
 
     `files` (path and stored bytes) are to be put if the patch is. A reader of the version before fetches `cost`
     (files, and their stored bytes), of which `same` bytes are also fetched with the diff.
     """
 
-    value: PatchedLarge
+    instead: dict[int, PatchPiece]
     files: list[tuple[str, bytes]]
     cost: tuple[int, int]
     same: int
@@ -79,39 +78,35 @@ class Moved(NamedTuple):
 def find_moved(
     new: Stored, reopen: Callable[[], Stream], old: Large, reader: Reader, pool: ThreadPoolExecutor
 ) -> Moved | None:
-    """The value that was just put, with those pieces that cost much made from ranges of `old` where that is clearly smaller.
+    """Those pieces of a value just put that cost much, made from ranges of `old` where that is clearly smaller.
 
     `reopen` gives its bytes once more. None where there is nothing to gain, or too little for the time it takes.
     Memory is bounded by MOST.
     """
-    value, dear = new.value, _dear(new)
-    if not isinstance(value, Large) or not dear or old.size > WORTH * sum(new.pieces[n].stored for n in dear):
+    dear = _dear(new)
+    if not dear or old.size > WORTH * sum(new.pieces[n].stored for n in dear):
         return None
     marks = {n: _marks(content) for n, content in _contents(reopen(), new, dear)}
     before = _Before(old, reader, pool)
     places = before.places(set().union(*marks.values()))
     chosen = {n: _choose(found, places, new.pieces[n].raw, old.size) for n, found in marks.items()}
     parts = before.parts({part for ranges in chosen.values() for part in ranges})
-
     kept = Kept()
     sink = Sink(kept, CHUNKS)
 
-    def patched(item: tuple[int, bytes]) -> PatchedPiece | None:
+    def patched(item: tuple[int, bytes]) -> PatchPiece | None:
         number, content = item
         return _patched(sink, new.pieces[number], content, chosen[number], parts)
 
-    pieces: list[AnyPiece] = list(new.pieces)
     contents = _contents(reopen(), new, {n for n, ranges in chosen.items() if ranges})
-    for (number, _), piece in ahead(pool, contents, patched, lambda item: 4 * len(item[1])):
-        pieces[number] = piece or pieces[number]
-    if not kept.files:
+    made = ahead(pool, contents, patched, lambda item: 8 * len(item[1]))
+    found = {new.pieces[number].ref: piece for (number, _), piece in made if piece is not None}
+    if not found:
         return None
-    depth, entries, lists = put_lists(sink, pieces)
-    value = PatchedLarge(value.size, value.record_hash, value.sha256, depth, entries)
-    frames = {piece.ref for piece in pieces if isinstance(piece, PatchedPiece)}
-    needed = ({piece.ref for piece in pieces} | lists) & new.refs
-    every = needed | frames | lists
-    return Moved(value, kept.files, (len(every), sum(ref.stored for ref in every)), sum(ref.stored for ref in needed))
+    instead = {n: found[piece.ref] for n, piece in enumerate(new.pieces) if piece.ref in found}
+    same = new.refs - found.keys()
+    every = same | {piece.ref for piece in found.values()}
+    return Moved(instead, kept.files, (len(every), sum(ref.stored for ref in every)), sum(ref.stored for ref in same))
 
 
 def _dear(new: Stored) -> set[int]:
@@ -217,12 +212,12 @@ def _choose(marks: Marks, places: Places, raw: int, size: int) -> list[Range]:
 
 
 def _patched(
-    sink: Sink, piece: AnyPiece, content: bytes, ranges: list[Range], parts: dict[Range, bytes]
-) -> PatchedPiece | None:
+    sink: Sink, piece: Piece, content: bytes, ranges: list[Range], parts: dict[Range, bytes]
+) -> PatchPiece | None:
     """Put a piece made from ranges, if that is clearly smaller."""
     dictionary = DICTIONARY_START + b"".join(map(parts.__getitem__, ranges))
     frame = compress(content, LEVEL, dictionary)
     if len(frame) + RANGE_COST * len(ranges) > CLEARLY * piece.stored:
         return None
     ref = sink.put_frame(frame, len(content))
-    return PatchedPiece(ref.sha256, ref.stored, ref.raw, piece.check, list(ranges))
+    return PatchPiece(ref.sha256, ref.stored, ref.raw, piece.check, list(ranges))

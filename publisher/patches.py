@@ -12,7 +12,7 @@ from publisher.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS
-from puller.wire.nodes import Entry, Large, Tree, Value
+from puller.wire.nodes import Entry, Large, PatchedLarge, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -92,4 +92,6 @@ class PatchBuilder(TreeBuilder):
     def _value(self, value: Value) -> Value:
         """A value as it stands in the patch."""
         moved = self._moved.get(value.record_hash) if isinstance(value, Large) else None
-        return value if moved is None else moved.value
+        if moved is None or not isinstance(value, Large):
+            return value
+        return PatchedLarge(value.size, value.record_hash, value.sha256, value.depth, value.entries, moved.instead)

@@ -317,11 +317,11 @@ class _Publish:
         stored = put_stream(key, given.prefix, given.open(), self.chunks, self.pool, earlier)
         if isinstance(stored.value, Large):
             self.costs[stored.value.record_hash] = stored.cost
-            self._find_moved(stored, given, before)
+            self._find_moved(stored.value, stored, given, before)
         return stored.value
 
-    def _find_moved(self, stored: Stored, given: Any, before: Value) -> None:
-        """Find the form that a large file has in the patch; copies of other kinds have no ranges to give."""
+    def _find_moved(self, value: Large, stored: Stored, given: Any, before: Value) -> None:
+        """Find what of a large file was moved, for the patch; copies of other kinds have no ranges to give."""
         if not isinstance(before, Large) or self.reader is None or self.kind != "files":
             return
         from publisher.large import Joined
@@ -329,7 +329,7 @@ class _Publish:
 
         moved = find_moved(stored, lambda: Joined(given.prefix, given.open()), before, self.reader, self.pool)
         if moved is not None:
-            self.moved[moved.value.record_hash] = moved
+            self.moved[value.record_hash] = moved
 
     def _guard(self, head: Head, deleted: int) -> None:
         """Refuse a source that lost over half of what is published."""

@@ -371,11 +371,11 @@ class _Pull:
             return [value if isinstance(value, bytes) else None for value in found]
 
         for step in chosen.steps:
-            runs = list(self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff))
-            if step.patched and _needs_staged(runs, staged):
-                runs = list(self.reader.diff(step.diff))
-            for keys, found in runs:
-                staged.update(zip(keys, found, strict=True))
+            stream = self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff)
+            for keys, found in list(stream):
+                for key, value in zip(keys, found, strict=True):
+                    # Ranges are of what is held; a value that an earlier step gave is not there yet.
+                    staged[key] = value.plain() if isinstance(value, PatchedLarge) and key in staged else value
         ordered = sorted(staged)
         for n in range(0, len(ordered), BATCH):
             keys = ordered[n : n + BATCH]
@@ -520,12 +520,3 @@ class _Pull:
             received=self.reader.fetcher.received,
             notes=self.notes,
         )
-
-
-def _needs_staged(runs: list[Run], staged: dict[bytes, Value]) -> bool:
-    """Whether a patch may need ranges of values that are not those held: an earlier step gave them, and they are not built."""
-    return any(
-        isinstance(value, PatchedLarge) and key in staged and value.may_need_old()
-        for keys, values in runs
-        for key, value in zip(keys, values, strict=True)
-    )

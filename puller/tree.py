@@ -14,7 +14,22 @@ from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
-from puller.wire.nodes import AnyPiece, Diff, Entry, Held, Large, Log, Old, Run, Segment, Sublist, Tree, Value
+from puller.wire.nodes import (
+    AnyPiece,
+    Diff,
+    Entry,
+    Held,
+    Large,
+    Log,
+    Old,
+    PatchedLarge,
+    Piece,
+    Run,
+    Segment,
+    Sublist,
+    Tree,
+    Value,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -222,15 +237,16 @@ class Reader:
     def large(self, key: bytes, value: Large, held: Held | None = None, old: Old | None = None) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece; what `held` gives for a piece or a base is not fetched.
 
-        `old` gives bytes of the key's value at the version that a patch was made for. Raises Corrupt at the end if the
-        bytes are not what the value declares (Stale with `held` or `old`, whose contents may be at fault): use nothing
-        before that. Raises Stale where `old` is needed and not given.
+        `old` gives bytes of the key's value at the version that the value's patch was made for. Raises Corrupt at the end
+        if the bytes are not what the value declares (Stale with `held` or `old`, whose contents may be at fault): use
+        nothing before that.
         """
         hasher = RecordHasher(key)
         sha256 = hashlib.sha256()
         size = 0
         trusting = held is not None or old is not None
-        for _, part in ahead(self.pool, self.pieces(value), lambda piece: self.piece(piece, held, old), _work):
+        pieces = self.pieces(value) if old is None else self._patched(value)
+        for _, part in ahead(self.pool, pieces, lambda piece: self.piece(piece, held, old), _work):
             size += len(part)
             hasher.update(part)
             if trusting:
@@ -247,28 +263,37 @@ class Reader:
         assert value is not None
         return value if isinstance(value, bytes) else b"".join(self.large(key, value))
 
-    def pieces(self, value: Large) -> Iterator[AnyPiece]:
+    def pieces(self, value: Large) -> Iterator[Piece]:
         """The pieces of a large value; its lists are read on the way."""
         if value.depth == 0:
             yield from value.pieces()
         else:
             for item in value.lists():
-                yield from self._below(item, value.depth - 1, value.decode)
+                yield from self._below(item, value.depth - 1)
 
-    def _below(
-        self, item: Sublist, depth: int, decode: Callable[[bytes, int], Sequence[AnyPiece]]
-    ) -> Iterator[AnyPiece]:
+    def _patched(self, value: Large) -> Iterator[AnyPiece]:
+        """The pieces of a large value, for a reader that holds the version that its patch was made for (SPEC 5.7)."""
+        left = dict(value.instead) if isinstance(value, PatchedLarge) else {}
+        for number, piece in enumerate(self.pieces(value)):
+            found = left.pop(number, piece)
+            if (found.raw, found.check) != (piece.raw, piece.check):
+                raise Invalid("a piece of a patch has another content than the one it stands for")
+            yield found
+        if left:
+            raise Invalid("a patch has more pieces for a value than that has")
+
+    def _below(self, item: Sublist, depth: int) -> Iterator[Piece]:
         raw = self.load(CHUNKS, item.ref)
         if len(raw) > nodes.MAX_NODE:
             raise Invalid("a list of pieces is larger than 4 MiB")
         if depth == 0:
-            yield from decode(raw, item.size)
+            yield from nodes.decode_pieces(raw, item.size)
         else:
             for below in nodes.decode_sublists(raw, item.size):
-                yield from self._below(below, depth - 1, decode)
+                yield from self._below(below, depth - 1)
 
     def piece(self, piece: AnyPiece, held: Held | None = None, old: Old | None = None) -> bytes:
-        """The content of a piece; what `held` gives of it and of its bases is not fetched, `old` gives ranges."""
+        """The content of a piece; what `held` gives of it and of its bases is not fetched, and `old` gives ranges."""
         return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held, old)
 
 

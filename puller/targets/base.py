@@ -51,10 +51,10 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Assemble(Protocol):
-    """Gives the bytes of a large value, part by part; what `held` gives need not be fetched, and `old` gives ranges.
+    """Gives the bytes of a large value, part by part; what `held` gives need not be fetched.
 
-    Raises Corrupt at the end if they are not what the value declares, or Stale where `held` or `old` may be the reason:
-    use nothing before that. One that came with a patch may need `old`: without it, Stale is raised.
+    `old` gives bytes of what is held under the key, which a patch saves fetching. Raises Corrupt at the end if they are
+    not what the value declares, or Stale where `held` or `old` may be the reason: use nothing before that.
     """
 
     def __call__(

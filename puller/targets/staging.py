@@ -50,15 +50,15 @@ class Stager:
     ) -> tuple[bytes, list[Part]]:
         """Write a large value's file to a new path; return its type, and the parts that it came in.
 
-        What is held is taken from there; if that turns out to be wrong, everything is fetched. Raises Stale for a
-        value from a patch: then the diff says what to fetch.
+        What is held is taken from there; if that turns out to be wrong, first pieces only, which are known by their
+        hashes, and then everything is fetched.
         """
-        if isinstance(value, PatchedLarge):
-            return self._assemble(path, key, self._large(key, value, held, old))
-        if held is not None:
+        sources = [(held, old)] if isinstance(value, PatchedLarge) and old is not None else []
+        for pieces, ranges in [*sources, (held, None)] if held is not None else sources:
             with contextlib.suppress(Stale):
-                return self._assemble(path, key, self._large(key, value, held))
-            os.unlink(path)
+                return self._assemble(path, key, self._large(key, value, pieces, ranges))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         return self._assemble(path, key, self._large(key, value))
 
     def _assemble(self, path: bytes, key: bytes, parts: Iterator[bytes]) -> tuple[bytes, list[Part]]:

@@ -38,7 +38,7 @@ MAX_ENTRIES = 64 * 1024
 MAX_LOG_NESTING = 8
 DICTIONARY_START = bytes(8)
 _PAIR = b"\x92"
-"""How an array of two begins."""
+"""How the MessagePack of an array of two begins."""
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -50,14 +50,9 @@ class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     depth: int
     entries: msgspec.Raw
 
-    @staticmethod
-    def decode(raw: bytes, size: int) -> Sequence[AnyPiece]:
-        """The pieces that a list at depth 0 names, whose contents have `size` bytes together (SPEC 5.4)."""
-        return _checked_pieces(_decode_pieces(raw), size)
-
-    def pieces(self) -> Sequence[AnyPiece]:
+    def pieces(self) -> list[Piece]:
         """The pieces, at depth 0."""
-        return self.decode(bytes(self.entries), self.size)
+        return decode_pieces(bytes(self.entries), self.size)
 
     def lists(self) -> list[Sublist]:
         """The files with the entries one level down, at other depths."""
@@ -65,16 +60,16 @@ class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class PatchedLarge(Large, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A large value in a patch: its pieces may be made from ranges of the same key's value at version a (SPEC 5.7)."""
+    """A large value that came with a patch (SPEC 5.7). It is never encoded as such: see `plain`.
 
-    @staticmethod
-    def decode(raw: bytes, size: int) -> Sequence[AnyPiece]:
-        """As for Large, but pieces may have ranges."""
-        return _checked_pieces([_patched(form) for form in _decode_patched(raw)], size)
+    `instead` has, by the number of the piece that each stands for, pieces for readers that hold the value at version a.
+    """
 
-    def may_need_old(self) -> bool:
-        """Whether it needs the value at version a; lists of pieces, in files that are still to be read, may say so, too."""
-        return self.depth > 0 or any(isinstance(piece, PatchedPiece) for piece in self.pieces())
+    instead: dict[int, PatchPiece]
+
+    def plain(self) -> Large:
+        """The value for readers that do not."""
+        return Large(self.size, self.record_hash, self.sha256, self.depth, self.entries)
 
 
 Value = bytes | None | Large
@@ -87,25 +82,22 @@ def has_large(values: Sequence[Value]) -> bool:
     return not set(map(type, values)).isdisjoint((Large, PatchedLarge))
 
 
-class _Named(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    sha256: bytes
-    stored: int
-    raw: int
-
-    @property
-    def ref(self) -> Ref:
-        """The file."""
-        return Ref(self.sha256, self.stored, self.raw)
-
-
-class Piece(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A file with a part of a large value (SPEC 5.4).
 
     `check` is the xxh3_128 of the part; `bases` are the pieces that its dictionary is made of, in order.
     """
 
+    sha256: bytes
+    stored: int
+    raw: int
     check: bytes
     bases: list[Piece]
+
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
 
     def files(self) -> list[Ref]:
         """The files that the piece is built from, as often as they are named."""
@@ -118,29 +110,41 @@ class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     offset: int
     raw: int
 
-    def files(self) -> list[Ref]:
-        """None: the range is held."""
-        return []
 
+class PatchPiece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A piece in a patch (SPEC 5.7): one whose bases may be ranges, too."""
 
-class PatchedPiece(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A piece that stands in a patch and has ranges among its bases (SPEC 5.7)."""
-
+    sha256: bytes
+    stored: int
+    raw: int
     check: bytes
     bases: list[Piece | Range]
 
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
+
     def files(self) -> list[Ref]:
         """The files that the piece is built from, as often as they are named."""
-        return [self.ref, *(ref for base in self.bases for ref in base.files())]
+        return [self.ref, *(ref for base in self.bases if isinstance(base, Piece) for ref in base.files())]
 
 
-AnyPiece = Piece | PatchedPiece
+AnyPiece = Piece | PatchPiece
 
 
-class Sublist(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Sublist(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A file with entries of a large value, whose contents have `size` bytes together (SPEC 5.3)."""
 
+    sha256: bytes
+    stored: int
+    raw: int
     size: int
+
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -188,9 +192,19 @@ class Log(msgspec.Struct, frozen=True):
     segments: list[Segment]
 
 
-class _PieceForm(_Named, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _PatchPieceForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    sha256: bytes
+    stored: int
+    raw: int
     check: bytes
     bases: list[msgspec.Raw]
+
+
+class _PatchForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    keys: bytes
+    check: bytes
+    values: bytes
+    instead: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -203,14 +217,14 @@ class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _decode_leaf = decoder(tuple[list[bytes], list[bytes | None | Large]])
 _decode_index = decoder(list[Entry])
 _decode_pieces = decoder(list[Piece])
-_decode_piece = decoder(Piece)
-_decode_range = decoder(Range)
-_decode_patched = decoder(list[_PieceForm])
 _decode_sublists = decoder(list[Sublist])
 _decode_log = decoder(tuple[list[_DiffForm], list[tuple[int, int, int, Ref]]])
-_decode_patch = decoder(tuple[bytes, bytes, bytes])
+_decode_patch = decoder(_PatchForm)
+_decode_instead = decoder(list[tuple[int, list[tuple[int, _PatchPieceForm]]]])
+_decode_base = decoder(Piece)
+_decode_range = decoder(Range)
 _decode_keys = decoder(list[bytes])
-_decode_values = decoder(list[bytes | None | PatchedLarge])
+_decode_values = decoder(list[bytes | None | Large])
 
 
 def is_ascending(keys: Sequence[bytes]) -> bool:
@@ -299,19 +313,14 @@ def check_large_value(value: Large) -> Large:
     return value
 
 
-def _checked_pieces(found: Sequence[AnyPiece], size: int) -> Sequence[AnyPiece]:
+def decode_pieces(raw: bytes, size: int) -> list[Piece]:
+    """The pieces that a list at depth 0 names, whose contents have `size` bytes together (SPEC 5.4)."""
+    found: list[Piece] = _decode_pieces(raw)
     for piece in found:
         check_piece(piece)
     if not found or sum(piece.raw for piece in found) != size:
         raise Invalid("the pieces of a large value do not add up to its size")
     return found
-
-
-def _patched(form: _PieceForm) -> AnyPiece:
-    """The piece that an entry in a patch stands for."""
-    bases = [(_decode_range if bytes(raw).startswith(_PAIR) else _decode_piece)(raw) for raw in form.bases]
-    made = PatchedPiece if any(isinstance(base, Range) for base in bases) else Piece
-    return made(form.sha256, form.stored, form.raw, form.check, bases)
 
 
 def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
@@ -325,16 +334,15 @@ def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
 
 
 def check_piece(piece: AnyPiece, nesting: int = 0) -> None:
-    """Raise Invalid for a piece that breaks the rules of SPEC 5.4 and, for ranges, 5.7."""
+    """Raise Invalid for a piece that breaks the rules of SPEC 5.4, or 5.7 where it has ranges."""
     check_ref(piece.ref)
     if len(piece.check) != 16 or nesting > MAX_NESTING:
         raise Invalid("a piece has a wrong hash, or is nested more than eight deep")
-    ranges = [base for base in piece.bases if isinstance(base, Range)]
-    if len(ranges) > MAX_RANGES or any(not 0 <= r.offset <= MAX_INTEGER or r.raw < 1 for r in ranges):
-        raise Invalid("a piece has more than 4,096 ranges, or one that is empty or out of bounds")
     for base in piece.bases:
         if isinstance(base, Piece):
             check_piece(base, nesting + 1)
+        elif base.raw < 1 or not 0 <= base.offset <= MAX_INTEGER or len(piece.bases) > MAX_RANGES:
+            raise Invalid("a piece has a range that is empty or out of bounds, or more than 4,096 of them")
     bases = sum(base.raw for base in piece.bases)
     if bases > MAX_BASES or bases > 8 * piece.raw:
         raise Invalid("the bases of a piece are larger than 8 MiB, or than eight times the piece")
@@ -346,40 +354,42 @@ def check_piece(piece: AnyPiece, nesting: int = 0) -> None:
 
 Held = Callable[[bytes, int], bytes | None]
 """Gives the content of a piece, checked against its xxh3_128, from that and its size in bytes; None where it is not held."""
+
+
 Old = Callable[[int, int], bytes]
-"""Gives the bytes of a value's earlier version from their offset and number, unchecked. Raises Stale where they are not held."""
+"""Gives bytes of a value's earlier version, from their offset and number, unchecked. Raises Stale where they are not held."""
 
 
 def build_piece(
     piece: AnyPiece, stored: Callable[[Ref], bytes], held: Held | None = None, old: Old | None = None
 ) -> bytes:
-    """The content of a piece (SPEC 5.4, 5.7). Raises Corrupt; Stale where that may be due to a range, or `old` is missing.
+    """The content of a piece (SPEC 5.4, 5.7). Raises Corrupt, or Stale where what `old` gives may be at fault.
 
-    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless.
+    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless. A
+    piece with ranges needs `old`.
     """
     if held is not None and (found := held(piece.check, piece.raw)) is not None:
         return found
     dictionary = None
     if piece.bases:
-        dictionary = DICTIONARY_START + b"".join(
-            _range(base, old) if isinstance(base, Range) else build_piece(base, stored, held) for base in piece.bases
-        )
+        parts = (build_piece(b, stored, held) if isinstance(b, Piece) else _range(b, old) for b in piece.bases)
+        dictionary = DICTIONARY_START + b"".join(parts)
     frame = stored(piece.ref)
     try:
         content = decompress(frame, piece.raw, dictionary=dictionary)
         if xxhash.xxh3_128_digest(content) != piece.check:
             raise Corrupt("the content of a piece is not what its entry declares")
     except Corrupt as error:
-        if isinstance(piece, PatchedPiece):
-            raise Stale("the value that is held is not the one that a patch was made for") from error
+        if isinstance(piece, PatchPiece):
+            raise Stale("what is held of a value is not what a patch was made for") from error
         raise
     return content
 
 
-def _range(base: Range, old: Old | None) -> bytes:
+def _range(part: Range, old: Old | None) -> bytes:
     if old is None:
         raise Stale("a patch needs a value that is not held")
-    return old(base.offset, base.raw)
+    return old(part.offset, part.raw)
 
 
 def patch_dictionary(old: Sequence[Value]) -> bytes:
@@ -387,37 +397,72 @@ def patch_dictionary(old: Sequence[Value]) -> bytes:
     return encode([value if isinstance(value, bytes) else None for value in old])
 
 
-def encode_patch(keys: list[bytes], values: list[Value], dictionary: bytes, level: int = 3) -> bytes:
+def encode_patch(keys: list[bytes], values: Sequence[Value], dictionary: bytes, level: int = 3) -> bytes:
     """The MessagePack of a leaf of a patch (SPEC 5.7)."""
     check = xxhash.xxh3_128_digest(dictionary)
-    return encode((compress(encode(keys), level), check, compress(encode(values), level, dictionary)))
+    plain = [value.plain() if isinstance(value, PatchedLarge) else value for value in values]
+    parts = [compress(encode(keys), level), check, compress(encode(plain), level, dictionary)]
+    instead = [(n, sorted(v.instead.items())) for n, v in enumerate(values) if isinstance(v, PatchedLarge)]
+    return encode([*parts, compress(encode(instead), level)] if instead else parts)
 
 
 class PatchLeaf(msgspec.Struct, frozen=True):
-    """A leaf of a patch whose values are still to be decompressed (SPEC 5.7)."""
+    """A leaf of a patch whose values are still to be decompressed (SPEC 5.7).
+
+    `instead` has, by the number of a key, the pieces that stand in its value for others.
+    """
 
     keys: list[bytes]
     check: bytes
     frame: bytes
     lower: bytes
     upper: bytes | None
+    instead: dict[int, dict[int, PatchPiece]]
 
     def values(self, dictionary: bytes) -> list[Value] | None:
         """The values of the keys, or None if `dictionary` is not the one the patch was made with."""
         if xxhash.xxh3_128_digest(dictionary) != self.check:
             return None
         values: list[Value] = _decode_values(decompress(self.frame, None, MAX_PATCH, dictionary))
-        return check_run(self.keys, values, lower=self.lower, upper=self.upper, deletions=True)[1]
+        check_run(self.keys, values, lower=self.lower, upper=self.upper, deletions=True)
+        for number, pieces in self.instead.items():
+            value = values[number]
+            if not isinstance(value, Large):
+                raise Invalid("a patch has pieces for a value that is not large")
+            values[number] = PatchedLarge(
+                value.size, value.record_hash, value.sha256, value.depth, value.entries, pieces
+            )
+        return values
 
 
 def decode_patch(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None) -> PatchLeaf:
     """A leaf of a patch (SPEC 5.7)."""
-    frame, check, values = _decode_patch(raw)
-    if len(check) != 16:
+    form = _decode_patch(raw)
+    if len(form.check) != 16:
         raise Invalid("the hash of a patch's dictionary is not 16 bytes long")
-    keys: list[bytes] = _decode_keys(decompress(frame, None, MAX_PATCH))
+    keys: list[bytes] = _decode_keys(decompress(form.keys, None, MAX_PATCH))
     check_run(keys, [None] * len(keys), lower=lower, upper=upper, deletions=True)
-    return PatchLeaf(keys, check, values, lower, upper)
+    instead = {}
+    if form.instead is not msgspec.UNSET:
+        instead = _instead(_decode_instead(decompress(form.instead, None, MAX_PATCH)), len(keys))
+    return PatchLeaf(keys, form.check, form.values, lower, upper, instead)
+
+
+def _instead(found: list[tuple[int, list[tuple[int, _PatchPieceForm]]]], keys: int) -> dict[int, dict[int, PatchPiece]]:
+    """The pieces that stand in a patch for others, by the numbers of key and piece."""
+    for numbers in ([n for n, _ in found], *([n for n, _ in pieces] for _, pieces in found)):
+        if not numbers or numbers[0] < 0 or any(map(ge, numbers, numbers[1:])):
+            raise Invalid("the pieces of a patch do not ascend")
+    if found[-1][0] >= keys:
+        raise Invalid("a patch has pieces for more values than there are")
+    return {n: {m: _patch_piece(form) for m, form in pieces} for n, pieces in found}
+
+
+def _patch_piece(form: _PatchPieceForm) -> PatchPiece:
+    bases = [(_decode_range if bytes(raw).startswith(_PAIR) else _decode_base)(raw) for raw in form.bases]
+    piece = PatchPiece(form.sha256, form.stored, form.raw, form.check, bases)
+    check_piece(piece)
+    return piece
 
 
 def tree_form(tree: Tree, name: Callable[[bytes], Any] = bytes) -> list[Any]:
