@@ -64,12 +64,17 @@ class PatchBuilder(TreeBuilder):
         return patch
 
     def _sizes(self, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[int]:
-        sizes = [max(weight(new), weight(old)) for new, old in values]
+        sizes = [max(weight(new) + self._more(new), weight(old)) for new, old in values]
         self._total += sum(sizes)
         for new, _ in values:
             if isinstance(new, Large):
                 self._count(new)
         return [len(key) + size for key, size in zip(keys, sizes, strict=True)]
+
+    def _more(self, value: Value) -> int:
+        """About the raw bytes of what stands in the patch beside a value."""
+        moved = self._moved.get(value.record_hash) if isinstance(value, Large) else None
+        return 0 if moved is None else sum(100 + 12 * len(piece.bases) for piece in moved.instead.values())
 
     def _count(self, value: Large) -> None:
         moved = self._moved.get(value.record_hash)

@@ -325,8 +325,10 @@ class _Publish:
         if not isinstance(before, Large) or self.reader is None or self.kind != "files":
             return
         from publisher.large import Joined
-        from publisher.moved import find_moved
+        from publisher.moved import MOST, find_moved
 
+        if sum(len(data) for other in self.moved.values() for _, data in other.files) > MOST:
+            return  # these files are held in memory until the patch is known to be worth it
         moved = find_moved(stored, lambda: Joined(given.prefix, given.open()), before, self.reader, self.pool)
         if moved is not None:
             self.moved[value.record_hash] = moved
