@@ -99,6 +99,8 @@ def test_the_diff_is_there_for_everybody_else(published, versions, tmp_path):
 def test_two_patches_in_a_row(published, copy, versions):
     done = puller("pull", "--json", published[1], copy).json
     assert done["way"] == "patch"
+    narrow = [d for d in parse_head((published[1] / "HEAD").read_bytes()).diffs if d.b - d.a == 1]
+    assert done["received"] < sum(diff.tree.bytes for diff in narrow) + 100_000  # nothing is fetched in vain
     check(copy, versions[2])
 
 

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from publisher import moved
 from publisher.build import Sink
+from publisher.changes import Changed
 from publisher.earlier import Earlier
 from publisher.large import Stored, put_stream
+from publisher.patches import PatchBuilder
 from puller.errors import Invalid, Stale
 from puller.targets.base import Opening
 from puller.targets.staging import Stager
-from puller.wire.codec import CHUNKS
-from puller.wire.nodes import Large, PatchedLarge, PatchPiece, Range, check_piece
+from puller.wire.codec import CHUNKS, Ref
+from puller.wire.nodes import Large, PatchedLarge, PatchPiece, Range, Tree, check_piece
 from tests.unit.test_large import KEY, Dataset, small_pieces, text
 
 RECORD = 170
@@ -165,7 +167,7 @@ def test_pieces_must_be_those_they_stand_for(changed):
     first, second, *_ = sorted(value.instead)
     for instead in ({first: value.instead[second]}, {10**6: value.instead[first]}):
         other = PatchedLarge(*[getattr(value, name) for name in Large.__struct_fields__], instead)
-        with pytest.raises(Invalid):
+        with pytest.raises(Invalid, match=r"another content|more pieces"):
             read(dataset, other, content)
 
 
@@ -193,3 +195,22 @@ def test_what_is_held_is_cut_across_pieces(dataset):
     }
     found = before.parts(ranges)
     assert found == {part: content[part.offset : part.offset + part.raw] for part in ranges}
+
+
+@pytest.mark.parametrize(("cost", "kept"), [(9_800_000, True), (9_950_000, False)])
+def test_a_patch_is_kept_for_what_it_saves(dataset, cost, kept):
+    """Of ten megabytes, nine and a half are fetched in any case."""
+    dataset.publish(text(7, 1_200_000))
+    before = dataset.value
+    dataset.publish(text(8, 1_200_000))
+    now, number = dataset.value, dataset.value.record_hash
+    piece = PatchPiece(bytes(32), 9, 100_000, bytes(16), [Range(0, 9)])
+    found = moved.Moved({0: piece}, [("chunks/name", b"frame")], (20, cost), 9_500_000)
+    patch = PatchBuilder(dataset.store, dataset.pool, {number: (20, 10_000_000)}, {number: found})
+    patch.change(Changed([KEY], [now], [before]))
+    tree = patch.beside(Tree(Ref(bytes(32), 100, 100), 0, 21, 10_000_100), None)
+    assert (tree is not None) == kept == ("chunks/name" in dataset.store.files)
+    if tree is not None:
+        assert 0 < tree.bytes - cost < 2000
+        ((_, (value,)),) = dataset.reader.patch(tree, lambda keys: [None for _ in keys])
+        assert value == PatchedLarge(now.size, number, now.sha256, 0, now.entries, {0: piece})
