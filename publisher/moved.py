@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DEAR = 64 << 10
 """Stored bytes from which on a new piece is looked for elsewhere."""
 WORTH = 256
-"""The earlier value is searched if it has at most so many times the stored bytes of these pieces: seconds for megabytes."""
+"""The earlier value is searched if it has at most so many times the stored bytes of these pieces: a second for a megabyte."""
 MOST = 32 << 20
 """Bytes of pieces that are looked for, those first that cost most."""
 PARTS = (256, 64, 1024)
