@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 import xxhash
 
-from publisher.stores.base import Store
 from puller.errors import SourceError
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
@@ -44,10 +43,26 @@ def separator(before: bytes, first: bytes) -> bytes:
     return first[: common + 1]
 
 
+class Files(Protocol):
+    """What takes files: a store, or what keeps them for one."""
+
+    def put(self, path: str, data: bytes, /) -> None: ...
+
+
+class Kept:
+    """Holds files back until it is known that they are wanted: their paths and stored bytes."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, bytes]] = []
+
+    def put(self, path: str, data: bytes) -> None:
+        self.files.append((path, data))
+
+
 class Sink:
     """Puts immutable files into an area of a store, from several threads; counts nothing, remembers nothing."""
 
-    def __init__(self, store: Store, area: str, level: int = 3) -> None:
+    def __init__(self, store: Files, area: str, level: int = 3) -> None:
         self.store = store
         self.area = area
         self.level = level

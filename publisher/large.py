@@ -63,11 +63,16 @@ def hash_stream(prefix: bytes, inner: Stream) -> tuple[int, bytes]:
 
 
 class Stored(NamedTuple):
-    """A value that was put; and the files, with their stored bytes, that a reader of the earlier version needs for it."""
+    """A value that was put, and its pieces; and the files of it that a reader of the earlier version needs."""
 
     value: Value
-    files: int = 0
-    bytes: int = 0
+    pieces: list[Piece]
+    refs: set[Ref]
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """The number of these files, and their stored bytes."""
+        return len(self.refs), sum(ref.stored for ref in self.refs)
 
 
 def put_stream(
@@ -81,7 +86,7 @@ def put_stream(
     stream = _Reading(prefix, inner, hasher)
     start = _upto(stream)
     if len(start) <= MAX_INLINE:
-        return Stored(start)
+        return Stored(start, [], set())
     pieces: list[Piece] = []
     refs: set[Ref] = set()
     waiting: deque[Future[Piece] | Piece] = deque()
@@ -110,7 +115,7 @@ def put_stream(
         entries = [_put_list(sink, group) for group in _lists(entries)]
         refs.update(entry.ref for entry, _, _ in entries)
     value = Large(stream.size, hasher.digest(), stream.sha256.digest(), depth, msgspec.Raw(encoded))
-    return Stored(value, len(refs), sum(ref.stored for ref in refs))
+    return Stored(value, pieces, refs)
 
 
 def _put_list(sink: Sink, group: list[Any]) -> tuple[Sublist, int, bytes]:
@@ -133,12 +138,14 @@ def _upto(stream: _Reading) -> bytes:
     return b"".join(parts)
 
 
-class _Joined:
-    def __init__(self, start: bytes, rest: _Reading) -> None:
+class Joined:
+    """Some bytes, then a stream."""
+
+    def __init__(self, start: bytes, rest: Stream) -> None:
         self._start = start
         self._rest = rest
 
-    def read(self, n: int) -> bytes:
+    def read(self, n: int, /) -> bytes:
         if not self._start:
             return self._rest.read(n)
         part, self._start = self._start[:n], self._start[n:]
@@ -146,5 +153,5 @@ class _Joined:
 
 
 def _cut(start: bytes, rest: _Reading) -> Iterator[bytes]:
-    for chunk in cutter(AVERAGE, LEAST, MOST).cut_stream(_Joined(start, rest)):
+    for chunk in cutter(AVERAGE, LEAST, MOST).cut_stream(Joined(start, rest)):
         yield bytes(chunk.data)

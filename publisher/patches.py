@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from publisher.build import Costs, TreeBuilder, weight
+from publisher.build import Costs, Kept, Sink, TreeBuilder, weight
 from publisher.changes import Changed
+from publisher.moved import Moved
 from publisher.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
-from puller.wire.codec import DIFFS, Ref, path_of, seal
-from puller.wire.nodes import Entry, Large, Tree, Value
+from puller.wire.codec import DIFFS
+from puller.wire.nodes import Entry, Large, PatchedLarge, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -25,34 +26,28 @@ CLEARLY = 0.75
 """A patch is kept if it has at most this share of its diff's bytes."""
 
 
-class _Held:
-    """A sink that holds files back until it is known that they are wanted."""
-
-    area = DIFFS
-
-    def __init__(self) -> None:
-        self.files: list[tuple[str, bytes]] = []
-
-    def put(self, raw: bytes) -> Ref:
-        ref, stored = seal(raw, 1)
-        self.files.append((path_of(self.area, ref.sha256), stored))
-        return ref
-
-
 class PatchBuilder(TreeBuilder):
     """Builds a patch from changes in key order; its values are pairs of the new and the old one."""
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, costs: Costs | None = None) -> None:
-        self._held = _Held()
-        super().__init__(self._held, pool, SEGMENT, costs)
+    def __init__(
+        self,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        costs: Costs | None = None,
+        moved: Mapping[bytes, Moved] | None = None,
+    ) -> None:
+        self._kept = Kept()
+        super().__init__(Sink(self._kept, DIFFS, 1), pool, SEGMENT, costs)
         self._store = store
+        self._moved: Mapping[bytes, Moved] = {} if moved is None else moved
         self._total = 0
         self._known = False
+        self._same = 0  # bytes of large values' files that the diff needs as well
 
     def change(self, changed: Changed) -> None:
         """Add changes above all that were added before."""
         if self._total <= MOST:
-            self._known = self._known or any(isinstance(value, bytes) for value in changed.before)
+            self._known = self._known or bool(self._moved) or any(isinstance(v, bytes) for v in changed.before)
             self.add(changed.keys, list(zip(changed.values, changed.before, strict=True)))  # type: ignore[arg-type]
 
     def beside(self, diff: Tree, lead: Changed | None) -> Tree | None:
@@ -62,23 +57,46 @@ class PatchBuilder(TreeBuilder):
             return None
         pairs: Any = ([], []) if lead is None else (lead.keys, list(zip(lead.values, lead.before, strict=True)))
         patch = self.finish(pairs)
-        if patch.bytes - self._extra_bytes > CLEARLY * (diff.bytes - self._extra_bytes):
+        if patch.bytes - self._same > CLEARLY * (diff.bytes - self._same):
             return None
-        for path, stored in self._held.files:
+        for path, stored in [*self._kept.files, *(file for moved in self._moved.values() for file in moved.files)]:
             self._store.put(path, stored)
         return patch
 
     def _sizes(self, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[int]:
-        sizes = [max(weight(new), weight(old)) for new, old in values]
+        sizes = [max(weight(new) + self._more(new), weight(old)) for new, old in values]
         self._total += sum(sizes)
         for new, _ in values:
             if isinstance(new, Large):
                 self._count(new)
         return [len(key) + size for key, size in zip(keys, sizes, strict=True)]
 
+    def _more(self, value: Value) -> int:
+        """About the raw bytes of what stands in the patch beside a value."""
+        moved = self._moved.get(value.record_hash) if isinstance(value, Large) else None
+        return 0 if moved is None else sum(100 + 12 * len(piece.bases) for piece in moved.instead.values())
+
+    def _count(self, value: Large) -> None:
+        moved = self._moved.get(value.record_hash)
+        before = self._extra_bytes
+        if moved is None:
+            super()._count(value)
+            self._same += self._extra_bytes - before
+        else:
+            self._extra_files += moved.cost[0]
+            self._extra_bytes += moved.cost[1]
+            self._same += moved.same
+
     def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:
         pairs: Any = values
-        new, old = [value for value, _ in pairs], [before for _, before in pairs]
+        new, old = [self._value(value) for value, _ in pairs], [before for _, before in pairs]
         ref = self._sink.put(nodes.encode_patch(keys, new, nodes.patch_dictionary(old), LEVEL))
         checksum = run_sum(keys, new).to_bytes(16, "big")
         return Entry(bound, ref, 0, len(keys), nodes.large_bytes(new), checksum)
+
+    def _value(self, value: Value) -> Value:
+        """A value as it stands in the patch."""
+        moved = self._moved.get(value.record_hash) if isinstance(value, Large) else None
+        if moved is None or not isinstance(value, Large):
+            return value
+        return PatchedLarge(value.size, value.record_hash, value.sha256, value.depth, value.entries, moved.instead)

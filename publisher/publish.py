@@ -25,6 +25,8 @@ from puller.wire.nodes import Diff, Large, Run, Tree, Value
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.large import Stored
+    from publisher.moved import Moved
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
@@ -159,14 +161,16 @@ class _Publish:
         self.diffs = Sink(store, DIFFS)
         self.next: Next | None = None
         self.reader: Reader | None = None
+        self.kind = ""
         self.costs: dict[bytes, tuple[int, int]] = {}
+        self.moved: dict[bytes, Moved] = {}
 
     def run(self) -> Outcome:
         head, data, token = read_head(self.store)
         if head is None:
             return self._first(token)
         was = Published(self.store, self.pool, head, data, token)
-        self.reader = was.reader
+        self.reader, self.kind = was.reader, head.kind
         source = self._source(was)
         if head.records == 0:
             outcome = self._whole(was, source)
@@ -273,7 +277,7 @@ class _Publish:
         for _ in range(2):
             outcome = Outcome(head)
             builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
-            patch = PatchBuilder(self.store, self.pool, self.costs)
+            patch = PatchBuilder(self.store, self.pool, self.costs, self.moved)
             checksum = head.checksum
             before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
@@ -317,7 +321,8 @@ class _Publish:
             earlier = Earlier(before, self.reader, self.chunks, self.pool)
         stored = put_stream(key, given.prefix, given.open(), self.chunks, self.pool, earlier)
         if isinstance(stored.value, Large):
-            self.costs[stored.value.record_hash] = stored.files, stored.bytes
+            self.costs[stored.value.record_hash] = stored.cost
+            self._find_moved(stored.value, stored, given, before)
         return stored.value
 
     def _validate(self, was: Head | None, outcome: Outcome) -> None:
@@ -328,6 +333,19 @@ class _Publish:
             validate(
                 self.options.validate, self.store, was, outcome.head, outcome.added, outcome.updated, outcome.deleted
             )
+
+    def _find_moved(self, value: Large, stored: Stored, given: Any, before: Value) -> None:
+        """Find what of a large file was moved, for the patch; copies of other kinds have no ranges to give."""
+        if not isinstance(before, Large) or self.reader is None or self.kind != "files":
+            return
+        from publisher.large import Joined
+        from publisher.moved import MOST, find_moved
+
+        if sum(len(data) for other in self.moved.values() for _, data in other.files) > MOST:
+            return  # these files are held in memory until the patch is known to be worth it
+        moved = find_moved(stored, lambda: Joined(given.prefix, given.open()), before, self.reader, self.pool)
+        if moved is not None:
+            self.moved[value.record_hash] = moved
 
     def _guard(self, head: Head, deleted: int) -> None:
         """Refuse a source that lost over half of what is published."""

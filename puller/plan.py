@@ -257,7 +257,12 @@ def _patch(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) 
     if not way or not any(step.patched for step in way):
         return Candidate(Way.PATCH, reason or Reason.NO_PATCHES)
     found = _candidate(Way.PATCH, way)
-    return replace(found, closed=Reason.TOO_LARGE) if found.bytes > MOST_PATCHED else found
+    return replace(found, closed=Reason.TOO_LARGE) if sum(map(_staged_bytes, way)) > MOST_PATCHED else found
+
+
+def _staged_bytes(step: Step) -> int:
+    """Stored bytes of a step that are held in memory: not those of large values, where it is a lone leaf that names them."""
+    return step.tree.ref.stored if step.tree.level == 0 else step.tree.bytes
 
 
 def _diffs(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> Candidate:

@@ -38,7 +38,7 @@ from puller.wire.checksum import record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keys import decode_key
-from puller.wire.nodes import Diff, Run, Value
+from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
 
 if TYPE_CHECKING:
     from puller.events import Watch
@@ -410,6 +410,9 @@ class _Pull:
         for step in chosen.steps:
             stream = self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff)
             for keys, found in list(stream):
+                if has_large(found):  # ranges are of what is held; a value that an earlier step gave is not there yet
+                    pairs = zip(keys, found, strict=True)
+                    found = [v.plain() if isinstance(v, PatchedLarge) and k in staged else v for k, v in pairs]
                 staged.update(zip(keys, found, strict=True))
         ordered = sorted(staged)
         for n in range(0, len(ordered), BATCH):

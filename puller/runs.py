@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
-from puller.wire.nodes import Large, Run, Value
+from puller.wire.nodes import Large, Run, Value, has_large
 
 
 class Cursor:
@@ -105,7 +105,7 @@ def bounded(runs: Iterable[Run], most: int = 64 << 20) -> Iterator[Run]:
     """The stream with runs cut so that the large values of each, once assembled, hold about `most` bytes at most."""
     for keys, values in runs:
         start = size = 0
-        for n, value in enumerate(values) if Large in set(map(type, values)) else ():
+        for n, value in enumerate(values) if has_large(values) else ():
             if isinstance(value, Large):
                 if size and size + value.size > most:
                     yield keys[start:n], values[start:n]

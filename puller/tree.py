@@ -14,7 +14,22 @@ from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
-from puller.wire.nodes import Diff, Entry, Held, Large, Log, Piece, Run, Segment, Sublist, Tree, Value
+from puller.wire.nodes import (
+    AnyPiece,
+    Diff,
+    Entry,
+    Held,
+    Large,
+    Log,
+    Old,
+    PatchedLarge,
+    Piece,
+    Run,
+    Segment,
+    Sublist,
+    Tree,
+    Value,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,23 +264,26 @@ class Reader:
             self._segments[segment] = self.log(segment.ref, segment)
         return self._segments[segment]
 
-    def large(self, key: bytes, value: Large, held: Held | None = None) -> Iterator[bytes]:
+    def large(self, key: bytes, value: Large, held: Held | None = None, old: Old | None = None) -> Iterator[bytes]:
         """The bytes of a large value, piece by piece; what `held` gives for a piece or a base is not fetched.
 
-        Raises Corrupt at the end if they are not what the value declares (Stale with `held`, whose contents may be
-        at fault): use nothing before that.
+        `old` gives bytes of the key's value at the version that the value's patch was made for. Raises Corrupt at the end
+        if the bytes are not what the value declares (Stale with `held` or `old`, whose contents may be at fault): use
+        nothing before that.
         """
         hasher = RecordHasher(key)
         sha256 = hashlib.sha256()
         size = 0
-        for _, part in ahead(self.pool, self.pieces(value), lambda piece: self.piece(piece, held), _work):
+        trusting = held is not None or old is not None
+        pieces = self.pieces(value) if old is None else self._patched(value)
+        for _, part in ahead(self.pool, pieces, lambda piece: self.piece(piece, held, old), _work):
             size += len(part)
             hasher.update(part)
-            if held is not None:
+            if trusting:
                 sha256.update(part)
             yield part
         right = check_large(value, hasher, size)
-        if held is not None and not (right and sha256.digest() == value.sha256):
+        if trusting and not (right and sha256.digest() == value.sha256):
             raise Stale(f"{key.decode(errors='replace')}: pieces that are held do not give what the value declares")
         if not right:
             raise Corrupt(f"{key.decode(errors='replace')}: the pieces of the value do not give what was declared")
@@ -283,6 +301,17 @@ class Reader:
             for item in value.lists():
                 yield from self._below(item, value.depth - 1)
 
+    def _patched(self, value: Large) -> Iterator[AnyPiece]:
+        """The pieces of a large value, for a reader that holds the version that its patch was made for (SPEC 5.7)."""
+        left = dict(value.instead) if isinstance(value, PatchedLarge) else {}
+        for number, piece in enumerate(self.pieces(value)):
+            found = left.pop(number, piece)
+            if (found.raw, found.check) != (piece.raw, piece.check):
+                raise Invalid("a piece of a patch has another content than the one it stands for")
+            yield found
+        if left:
+            raise Invalid("a patch has more pieces for a value than that has")
+
     def _below(self, item: Sublist, depth: int) -> Iterator[Piece]:
         raw = self.load(CHUNKS, item.ref)
         if len(raw) > nodes.MAX_NODE:
@@ -293,11 +322,11 @@ class Reader:
             for below in nodes.decode_sublists(raw, item.size):
                 yield from self._below(below, depth - 1)
 
-    def piece(self, piece: Piece, held: Held | None = None) -> bytes:
-        """The content of a piece; what `held` gives of it and of its bases is not fetched."""
-        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held)
+    def piece(self, piece: AnyPiece, held: Held | None = None, old: Old | None = None) -> bytes:
+        """The content of a piece; what `held` gives of it and of its bases is not fetched, and `old` gives ranges."""
+        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held, old)
 
 
-def _work(piece: Piece) -> int:
+def _work(piece: AnyPiece) -> int:
     """Bytes that it takes to build a piece: its content, its bases, and the dictionary made of them."""
     return piece.raw + 2 * sum(base.raw for base in piece.bases)

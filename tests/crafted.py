@@ -1,7 +1,8 @@
 """A small dataset of kind `files` that uses every feature of the format, written with the codec's own functions.
 
 The publisher uses only part of them; readers must know them all: deep and uneven indexes, lists of pieces, pieces stored as
-patches on others, wide diffs, patches (one of them a tree), a log with nested segments, unknown fields, two signatures.
+patches on others, wide diffs, patches (one of them a tree, one with pieces made from ranges), a log with nested segments,
+unknown fields, two signatures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ import xxhash
 from puller.wire import nodes
 from puller.wire.checksum import record_hash, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, Ref, compress, encode, path_of
-from puller.wire.nodes import Diff, Entry, Large, Log, Piece, Segment, Sublist, Tree
+from puller.wire.nodes import (
+    Diff,
+    Entry,
+    Large,
+    Log,
+    PatchedLarge,
+    PatchPiece,
+    Piece,
+    Range,
+    Segment,
+    Sublist,
+    Tree,
+)
 
 VERSIONS = 20
 SNAPSHOT = 4
@@ -105,6 +118,21 @@ class Writer:
         digest = record_hash(key, content).to_bytes(16, "big")
         return Large(len(content), digest, hashlib.sha256(content).digest(), 2, entries)
 
+    def patched(self, value: Large, content: bytes, old: bytes) -> PatchedLarge:
+        """The value with its last two pieces made from ranges of the old one, the first of them from a piece as well."""
+        third = len(content) // 3
+        parts = [content[third : 2 * third], content[2 * third :]]
+        ranges = [Range(0, 600_000), Range(len(old) - 600_000, 600_000)]
+        held = [old[item.offset :][: item.raw] for item in ranges]
+        base = self.piece(parts[0][:1000])
+        instead = {}
+        for n, (part, bases, known) in enumerate(
+            [(parts[0], [ranges[1], base], held[1] + parts[0][:1000]), (parts[1], ranges, b"".join(held))]
+        ):
+            ref = self.stored(CHUNKS, compress(part, 1, bytes(8) + known), len(part))
+            instead[n + 1] = PatchPiece(ref.sha256, ref.stored, ref.raw, xxhash.xxh3_128_digest(part), bases)
+        return PatchedLarge(value.size, value.record_hash, value.sha256, value.depth, value.entries, instead)
+
 
 def craft(root: Path) -> list[dict[bytes, bytes]]:
     """Write the dataset; return its states, with whole values, by version (index 0 is empty)."""
@@ -113,6 +141,8 @@ def craft(root: Path) -> list[dict[bytes, bytes]]:
     big = b"x" + r.randbytes(700_000) + bytes(700_000) + r.randbytes(200_000)
     stored: dict = {b"d%d/f%02d" % (n % 3, n): b"f" + b"some text %d " % n * 20 for n in range(40)}
     stored[b"big"] = w.large(b"big", big, r)
+    moved = big[:1] + big[900_000:] + big[1:900_000]
+    after = w.large(b"big", moved, r)
     stored[b"empty"] = b"d"
     stored[b"link"] = b"ld0/f00"
     states, changes = [{}, dict(stored)], [{}, dict(stored)]
@@ -126,6 +156,8 @@ def craft(root: Path) -> list[dict[bytes, bytes]]:
             change[b"big"] = None
         if version == 11:
             change[b"big"] = stored[b"big"]
+        if version == 14:
+            change[b"big"] = after
         if version in (12, 13):
             change[b"back"] = b"fand gone" if version == 12 else None
         changes.append(change)
@@ -141,7 +173,8 @@ def craft(root: Path) -> list[dict[bytes, bytes]]:
     for b in range(2, VERSIONS + 1):
         patch = None
         if b % 2 == 0:
-            patch = w.patch(states[b - 1], changes[b], leaf_size=2 if b % 4 == 0 else 100)
+            instead = {b"big": w.patched(after, moved, big)} if b == 14 else {}
+            patch = w.patch(states[b - 1], changes[b] | instead, leaf_size=2 if b % 4 == 0 else 100)
         diffs.append(Diff(b - 1, b, w.tree(DIFFS, changes[b]), patch))
         if b % 8 == 0:
             diffs.append(Diff(b - 8, b, w.tree(DIFFS, span(max(b - 8, 0), b))))
@@ -174,4 +207,5 @@ def craft(root: Path) -> list[dict[bytes, bytes]]:
     )
     text = f"headwater/1 crafted\n{json.dumps(fields)}\n\n{signatures}"
     (root / "HEAD").write_bytes(text.encode())
-    return [{k: big if isinstance(v, Large) else v for k, v in state.items()} for state in states]
+    whole = {stored[b"big"].sha256: big, after.sha256: moved}
+    return [{k: whole[v.sha256] if isinstance(v, Large) else v for k, v in state.items()} for state in states]

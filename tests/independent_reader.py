@@ -19,6 +19,7 @@ BASE64 = "(?:B{4})+(?:B{4}|BB[AEIMQUYcgkosw048]=|B{5}[AQgw]==)".replace("B", "[A
 NOTE = f"headwater/1 ([A-Za-z0-9][A-Za-z0-9._-]{{0,63}})\n([^\0-\x1f]+)\n\n(?:— [^\\s\0-\x1f+]+ {BASE64}\n)*"
 TYPES = {"int64": INT64, "float64": float, "text": str, "blob": bytes, "bool": bool, "json": msgpack.ExtType}
 TABLE = [str, [[str, "|".join([*TYPES, "any"])], ...], [NUMBER, ...], [[str, bool, [NUMBER, ...]], ...]]
+RANGE, PATCH = [NUMBER, POSITIVE], [bytes, HASH, bytes]
 INTEGERS, STRING = b"|".join(b"[%c%c].{%d}" % (20 - s, 20 + s, s) for s in range(9)), rb"([^\0]*(?:\0\xff[^\0]*)*)\0"
 ELEMENT = re.compile(rb"([\1-\3])|(%b)|\x21(.{8})|0%b|1%b" % (INTEGERS, STRING, STRING), re.DOTALL)
 BAD_PATH = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|[^/]{256}|[\0-\x1f\x7f]")
@@ -77,6 +78,11 @@ def piece(value, nesting=0):  # the number of files that build a piece, which is
     files, size = map(sum, zip((1, raw), *(piece(base, nesting + 1) for base in bases if nesting < 9), strict=True))
     need(nesting <= 8 and files <= 64 and size <= 64 * MIB, "nesting or files of a piece")
     return need(sum(base[2] for base in bases) <= min(8 * MIB, 8 * raw), "bases of a piece", (files, size))
+def patch_piece(value):  # a piece in a patch, checked, some of whose bases may be ranges (5.7)
+    *file, bases = check(value, [*REF, HASH, list])
+    pieces = [base for base in bases if not fits(base, RANGE)]
+    fine = piece([*file, pieces]) and sum(base[:3][-1] for base in bases) <= min(8 * MIB, 8 * file[2])
+    return need(fine and (bases == pieces or len(bases) <= 4096), "ranges of a piece", True)
 def entries(parts, depth, size):  # what stands for so many bytes in a large value or a list, checked (5.3)
     need(check(parts, [[*REF, POSITIVE] if depth else piece, ...]), "no entries")
     return need(sum(part[3 if depth else 2] for part in parts) == size, "sizes of entries", parts)
@@ -84,6 +90,7 @@ def large_value(value):
     """A large value as it stands in a leaf, checked (5.3)."""
     size, _, _, depth, parts = check(value, [(MIB + 1, TOP), HASH, range(32, 33), (0, 4), list])
     return need(len(msgpack.packb(entries(parts, depth, size))) <= 65536, "size of the entries of a large value", value)
+PATCH_PIECES = [[NUMBER, [[NUMBER, patch_piece], ...]], ...]
 def ordered(keys, lower, upper):  # keys or bounds, checked (5.1, 5.2)
     fine = not keys or lower <= keys[0] and keys[-1] < (END if upper is None else upper)
     return need(fine and keys == sorted(set(keys)), "order or range of keys", keys)
@@ -94,12 +101,21 @@ def leaf(raw, lower=b"", upper=None, deletions=False):
     return attempt(dict, zip(ordered(keys, lower, upper), need(fine, "values of a leaf", values), strict=True))
 def patch_leaf(raw, olds, lower=b"", upper=None):
     """The records of a leaf of a patch as a dict; olds is the state at the version before, a dict (5.7)."""
-    keys, digest, values = check(unpack(raw), [bytes, HASH, bytes])
-    keys = frame(keys, limit=4 * MIB)
-    known = msgpack.packb([old if fits(old, VALUE) else None for old in map(olds.get, check(unpack(keys), [KEY, ...]))])
-    if len(known) > 4 * MIB or xxhash.xxh3_128_digest(known) != digest:
+    keys, digest, values, *pieces = check(unpack(raw), lambda v: fits(v, PATCH) or fits(v, [*PATCH, bytes]))
+    names = check(unpack(keys := frame(keys, limit=8 * MIB)), [KEY, ...])
+    known = msgpack.packb([old if fits(old, VALUE) else None for old in map(olds.get, names)])
+    if len(known) > 8 * MIB or xxhash.xxh3_128_digest(known) != digest:
         raise Mismatch("a patch that does not fit what is held")
-    return leaf(b"\x92" + keys + frame(values, None, known, 4 * MIB), lower, upper, deletions=True)
+    records = leaf(b"\x92" + keys + frame(values, None, known, 8 * MIB), lower, upper, deletions=True)
+    found = [item for data in pieces for item in check(unpack(frame(data, limit=8 * MIB)), PATCH_PIECES)]
+    need(ordered([n for n, _ in found], 0, len(names)) or not pieces, "no pieces")
+    for n, others in found:
+        old, value = olds.get(names[n]), records[names[n]]
+        need(type(value) is list and ordered([m for m, _ in others], 0, TOP), "pieces for another value, or none")
+        for *_, bases in (other for _, other in others if type(old) is bytes):
+            bases[:] = [old[base[0] : sum(base)] if len(base) == 2 else base for base in bases]
+        value.append(dict(others) if type(old) is bytes else {})
+    return records
 def index(raw, level, lower=b"", upper=None):
     """The entries of an index, the upper bound added to each (5.2)."""
     found = check(unpack(raw), [[KEY, REF, (0, level - 1), POSITIVE, NUMBER, HASH], ...])
@@ -206,15 +222,17 @@ class Dataset:
             need(totals(found) == [count, large, int.from_bytes(checksum)], "records, large or checksum of an index")
             records |= found
         return records if level else check_keys(self.head["kind"], decode(raw, lower=lower, upper=upper))
-    def content(self, depth, parts):
-        """The contents of the pieces that entries stand for, in order (5.3, 5.4)."""
-        for part in parts:
-            if depth:
-                found = unpack(need(part[2] <= 4 * MIB, "size of a list", part) and self.read("chunks", part))
-                yield from self.content(depth - 1, entries(found, depth - 1, part[3]))
-            else:
-                data = self.read("chunks", part, part[4] and b"".join([bytes(8), *self.content(0, part[4])]))
-                yield need(xxhash.xxh3_128_digest(data) == part[3], "check of a piece", data)
+    def pieces(self, depth, parts):  # that entries stand for, in order (5.3)
+        for part in parts if depth else ():
+            found = unpack(need(part[2] <= 4 * MIB, "size of a list", part) and self.read("chunks", part))
+            yield from self.pieces(depth - 1, entries(found, depth - 1, part[3]))
+        yield from () if depth else parts
+    def content(self, part):
+        """The content of a piece, or of a range of what is held, which is given as it is (5.4, 5.7)."""
+        if type(part) is bytes:
+            return part
+        data = self.read("chunks", part, part[4] and b"".join([bytes(8), *map(self.content, part[4])]))
+        return need(xxhash.xxh3_128_digest(data) == part[3], "check of a piece", data)
     def diffs(self, version):
         """HEAD's diffs, and those in its log that lead to later versions than this (5.6, 5.8)."""
         diffs, read = [*self.head["diffs"]], cache(lambda ref: log(self.read("diffs", ref)))
@@ -239,8 +257,12 @@ class Dataset:
             except (IndexError, Mismatch):
                 changes = self.walk("diffs", root, partial(leaf, deletions=True))
             state = {name: value for name, value in (state | changes).items() if value is not None}
-        for name, (size, *hashes, depth, parts) in [item for item in state.items() if type(item[1]) is list]:
-            whole = state[name] = need(size <= 2 << 30, "room") or b"".join(self.content(depth, parts))
+        for name, value in [item for item in state.items() if type(item[1]) is list]:
+            size, *hashes, depth, parts, others = [*value, {}][:6]
+            pieces = [*self.pieces(depth, need(size <= 2 << 30, "room", parts))]
+            fine = all(n < len(pieces) and pieces[n][2:4] == other[2:4] for n, other in others.items())
+            found = (others.get(n, part) for n, part in enumerate(need(fine, "pieces of a patch", pieces)))
+            whole = state[name] = b"".join(map(self.content, found))
             need([record_hash(name, whole), hashlib.sha256(whole).digest()] == hashes, "hash of a large value")
         need(totals(state) == [self.head["records"], 0, int(self.head["checksum"], 16)], "records or checksum")
         return check_state(self.head["kind"], state) or state

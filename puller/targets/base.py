@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from puller.errors import Invalid, Moved
-from puller.wire.nodes import Held, Large, Run, Value
+from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
 STATE_FORMAT = 1
@@ -53,11 +53,13 @@ class State(msgspec.Struct, frozen=True):
 class Assemble(Protocol):
     """Gives the bytes of a large value, part by part; what `held` gives need not be fetched.
 
-    Raises Corrupt at the end if they are not what the value declares, or Stale where `held` may be the reason: use
-    nothing before that.
+    `old` gives bytes of what is held under the key, which a patch saves fetching. Raises Corrupt at the end if they are
+    not what the value declares, or Stale where `held` or `old` may be the reason: use nothing before that.
     """
 
-    def __call__(self, key: bytes, value: Large, held: Held | None = None, /) -> Iterator[bytes]: ...
+    def __call__(
+        self, key: bytes, value: Large, held: Held | None = None, old: Old | None = None, /
+    ) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def check_held(state: State | None, opening: Opening, where: str) -> None:
 
 def whole(opening: Opening, keys: list[bytes], values: list[Value]) -> list[bytes | None]:
     """The bytes of values, assembled where they are large; None for deleted ones. Raises Invalid for a row over its limit."""
-    if Large not in set(map(type, values)):
+    if not has_large(values):
         return values  # type: ignore[return-value]
     return [_whole(opening, key, value) for key, value in zip(keys, values, strict=True)]
 

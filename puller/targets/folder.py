@@ -14,6 +14,7 @@ import stat as stats
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -505,7 +506,8 @@ class _Writer:
             row = self._db.execute("SELECT kind FROM files WHERE path = ? AND hash = ?", (key, digest)).fetchone()
             if row is not None and self._target.disk.hash_of(key, row[0]) == digest:
                 return key, KEEP, None, digest, row[0], size, mtime
-        kind, parts = self._stager.write_large(self._next(), key, value, self._pieces.get)
+        old = partial(self._pieces.range, key)
+        kind, parts = self._stager.write_large(self._next(), key, value, self._pieces.get, old)
         held.stage(self._db, key, parts)
         return key, PLACE, self._number, digest, kind, size, mtime
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import xxhash
 
+from puller.errors import Stale
 from puller.targets.disk import Disk
 from puller.targets.edits import KEEP
 from puller.wire import files
@@ -39,7 +40,7 @@ def place(db: sqlite3.Connection) -> None:
 
 
 class HeldPieces:
-    """Reads pieces where they lie in a folder. `get` may be called from several threads at once."""
+    """Reads pieces, and other ranges, where they lie in a folder. May be used by several threads at once."""
 
     def __init__(self, disk: Disk, db: sqlite3.Connection) -> None:
         self._disk = disk
@@ -56,6 +57,16 @@ class HeldPieces:
         except (OSError, sqlite3.Error):
             pass
         return None
+
+    def range(self, path: bytes, offset: int, size: int) -> bytes:
+        """So many bytes from an offset of the value at `path`, unchecked. Raises Stale where it has not so many."""
+        try:
+            found = self._read(path, offset, size)
+        except OSError:
+            found = None
+        if found is None or len(found) != size:
+            raise Stale(f"{os.fsdecode(path)} is not as it was pulled any more")
+        return found
 
     def _places(self, check: bytes, size: int) -> list[tuple[bytes, int]]:
         query = "SELECT path, position FROM pieces WHERE hash = ? AND size = ? LIMIT 4"

@@ -14,7 +14,7 @@ import xxhash
 from puller.errors import Invalid, Stale
 from puller.targets.base import Opening
 from puller.wire import files
-from puller.wire.nodes import Held, Large
+from puller.wire.nodes import Held, Large, Old, PatchedLarge
 
 Part = tuple[int, bytes]
 """Size and xxh3_128 of a part of a large value."""
@@ -45,15 +45,20 @@ class Stager:
         finally:
             os.close(descriptor)
 
-    def write_large(self, path: bytes, key: bytes, value: Large, held: Held | None = None) -> tuple[bytes, list[Part]]:
+    def write_large(
+        self, path: bytes, key: bytes, value: Large, held: Held | None = None, old: Old | None = None
+    ) -> tuple[bytes, list[Part]]:
         """Write a large value's file to a new path; return its type, and the parts that it came in.
 
-        What is held is taken from there; if that turns out to be wrong, everything is fetched.
+        What is held is taken from there; if that turns out to be wrong, first pieces only, which are known by their
+        hashes, and then everything is fetched.
         """
-        if held is not None:
+        sources = [(held, old)] if isinstance(value, PatchedLarge) and old is not None else []
+        for pieces, ranges in [*sources, (held, None)] if held is not None else sources:
             with contextlib.suppress(Stale):
-                return self._assemble(path, key, self._large(key, value, held))
-            os.unlink(path)
+                return self._assemble(path, key, self._large(key, value, pieces, ranges))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         return self._assemble(path, key, self._large(key, value))
 
     def _assemble(self, path: bytes, key: bytes, parts: Iterator[bytes]) -> tuple[bytes, list[Part]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import xxhash
 
-from puller.errors import Corrupt, Invalid
+from puller.errors import Corrupt, Invalid, Stale
 from puller.wire.codec import (
     MAX_INLINE,
     MAX_INTEGER,
@@ -32,10 +32,13 @@ MAX_PIECE_FILES = 64
 MAX_BASES = 8 * 1024 * 1024
 MAX_PIECE_WORK = 64 * 1024 * 1024
 MAX_PATCH = 8 * 1024 * 1024
+MAX_RANGES = 4096
 MAX_NODE = 4 * 1024 * 1024
 MAX_ENTRIES = 64 * 1024
 MAX_LOG_NESTING = 8
 DICTIONARY_START = bytes(8)
+_PAIR = b"\x92"
+"""How the MessagePack of an array of two begins."""
 
 
 class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -56,9 +59,27 @@ class Large(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return decode_sublists(bytes(self.entries), self.size)
 
 
+class PatchedLarge(Large, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A large value that came with a patch (SPEC 5.7). It is never encoded as such: see `plain`.
+
+    `instead` has, by the number of the piece that each stands for, pieces for readers that hold the value at version a.
+    """
+
+    instead: dict[int, PatchPiece]
+
+    def plain(self) -> Large:
+        """The value for readers that do not."""
+        return Large(self.size, self.record_hash, self.sha256, self.depth, self.entries)
+
+
 Value = bytes | None | Large
 Run = tuple[list[bytes], list[Value]]
 """Keys in strictly ascending order, and the value of each; None means deleted (only in diffs)."""
+
+
+def has_large(values: Sequence[Value]) -> bool:
+    """Whether there are large values among some."""
+    return not set(map(type, values)).isdisjoint((Large, PatchedLarge))
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -81,6 +102,35 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     def files(self) -> list[Ref]:
         """The files that the piece is built from, as often as they are named."""
         return [self.ref, *(ref for base in self.bases for ref in base.files())]
+
+
+class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`raw` bytes from an offset of the value that the key has at version a (SPEC 5.7)."""
+
+    offset: int
+    raw: int
+
+
+class PatchPiece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A piece in a patch (SPEC 5.7): one whose bases may be ranges, too."""
+
+    sha256: bytes
+    stored: int
+    raw: int
+    check: bytes
+    bases: list[Piece | Range]
+
+    @property
+    def ref(self) -> Ref:
+        """The file."""
+        return Ref(self.sha256, self.stored, self.raw)
+
+    def files(self) -> list[Ref]:
+        """The files that the piece is built from, as often as they are named."""
+        return [self.ref, *(ref for base in self.bases if isinstance(base, Piece) for ref in base.files())]
+
+
+AnyPiece = Piece | PatchPiece
 
 
 class Sublist(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,6 +192,21 @@ class Log(msgspec.Struct, frozen=True):
     segments: list[Segment]
 
 
+class _PatchPieceForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    sha256: bytes
+    stored: int
+    raw: int
+    check: bytes
+    bases: list[msgspec.Raw]
+
+
+class _PatchForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    keys: bytes
+    check: bytes
+    values: bytes
+    instead: bytes | msgspec.UnsetType = msgspec.UNSET
+
+
 class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     a: int
     b: int
@@ -156,7 +221,10 @@ _decode_index = decoder(list[Entry])
 _decode_pieces = decoder(list[Piece])
 _decode_sublists = decoder(list[Sublist])
 _decode_log = decoder(tuple[list[_DiffForm], list[tuple[int, int, int, Ref]]])
-_decode_patch = decoder(tuple[bytes, bytes, bytes])
+_decode_patch = decoder(_PatchForm)
+_decode_instead = decoder(list[tuple[int, list[tuple[int, _PatchPieceForm]]]])
+_decode_base = decoder(Piece)
+_decode_range = decoder(Range)
 _decode_keys = decoder(list[_Key])
 _decode_values = decoder(list[_Value])
 
@@ -179,7 +247,7 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
     types = set(map(type, values))
     if type(None) in types and not deletions:
         raise Invalid("a snapshot holds a deletion")
-    for value in values if Large in types else ():
+    for value in values if has_large(values) else ():
         if isinstance(value, Large):
             check_large_value(value)
     return keys, values
@@ -262,13 +330,16 @@ def decode_sublists(raw: bytes, size: int) -> list[Sublist]:
     return found
 
 
-def check_piece(piece: Piece, nesting: int = 0) -> None:
-    """Raise Invalid for a piece that breaks the rules of SPEC 5.4."""
+def check_piece(piece: AnyPiece, nesting: int = 0) -> None:
+    """Raise Invalid for a piece that breaks the rules of SPEC 5.4, or 5.7 where it has ranges."""
     check_ref(piece.ref)
     if len(piece.check) != 16 or nesting > MAX_NESTING:
         raise Invalid("a piece has a wrong hash, or is nested more than eight deep")
     for base in piece.bases:
-        check_piece(base, nesting + 1)
+        if isinstance(base, Piece):
+            check_piece(base, nesting + 1)
+        elif base.raw < 1 or not 0 <= base.offset <= MAX_INTEGER or len(piece.bases) > MAX_RANGES:
+            raise Invalid("a piece has a range that is empty or out of bounds, or more than 4,096 of them")
     bases = sum(base.raw for base in piece.bases)
     if bases > MAX_BASES or bases > 8 * piece.raw:
         raise Invalid("the bases of a piece are larger than 8 MiB, or than eight times the piece")
@@ -282,20 +353,40 @@ Held = Callable[[bytes, int], bytes | None]
 """Gives the content of a piece, checked against its xxh3_128, from that and its size in bytes; None where it is not held."""
 
 
-def build_piece(piece: Piece, stored: Callable[[Ref], bytes], held: Held | None = None) -> bytes:
-    """The content of a piece (SPEC 5.4). Raises Corrupt.
+Old = Callable[[int, int], bytes]
+"""Gives bytes of a value's earlier version, from their offset and number, unchecked. Raises Stale where they are not held."""
 
-    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless.
+
+def build_piece(
+    piece: AnyPiece, stored: Callable[[Ref], bytes], held: Held | None = None, old: Old | None = None
+) -> bytes:
+    """The content of a piece (SPEC 5.4, 5.7). Raises Corrupt, or Stale where what `old` gives may be at fault.
+
+    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless. A
+    piece with ranges needs `old`.
     """
     if held is not None and (found := held(piece.check, piece.raw)) is not None:
         return found
     dictionary = None
     if piece.bases:
-        dictionary = DICTIONARY_START + b"".join(build_piece(base, stored, held) for base in piece.bases)
-    content = decompress(stored(piece.ref), piece.raw, dictionary=dictionary)
-    if xxhash.xxh3_128_digest(content) != piece.check:
-        raise Corrupt("the content of a piece is not what its entry declares")
+        parts = (build_piece(b, stored, held) if isinstance(b, Piece) else _range(b, old) for b in piece.bases)
+        dictionary = DICTIONARY_START + b"".join(parts)
+    frame = stored(piece.ref)
+    try:
+        content = decompress(frame, piece.raw, dictionary=dictionary)
+        if xxhash.xxh3_128_digest(content) != piece.check:
+            raise Corrupt("the content of a piece is not what its entry declares")
+    except Corrupt as error:
+        if isinstance(piece, PatchPiece):
+            raise Stale("what is held of a value is not what a patch was made for") from error
+        raise
     return content
+
+
+def _range(part: Range, old: Old | None) -> bytes:
+    if old is None:
+        raise Stale("a patch needs a value that is not held")
+    return old(part.offset, part.raw)
 
 
 def patch_dictionary(old: Sequence[Value]) -> bytes:
@@ -303,37 +394,72 @@ def patch_dictionary(old: Sequence[Value]) -> bytes:
     return encode([value if isinstance(value, bytes) else None for value in old])
 
 
-def encode_patch(keys: list[bytes], values: list[Value], dictionary: bytes, level: int = 3) -> bytes:
+def encode_patch(keys: list[bytes], values: Sequence[Value], dictionary: bytes, level: int = 3) -> bytes:
     """The MessagePack of a leaf of a patch (SPEC 5.7)."""
     check = xxhash.xxh3_128_digest(dictionary)
-    return encode((compress(encode(keys), level), check, compress(encode(values), level, dictionary)))
+    plain = [value.plain() if isinstance(value, PatchedLarge) else value for value in values]
+    parts = [compress(encode(keys), level), check, compress(encode(plain), level, dictionary)]
+    instead = [(n, sorted(v.instead.items())) for n, v in enumerate(values) if isinstance(v, PatchedLarge)]
+    return encode([*parts, compress(encode(instead), level)] if instead else parts)
 
 
 class PatchLeaf(msgspec.Struct, frozen=True):
-    """A leaf of a patch whose values are still to be decompressed (SPEC 5.7)."""
+    """A leaf of a patch whose values are still to be decompressed (SPEC 5.7).
+
+    `instead` has, by the number of a key, the pieces that stand in its value for others.
+    """
 
     keys: list[bytes]
     check: bytes
     frame: bytes
     lower: bytes
     upper: bytes | None
+    instead: dict[int, dict[int, PatchPiece]]
 
     def values(self, dictionary: bytes) -> list[Value] | None:
         """The values of the keys, or None if `dictionary` is not the one the patch was made with."""
         if xxhash.xxh3_128_digest(dictionary) != self.check:
             return None
         values: list[Value] = _decode_values(decompress(self.frame, None, MAX_PATCH, dictionary))
-        return check_run(self.keys, values, lower=self.lower, upper=self.upper, deletions=True)[1]
+        check_run(self.keys, values, lower=self.lower, upper=self.upper, deletions=True)
+        for number, pieces in self.instead.items():
+            value = values[number]
+            if not isinstance(value, Large):
+                raise Invalid("a patch has pieces for a value that is not large")
+            values[number] = PatchedLarge(
+                value.size, value.record_hash, value.sha256, value.depth, value.entries, pieces
+            )
+        return values
 
 
 def decode_patch(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None) -> PatchLeaf:
     """A leaf of a patch (SPEC 5.7)."""
-    frame, check, values = _decode_patch(raw)
-    if len(check) != 16:
+    form = _decode_patch(raw)
+    if len(form.check) != 16:
         raise Invalid("the hash of a patch's dictionary is not 16 bytes long")
-    keys: list[bytes] = _decode_keys(decompress(frame, None, MAX_PATCH))
+    keys: list[bytes] = _decode_keys(decompress(form.keys, None, MAX_PATCH))
     check_run(keys, [None] * len(keys), lower=lower, upper=upper, deletions=True)
-    return PatchLeaf(keys, check, values, lower, upper)
+    instead = {}
+    if form.instead is not msgspec.UNSET:
+        instead = _instead(_decode_instead(decompress(form.instead, None, MAX_PATCH)), len(keys))
+    return PatchLeaf(keys, form.check, form.values, lower, upper, instead)
+
+
+def _instead(found: list[tuple[int, list[tuple[int, _PatchPieceForm]]]], keys: int) -> dict[int, dict[int, PatchPiece]]:
+    """The pieces that stand in a patch for others, by the numbers of key and piece."""
+    for numbers in ([n for n, _ in found], *([n for n, _ in pieces] for _, pieces in found)):
+        if not numbers or numbers[0] < 0 or any(map(ge, numbers, numbers[1:])):
+            raise Invalid("the pieces of a patch do not ascend")
+    if found[-1][0] >= keys:
+        raise Invalid("a patch has pieces for more values than there are")
+    return {n: {m: _patch_piece(form) for m, form in pieces} for n, pieces in found}
+
+
+def _patch_piece(form: _PatchPieceForm) -> PatchPiece:
+    bases = [(_decode_range if bytes(raw).startswith(_PAIR) else _decode_base)(raw) for raw in form.bases]
+    piece = PatchPiece(form.sha256, form.stored, form.raw, form.check, bases)
+    check_piece(piece)
+    return piece
 
 
 def tree_form(tree: Tree, name: Callable[[bytes], Any] = bytes) -> list[Any]:

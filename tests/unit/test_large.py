@@ -151,7 +151,7 @@ def test_any_edits_read_back(versions, seed):
             assert stored.value.record_hash == record_hash(KEY, content).to_bytes(16, "big")
             fetched = dataset.follow()
             assert dataset.fetched()[1] >= fetched[1]
-            assert fetched == (stored.files, stored.bytes)
+            assert fetched == stored.cost
 
 
 def test_what_did_not_change_is_not_put_again(dataset):
@@ -238,7 +238,7 @@ def test_lists_of_pieces(dataset, monkeypatch):
     for version in range(3):
         content = overwritten(content, version, 3)
         stored = dataset.publish(content)
-        assert 0 < stored.bytes <= dataset.written < 20_000
+        assert 0 < stored.cost[1] <= dataset.written < 20_000
         dataset.fetched()
 
 

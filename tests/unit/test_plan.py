@@ -15,8 +15,8 @@ from puller.wire.head import Head
 from puller.wire.nodes import Diff, Tree
 
 
-def tree(size: int, files: int = 1) -> Tree:
-    return Tree(Ref(bytes(32), 1, 1), 0, files, size)
+def tree(size: int, files: int = 1, level: int = 0) -> Tree:
+    return Tree(Ref(bytes(32), 1, 1), level, files, size)
 
 
 def diff(a: int, b: int, size: int = 10) -> Diff:
@@ -32,7 +32,8 @@ SINGLES = [diff(n, n + 1) for n in range(1, 9)]
 
 
 PATCHED = [*SINGLES[:-1], Diff(8, 9, tree(10), tree(5))]
-LARGE = [*SINGLES[:-1], Diff(8, 9, tree(10**8), tree(10**7 * 5))]
+LARGE = [*SINGLES[:-1], Diff(8, 9, tree(10**8), tree(10**7 * 5, level=1))]
+LARGE_VALUES = [*SINGLES[:-1], Diff(8, 9, tree(10**8), tree(10**7 * 5))]
 TOLD = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
 MISSING = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
 
@@ -53,6 +54,7 @@ MISSING = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.
         ((1, 8), head(9, 1, PATCHED), {}, Way.PATCH, Reason.PATCH_CHEAPEST, 1),
         ((1, 8), head(9, 1, PATCHED), {"closed": {Way.PATCH: Reason.NO_VALUES}}, Way.DIFFS, Reason.DIFFS_CHEAPEST, 1),
         ((1, 8), head(9, 1, LARGE), {}, Way.DIFFS, Reason.DIFFS_CHEAPEST, 1),
+        ((1, 8), head(9, 1, LARGE_VALUES), {}, Way.PATCH, Reason.PATCH_CHEAPEST, 1),
     ],
 )
 def test_ways_and_reasons(position, given_head, options, way, reason, diffs):

@@ -77,7 +77,7 @@ def read_patch(v, data):
     values = leaf.values(nodes.patch_dictionary([blob(x) for x in v["old"]]))
     if values is None:
         raise Invalid("the dictionary does not fit")
-    assert values == [blob(x) for x in v["values"]]
+    assert v["values"] in (None, [x if x is None or isinstance(x, nodes.Large) else x.hex() for x in values])
 
 
 READERS = {name.removeprefix("read_"): reader for name, reader in list(globals().items()) if name.startswith("read_")}
@@ -128,7 +128,7 @@ def test_mutations_never_raise_anything_else(part):
                 data[:at],
             ):
                 with contextlib.suppress(HeadwaterError, AssertionError):
-                    READERS[part](v | {"keys": None}, changed)
+                    READERS[part](v | {"keys": None, "values": None}, changed)
 
 
 def test_head_at_version_100_million_has_room_for_everything():

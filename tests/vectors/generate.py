@@ -536,6 +536,54 @@ def patches() -> tuple[list[dict], list[dict]]:
         case("keys frame too large (5.7)", patch([bytes(9 * MIB)], new), old=old),
         case("values frame too large (5.7)", patch(names, [bytes(MIB)] * 9), old=old),
     ]
+    names, old, new = [b"a", b"b", b"c"], [b"a", None, None], [b"A", large(entries=[piece(MIB), piece(MIB)]), None]
+    dictionary = nodes.patch_dictionary(old)
+    start = [compress(encode(names)), xxhash.xxh3_128_digest(dictionary), compress(encode(new), 3, dictionary)]
+    few = [[0, 1], [2**53 - 1, 1]]
+
+    def moved(found: Any, *more: Any) -> bytes:
+        return encode([*start, compress(encode(found)), *more])
+
+    def one(bases: Any, raw: int = MIB) -> bytes:
+        return moved([[1, [[0, piece(raw, bases)]]]])
+
+    good += [
+        case("a piece made from a range", one([[5, 100]]), old=old, values=None),
+        case("ranges and pieces", one([[0, 1], piece(100, [piece(9)]), [2**53 - 1, 7 * MIB]]), old=old, values=None),
+        case("4,096 ranges", one([[n, 1] for n in range(4096)]), old=old, values=None),
+        case("no ranges", moved([[1, [[0, piece(MIB)], [1, nested(8, MIB)]]]]), old=old, values=None),
+    ]
+    bad += [
+        case(
+            "ranges, in a value (5.4)",
+            patch(names, [None, large(entries=[piece(2 * MIB, few)]), None]),
+            old=[b"old value of a", None, b"c"],
+        ),
+        case("an empty range (5.7)", one([[5, 0]]), old=old),
+        case("a range before the value (5.7)", one([[-1, 5]]), old=old),
+        case("a range beyond 2^53-1 (1)", one([[2**53, 5]]), old=old),
+        case("a range of three (5.7)", one([[1, 2, 3]]), old=old),
+        case("a range of texts (5.7)", one([["1", "2"]]), old=old),
+        case("ranges over 8 MiB (5.7)", one([[0, 8 * MIB], [0, 1]], 2 * MIB), old=old),
+        case("ranges over eight times the piece (5.7)", one([[0, 7], [0, 2]], 1), old=old),
+        case("4,097 ranges (5.7)", one([[n, 1] for n in range(4097)]), old=old),
+        case("a range below a base (5.7)", one([piece(MIB, few)]), old=old),
+        case("a piece in a patch, 65 files (5.7)", one([*few, *[piece(1)] * 64]), old=old),
+        case("a piece in a patch, nine deep (5.7)", moved([[1, [[0, nested(9, MIB)]]]]), old=old),
+        case("no pieces (5.7)", moved([]), old=old),
+        case("no pieces for a value (5.7)", moved([[1, []]]), old=old),
+        case("pieces for a value that is not large (5.7)", moved([[0, [[0, piece(MIB)]]]]), old=old),
+        case("pieces for a deleted key (5.7)", moved([[2, [[0, piece(MIB)]]]]), old=old),
+        case("pieces beyond the keys (5.7)", moved([[3, [[0, piece(MIB)]]]]), old=old),
+        case("pieces for a negative key (5.7)", moved([[-2, [[0, piece(MIB)]]]]), old=old),
+        case("pieces for a key twice (5.7)", moved([[1, [[0, piece(MIB)]]]] * 2), old=old),
+        case("pieces descend (5.7)", moved([[1, [[1, piece(MIB)], [0, piece(MIB)]]]]), old=old),
+        case("a negative piece (5.7)", moved([[1, [[-1, piece(MIB)]]]]), old=old),
+        case("nil for a pieces frame (5.7)", encode([*start, None]), old=old),
+        case("an empty pieces frame (4.1)", encode([*start, b""]), old=old),
+        case("five elements (5.7)", moved([[1, [[0, piece(MIB)]]]], b""), old=old),
+        case("pieces frame too large (5.7)", encode([*start, compress(bytes(9 * MIB))]), old=old),
+    ]
     return good, bad
 
 
