@@ -30,14 +30,12 @@ from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
-from puller.resync import Resync
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import BUDGET, Reader
 from puller.wire.checksum import record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
-from puller.wire.keys import decode_key
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
 
 if TYPE_CHECKING:
@@ -183,6 +181,8 @@ def name_of(kind: str, key: bytes) -> str:
     """A record's key for people."""
     if kind != "table":
         return os.fsdecode(key) if kind == "files" else key.decode(errors="backslashreplace")
+    from puller.wire.keys import decode_key
+
     table, values = decode_key(key) if key else ("schema", ())
     return f"{table} {', '.join(map(repr, values))}".rstrip()
 
@@ -454,6 +454,8 @@ class _Pull:
 
     def _resync(self, state: State, head: Head, chosen: Plan, writer: Writer) -> tuple[_Sums, Iterator[Run]]:
         """What is held, and what brings it to `head`; raise LocalEdits if it is not what was pulled, unless told."""
+        from puller.resync import Resync
+
         expected = self._ranges(state)
         held = _Sums(expected.empty(), 0)
         for keys, hashes in writer.held():

@@ -116,10 +116,13 @@ encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 
 
 def decoder(type_: Any) -> Callable[[bytes], Any]:
-    """A strict MessagePack decoder for `type_` that raises Invalid."""
-    decode = msgspec.msgpack.Decoder(type_).decode
+    """A strict MessagePack decoder for `type_` that raises Invalid; made when it is first used, which takes a while."""
+    decode: Callable[[bytes], Any] | None = None
 
     def strict(raw: bytes) -> Any:
+        nonlocal decode
+        if decode is None:
+            decode = msgspec.msgpack.Decoder(type_).decode
         try:
             return decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
