@@ -200,9 +200,10 @@ class _Sums:
         """Count a run in the place of what was there before it; `anew` where runs come in order to an empty place."""
         if anew:
             self.ranges.extend(keys, hashes)
+            self.records += len(keys)
         else:
             self.ranges.change(keys, hashes, before)
-        self.records += len(keys) - hashes.count(None) - len(before) + before.count(None)
+            self.records += len(keys) - hashes.count(None) - len(before) + before.count(None)
 
 
 def read_diffs(
@@ -435,7 +436,9 @@ class _Pull:
         with self.target.writer(opening) as writer:
             if chosen.way is Way.BOOTSTRAP or state is None:
                 held = _Sums(Ranges(), 0)
-                runs = live(self._trees(head, chosen))
+                runs = self._trees(head, chosen)
+                if chosen.steps:
+                    runs = live(runs)
             elif chosen.way is Way.RESYNC:
                 held, runs = self._resync(state, head, chosen, writer)
             else:
