@@ -218,7 +218,7 @@ class Dataset:
 
     def _publish(self, batch: Batch) -> None:
         was, head = self._was, self._was.head
-        changes = _Changes(batch.pending.records(self._tables()), self._hashes, was)
+        changes = _Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
         if not changes.keys:
             return
         before = len(self)

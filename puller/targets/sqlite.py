@@ -582,9 +582,12 @@ class _Writer:
         schema = wire.decode_schema(value)
         old = {table.name: table for table in self._schema}
         new = {table.name: table for table in schema}
+        gone: list[str] = []
         for name, table in old.items():
             if name not in new or _key(table) != _key(new[name]):
-                raise SchemaChanged(f"table {name!r} of {self._target.where} goes, or gets another primary key")
+                self._drop_empty(self._forms[name])
+                gone.append(name)
+        old = {name: table for name, table in old.items() if name not in gone}
         forms = {table.name: Form(table) for table in schema}
         if len({name.lower() for name in forms}) != len(forms):
             raise TargetError("SQLite cannot tell apart two tables of the dataset whose names differ by case only")
@@ -597,6 +600,13 @@ class _Writer:
                 self._rebuild(self._forms[name], form)
         self._schema, self._forms = schema, forms
         _store(self._db, "schema", b"", wire.encode_schema(schema))
+
+    def _drop_empty(self, form: Form) -> None:
+        """Drop a table that goes or gets another primary key. Raises SchemaChanged if there is something in it."""
+        columns = [name for (name,) in self._db.execute("SELECT name FROM pragma_table_info(?)", (form.table.name,))]
+        if columns != form.names or self._db.execute(f"SELECT 1 FROM {form.name}").fetchone() is not None:
+            raise SchemaChanged(f"table {form.table.name!r} of {self._target.where} goes, or gets another primary key")
+        self._db.execute(f"DROP TABLE {form.name}")
 
     def _create(self, form: Form) -> None:
         taken = [name for name in _tables(self._db) if name.lower() == form.table.name.lower()]
