@@ -392,3 +392,28 @@ def test_a_line_with_too_long_a_key_is_an_edit(small, tmp_path):
     puller("verify", tmp_path / "c.jsonl", check=6)
     puller("verify", "--repair", tmp_path / "c.jsonl")
     assert puller("verify", tmp_path / "c.jsonl").status == 0
+
+
+def test_what_was_made_by_hand_as_the_next_version_has_it_is_held(tmp_path):
+    source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
+    source.mkdir()
+    for name in ("changes", "goes", "stays", "mode"):
+        (source / name).write_text(name)
+    publisher("publish", source, dest)
+    puller("pull", dest, copy)
+    (source / "changes").write_text("changed")
+    (source / "goes").unlink()
+    (source / "mode").chmod(0o755)
+    publisher("publish", source, dest)
+    (copy / "changes").write_text("changed")
+    (copy / "goes").unlink()
+    (copy / "mode").chmod(0o755)
+    done = puller("pull", "--overwrite", "--json", dest, copy).json
+    assert (done["way"], done["written"], done["overwritten"]) == ("resync", 0, [])
+    assert puller("verify", copy).status == 0
+    (copy / "changes").write_text("mine")
+    assert puller("verify", copy, check=6).err == "warning: differs: changes\n"
+    puller("pull", "--version", "1", dest, copy, check=3)
+    puller("pull", "--version", "1", "--overwrite", dest, copy)
+    assert puller("verify", copy).status == 0
+    assert (copy / "goes").read_text() == "goes"
