@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -12,6 +15,7 @@ import tracemalloc
 import pytest
 
 import puller
+from publisher import open as dataset
 from puller import Change, File, HeadwaterError, Replica
 from puller.errors import Invalid, LocalEdits, Moved, TargetError, UsageError
 from puller.events import Watch
@@ -334,3 +338,24 @@ def test_names_are_loaded_when_they_are_used():
     assert set(puller.__all__) <= set(dir(puller))
     with pytest.raises(AttributeError):
         puller.nothing  # noqa: B018
+
+
+def test_no_room_for_what_changes_leaves_the_replica_as_it_was(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dest = str(tmp_path / "d")
+    seen: list[Change] = []
+    with dataset(dest, kind="bytes", cache=False) as data, Replica(dest) as replica:
+        with data.batch() as batch:
+            batch[b"k"] = b"1"
+        replica.pull()
+        with data.batch() as batch:
+            batch[b"k"] = b"2"
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+            with pytest.raises(TargetError, match=r"No space left.*TMPDIR"):
+                replica.pull(seen.append)
+        assert replica[b"k"] == b"1"
+        replica.pull(seen.append)
+        assert seen == [Change(b"k", b"1", b"2")]
