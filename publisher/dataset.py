@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from publisher import cache as caches
 from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.cache import Mark, hash_sum, marks
@@ -24,6 +23,7 @@ from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head
+from publisher.sources.statcache import cache_folder
 from publisher.stores import open_store
 from publisher.stores.base import Store
 from publisher.tables import PendingBytes, PendingRows, Records
@@ -64,12 +64,10 @@ def open_dataset(
         raise UsageError(f"{store.where} holds a dataset of kind {head.kind}, not {kind}")
     if head.kind == "files":
         raise _no_batches(head.kind)
-    folder = None
-    if cache:
+    folder = cache_folder() if cache else None
+    if folder is not None:
         where = os.path.realpath(store.where)
-        folder = os.path.join(
-            caches.default_folder(), f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}"
-        )
+        folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
     return Dataset(store, folder, interval)
 
 
