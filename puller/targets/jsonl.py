@@ -125,6 +125,8 @@ class JsonLinesTarget:
         """The records in the file."""
         form = JsonForm(table)
         try:
+            if not stats.S_ISREG(os.stat(self._path).st_mode):
+                raise LocalEdits(f"{self.where} is no file any more; nothing was written", [self.where])
             with open(self._path, "rb") as file:
                 while lines := file.readlines(_BLOCK):
                     rows = form.parse(lines)

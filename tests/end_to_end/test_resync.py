@@ -417,3 +417,11 @@ def test_what_was_made_by_hand_as_the_next_version_has_it_is_held(tmp_path):
     puller("pull", "--version", "1", "--overwrite", dest, copy)
     assert puller("verify", copy).status == 0
     assert (copy / "goes").read_text() == "goes"
+
+
+def test_a_pipe_in_place_of_the_lines_is_an_edit(small, tmp_path):
+    shutil.copy(small / "c.jsonl.headwater", tmp_path)
+    os.mkfifo(tmp_path / "c.jsonl")
+    puller("verify", tmp_path / "c.jsonl", check=6)
+    puller("verify", "--repair", tmp_path / "c.jsonl")
+    assert puller("verify", tmp_path / "c.jsonl").status == 0
