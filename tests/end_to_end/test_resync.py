@@ -425,3 +425,40 @@ def test_a_pipe_in_place_of_the_lines_is_an_edit(small, tmp_path):
     puller("verify", tmp_path / "c.jsonl", check=6)
     puller("verify", "--repair", tmp_path / "c.jsonl")
     assert puller("verify", tmp_path / "c.jsonl").status == 0
+
+
+def test_lines_in_other_bytes_are_found_as_the_next_step_would(small, tmp_path):
+    for name in ("c.jsonl", "c.jsonl.headwater"):
+        shutil.copy(small / name, tmp_path / name)
+    copy = tmp_path / "c.jsonl"
+    copy.write_text("".join(reversed(copy.read_text().splitlines(keepends=True))))
+    puller("pull", "--version", "1", small / "d", copy, check=3)
+    puller("verify", copy, check=6)
+    puller("verify", "--repair", copy)
+    assert puller("verify", copy).status == 0
+    puller("pull", "--version", "1", small / "d", copy)
+
+
+@pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
+def test_that_edits_are_overwritten_on_the_way_to_another_version_is_told(small, tmp_path, name):
+    copy = tmp_path / name
+    for path in small.glob(f"{name}*"):
+        shutil.copy(path, tmp_path)
+    assert puller("pull", "--overwrite", "--version", "1", small / "d", copy).err == ""
+    if name == "c.db":
+        with sqlite3.connect(copy) as db:
+            db.execute("UPDATE d SET t = 'mine' WHERE k = 'k03'")
+    else:
+        copy.write_text(copy.read_text().replace("x", "y", 1))
+    assert "was changed here since it was pulled" in puller("pull", "--overwrite", small / "d", copy).err
+    assert puller("verify", copy).status == 0
+
+
+def test_damaged_checksums_of_ranges_are_none(small, tmp_path):
+    copy = tmp_path / "c.jsonl"
+    shutil.copy(small / "c.jsonl", copy)
+    side = json.loads((small / "c.jsonl.headwater").read_text())
+    side[0]["state"]["ranges"] = "AAAA"
+    (tmp_path / "c.jsonl.headwater").write_text(json.dumps(side))
+    puller("pull", "--version", "1", small / "d", copy)
+    assert puller("verify", copy).status == 0
