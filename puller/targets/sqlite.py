@@ -29,7 +29,6 @@ from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
 
 BOOKKEEPING = "_headwater"
 RECORDS = "records"
-MAGIC = b"SQLite format 3\0"
 _BATCH = 2000
 _TYPES = {
     "int64": "INTEGER",
@@ -209,14 +208,25 @@ class SQLiteTarget:
         if self._db is None:
             if os.path.isdir(self.where):
                 raise TargetError(f"{self.where} is a folder, not a SQLite database; nothing was written")
-            if os.path.exists(self.where) and os.path.getsize(self.where):
-                with open(self.where, "rb") as file:
-                    if file.read(len(MAGIC)) != MAGIC:
-                        raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
+            if os.path.exists(self.where) and not self._is_database():
+                raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
             os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
             self._db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
             self._db.execute("PRAGMA cache_size=-65536")
         return self._db
+
+    def _is_database(self) -> bool:
+        """Whether the file is a database, or empty. It must not be opened but by SQLite (`puller.targets.is_database`)."""
+        db = sqlite3.connect(self.where, timeout=10.0)
+        try:
+            db.execute("PRAGMA schema_version")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise
+            return False
+        finally:
+            db.close()
+        return True
 
     def _stored(self, db: sqlite3.Connection) -> State | None:
         if BOOKKEEPING not in _tables(db):

@@ -359,3 +359,24 @@ def test_no_room_for_what_changes_leaves_the_replica_as_it_was(tmp_path, monkeyp
         assert replica[b"k"] == b"1"
         replica.pull(seen.append)
         assert seen == [Change(b"k", b"1", b"2")]
+
+
+@pytest.mark.parametrize("form", [None, "sqlite"])
+def test_another_process_leaves_the_log_that_a_replica_reads_from(tmp_path, form):
+    """Closing a file drops all of a process's locks on it: nothing but SQLite may open a database that is read."""
+    dest, copy = str(tmp_path / "d"), tmp_path / ("copy" if form else "copy.db")
+    with dataset(dest, kind="bytes", cache=False) as data, Replica(dest, str(copy), form=form) as replica:
+        for n in range(3):
+            with data.batch() as batch:
+                batch[b"%d" % n] = b"x"
+            replica.pull()
+            assert len(replica) == n + 1
+            log = os.stat(f"{copy}-wal").st_ino
+            replica.pull()
+            puller_command("status", copy, *(["--as", form] if form else []))
+            assert os.stat(f"{copy}-wal").st_ino == log
+            with data.batch() as batch:
+                batch[b"%d" % n] = b"y"
+            puller_command("pull", dest, copy, *(["--as", form] if form else []))
+            assert replica[b"%d" % n] == b"y"
+    puller_command("verify", copy, *(["--as", form] if form else []))
