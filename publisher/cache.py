@@ -72,12 +72,6 @@ def hash_sum(found: Iterable[Mark]) -> int:
     return sum(int.from_bytes(one[:16], "big") for one in found)
 
 
-def default_folder() -> str:
-    """Where caches are kept: `headwater` in $XDG_CACHE_HOME, or in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "headwater")
-
-
 class Cache:
     """The marks of all records of one version."""
 

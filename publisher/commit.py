@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import msgspec
 from publisher.build import Sink
 from publisher.published import Published
 from publisher.stores.base import Store
-from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, UsageError
+from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
 from puller.wire import nodes
 from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
@@ -87,9 +88,11 @@ def restart(
 def swap(was: Published, new: Next) -> Published:
     """Archive HEAD and replace it durably by that of the next version, which is returned as what is published now.
 
-    Raises Conflict, and changes nothing, if HEAD is not what it was any more.
+    Raises Conflict, and changes nothing, if HEAD is not what it was any more, and HeadwaterError if it was set back to an
+    earlier version.
     """
     head, store = was.head, was.store
+    _check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
     if not store.create(path, was.data):
@@ -102,6 +105,26 @@ def swap(was: Published, new: Next) -> Published:
     data = format_head(new.head)
     token = store.swap_head(was.token, data, new.head.time)
     return was.succeeded(new.head, data, token, new.log, new.diffs)
+
+
+def _check_newest(was: Published) -> None:
+    """Raise HeadwaterError if HEAD is not the newest version that ever was: a second history would begin at it."""
+    store, epoch, version = was.store, was.head.epoch, was.head.version
+    path = archive_path(epoch, version + 1)
+    try:
+        store.get(path)
+    except NotFound:
+        return
+    if store.read_head()[1] != was.token:
+        raise Conflict(f"somebody else published to {store.where} in the meantime")
+    newest = version + 1
+    with contextlib.suppress(NotFound):
+        while store.get(archive_path(epoch, newest + 1)):
+            newest += 1
+    raise HeadwaterError(
+        f"HEAD in {store.where} was set back to version {version}, but version {newest} was published already; nothing was "
+        f"published. Copy {archive_path(epoch, newest)} to HEAD, and publish again"
+    )
 
 
 def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:

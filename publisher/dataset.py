@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from publisher import cache as caches
 from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.cache import Mark, hash_sum, marks
@@ -23,6 +23,7 @@ from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head
+from publisher.sources.statcache import cache_folder
 from publisher.stores import open_store
 from publisher.stores.base import Store
 from publisher.tables import PendingBytes, PendingRows, Records
@@ -63,12 +64,10 @@ def open_dataset(
         raise UsageError(f"{store.where} holds a dataset of kind {head.kind}, not {kind}")
     if head.kind == "files":
         raise _no_batches(head.kind)
-    folder = None
-    if cache:
+    folder = cache_folder() if cache else None
+    if folder is not None:
         where = os.path.realpath(store.where)
-        folder = os.path.join(
-            caches.default_folder(), f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}"
-        )
+        folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
     return Dataset(store, folder, interval)
 
 
@@ -99,6 +98,7 @@ class Dataset:
         self._hashes = Hashes(folder, self._finder)
         self._pool: ThreadPoolExecutor = make_pool()
         self._schema: tuple[str, Schema] = ("", [])
+        self._closed = False
         self._was = self._read()
 
     def __enter__(self) -> Self:
@@ -112,8 +112,17 @@ class Dataset:
     def close(self) -> None:
         """Let go of the dataset; what was published is durable already."""
         with self._lock:
+            self._closed = True
             self._hashes.close()
             self._pool.shutdown()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """The dataset for one thread. Raises UsageError if it was closed."""
+        with self._lock:
+            if self._closed:
+                raise UsageError("the dataset was closed")
+            yield
 
     @property
     def name(self) -> str:
@@ -137,7 +146,7 @@ class Dataset:
 
     def __getitem__(self, key: Any) -> Any:
         """The value under a key: reads the one leaf of each tree that can hold it. Raises KeyError if there is none."""
-        with self._lock:
+        with self._using():
             form = self._form()
             wire = form.encode_key(key)
             found = self._finder.find(self._was, [wire])
@@ -153,7 +162,7 @@ class Dataset:
             return default
 
     def __contains__(self, key: object) -> bool:
-        with self._lock:
+        with self._using():
             wire = self._form().encode_key(key)
             try:
                 return bool(self._hashes.old(self._was, [wire]))
@@ -166,7 +175,7 @@ class Dataset:
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """All records of the version that is read, in key order, as a stream over the whole dataset."""
-        with self._lock:
+        with self._using():
             was, form = self._was, self._form()
         for keys, values in was.records():
             if was.head.kind == "table" and keys[0] == SCHEMA_KEY:
@@ -176,7 +185,7 @@ class Dataset:
 
     def refresh(self) -> bool:
         """Read HEAD again; say whether there is another version now."""
-        with self._lock:
+        with self._using():
             before, self._was = self._was, self._read()
             return self._was is not before
 
@@ -194,7 +203,7 @@ class Dataset:
 
     def publish(self, batch: Batch) -> None:
         """Publish the changes of a batch. Batches call this at their end."""
-        with self._lock:
+        with self._using():
             for attempt in range(ATTEMPTS):
                 if attempt:
                     time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.01 * 2**attempt)))  # noqa: S311
@@ -218,7 +227,7 @@ class Dataset:
 
     def _publish(self, batch: Batch) -> None:
         was, head = self._was, self._was.head
-        changes = _Changes(batch.pending.records(self._tables()), self._hashes, was)
+        changes = _Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
         if not changes.keys:
             return
         before = len(self)

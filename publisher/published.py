@@ -13,6 +13,7 @@ from puller.runs import live, merge
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head
+from puller.wire.keys import table_range
 from puller.wire.nodes import Diff, Log, Run, Tree, Value
 
 if TYPE_CHECKING:
@@ -109,6 +110,19 @@ class Published:
     def records_of(self, keys: list[bytes]) -> Iterator[Run]:
         """The records of the newest version that have one of these keys, which ascend; other leaves are not read."""
         return live(merge([self._picked(area, tree, keys) for area, tree in self._trees]))
+
+    def is_empty(self, table: str) -> bool:
+        """Whether a table has no rows. Reads leaves that can hold some until one is found."""
+        lower, upper = table_range(table)
+        runs = live(merge([self._within(area, tree, lower, upper) for area, tree in self._trees]))
+        return not any(keys for keys, _ in runs)
+
+    def _within(self, area: str, tree: Tree, lower: bytes, upper: bytes) -> Iterator[Run]:
+        for leaf in self.reader.leaves(area, tree):
+            if leaf.lower < upper and (leaf.upper is None or leaf.upper > lower):
+                keys, values = self.reader.leaf(area, leaf)
+                start, stop = bisect_left(keys, lower), bisect_left(keys, upper)
+                yield keys[start:stop], values[start:stop]
 
     def _picked(self, area: str, tree: Tree, keys: list[bytes]) -> Iterator[Run]:
         wanted = set(keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from puller.errors import UsageError
@@ -29,8 +29,11 @@ class Pending(Protocol):
         """Whether a key was put or deleted, and its value (None: deleted)."""
         ...
 
-    def records(self, schema: Schema) -> Records:
-        """The changes as records of a state that has a schema, with the schema they need. Raises UsageError."""
+    def records(self, schema: Schema, is_empty: Callable[[str], bool]) -> Records:
+        """The changes as records of a state that has a schema, with the schema they need. Raises UsageError.
+
+        `is_empty` says whether a table of the schema has no rows; it is asked where the types of a key would widen.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -57,7 +60,7 @@ class PendingBytes:
         wire = self._form.encode_key(key)
         return wire in self._changes, self._changes.get(wire)
 
-    def records(self, schema: Schema) -> Records:
+    def records(self, schema: Schema, is_empty: Callable[[str], bool]) -> Records:
         return dict(self._changes)
 
     def __len__(self) -> int:
@@ -95,7 +98,7 @@ class PendingRows:
         found = self._rows.get(wire)
         return found is not None, None if found is None or found[1] is None else dict(found[1])
 
-    def records(self, schema: Schema) -> Records:
+    def records(self, schema: Schema, is_empty: Callable[[str], bool]) -> Records:
         drafts = {table.name: _Draft(table) for table in schema}
         for name, columns in self._tables.items():
             if name not in drafts:
@@ -104,6 +107,9 @@ class PendingRows:
         for key, given, cells in self._rows.values():
             if given is not None:
                 _draft(drafts, key).add(key, cells)
+        for table in schema:
+            if drafts[table.name].rekeys() and is_empty(table.name):
+                drafts[table.name].retype()
         found: Records = {}
         for wire, (key, given, cells) in self._rows.items():
             found[wire] = None if given is None else drafts[key[0]].encode(key, cells)
@@ -155,6 +161,14 @@ class _Draft:
             self._types.setdefault(name, "")
             self._seen.setdefault(name, set()).add(type(value))
 
+    def rekeys(self) -> bool:
+        """Whether a column of the key gets another type."""
+        return any(widened(self._types[name], self._seen.get(name, ())) != self._types[name] for name in self._key)
+
+    def retype(self) -> None:
+        """Let the rows that come settle all types: there are no others."""
+        self._types = dict.fromkeys(self._types, "")
+
     def encode(self, key: tuple[Any, ...], cells: dict[str, Any]) -> bytes:
         """The value of a row, once all were added."""
         if self._values is None:
@@ -166,8 +180,12 @@ class _Draft:
         return data
 
     def table(self) -> Table:
-        """The table as it is to be, its columns in the order first seen."""
-        columns = [Column(name, widened(before, self._seen.get(name, ()))) for name, before in self._types.items()]
+        """The table as it is to be, its columns in the order first seen; a key that no row has yet is text."""
+        unseen = {name: "text" for name in self._key if name not in self._seen}
+        columns = [
+            Column(name, widened(before or unseen.get(name, ""), self._seen.get(name, ())))
+            for name, before in self._types.items()
+        ]
         if len(columns) > rows.MAX_COLUMNS:
             raise UsageError(f"table {self._old.name!r} would have more than {rows.MAX_COLUMNS:,} columns")
         return Table(self._old.name, columns, self._old.key, self._old.indexes)

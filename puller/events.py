@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
-from puller.errors import Moved
+from puller.errors import Moved, TargetError
 from puller.forms import Form, form_of
 from puller.runs import Cursor, spans
 from puller.targets.base import Opening, Reading
@@ -97,7 +97,13 @@ class Watch:
     def _write(self, key: bytes, *values: Value) -> None:
         sizes = [_ABSENT if v is None else len(v) if isinstance(v, bytes) else _IN_TARGET for v in values]
         parts = [value for value in values if isinstance(value, bytes)]
-        self._file.write(b"".join([_HEADER.pack(len(key), *sizes), key, *parts]))
+        try:
+            self._file.write(b"".join([_HEADER.pack(len(key), *sizes), key, *parts]))
+        except OSError as error:
+            raise TargetError(
+                f"what changes cannot be noted in {tempfile.gettempdir()}: {error.strerror}; nothing was written. Name a folder "
+                "that has room for it in TMPDIR"
+            ) from error
 
     def changes(self, position: tuple[int, int]) -> Iterator[Change]:
         """What the step changed that led to `position`. Raises Moved if another puller changed the target since."""

@@ -103,10 +103,10 @@ class BytesForm:
     """
 
     def encode_key(self, key: Any) -> bytes:
-        return _fitting(_typed(key, bytes, "a key of a dataset of kind bytes"))
+        return _fitting(bytes(_typed(key, bytes, "a key of a dataset of kind bytes")))
 
     def encode_value(self, key: Any, value: Any) -> bytes:
-        return _typed(value, bytes, "a value of a dataset of kind bytes")
+        return bytes(_typed(value, bytes, "a value of a dataset of kind bytes"))
 
     def decode_keys(self, keys: Sequence[bytes]) -> list[bytes]:
         return list(keys)

@@ -464,7 +464,8 @@ class _Pull:
         for keys, hashes in writer.held():
             held.take(keys, hashes, ())
         suspects = expected.differing(held.ranges)
-        if (suspects or held.records != state.records) and not self.options.overwrite:
+        edited = bool(suspects) or held.records != state.records
+        if edited and not self.options.overwrite:
             raise LocalEdits(
                 f"{self.target.where} is not what was pulled any more: it was changed here. Nothing was written. Run "
                 "`puller verify`, or pull with --overwrite"
@@ -477,11 +478,15 @@ class _Pull:
         runs = resync.runs(writer.held(), self._trees(head, chosen))
         if state.position == (head.epoch, head.version):
             runs = self._noted(head.kind, runs)
+        elif edited and head.kind != "files":  # a folder names each path itself
+            self.notes.append(f"{self.target.where} was changed here since it was pulled: --overwrite writes over that")
         return held, runs
 
     def _ranges(self, state: State) -> Ranges:
         """The checksums of ranges that belong to what was pulled; one range, if the bookkeeping has no others."""
-        ranges = Ranges.load(state.ranges)
+        ranges = Ranges()
+        with contextlib.suppress(Invalid):
+            ranges = Ranges.load(state.ranges)
         if f"{ranges.checksum:032x}" != state.checksum:
             ranges = Ranges()
             ranges.change([b""], [int(state.checksum, 16)])

@@ -49,7 +49,7 @@ class StatCache:
         if "://" not in address or address.startswith("file://"):
             address = os.path.abspath(address.removeprefix("file://"))
         name = "\0".join((address, dataset, os.path.abspath(source)))
-        self._folder = os.path.join(_cache_home(), "headwater", "sources")
+        self._folder = os.path.join(cache_folder() or os.devnull, "sources")
         self._path = os.path.join(self._folder, hashlib.sha256(os.fsencode(name)).hexdigest())
         self._known: tuple[bytes, dict[bytes, bytes]] | None = None
 
@@ -90,7 +90,9 @@ class StatCache:
                 raise
 
 
-def _cache_home() -> str:
-    """$XDG_CACHE_HOME, which is ignored unless it is absolute, or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return home if os.path.isabs(home) else os.path.expanduser("~/.cache")
+def cache_folder() -> str | None:
+    """Where caches are kept: `headwater` in $XDG_CACHE_HOME, if that is absolute, or in ~/.cache; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    return os.path.join(base, "headwater") if os.path.isabs(base) else None

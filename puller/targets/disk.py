@@ -55,6 +55,19 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def look(self, path: bytes) -> tuple[bytes, int, int] | None:
+        """Type, size in bytes and mtime in nanoseconds of what lies at `path`, or None if nothing does."""
+        stat = self.stat(path)
+        if stat is None:
+            return None
+        if stats.S_ISLNK(stat.st_mode):
+            kind = files.SYMLINK
+        elif stats.S_ISDIR(stat.st_mode):
+            kind = files.FOLDER
+        else:
+            kind = files.EXECUTABLE if stat.st_mode & 0o100 else files.FILE
+        return kind, 0 if kind == files.FOLDER else stat.st_size, stat.st_mtime_ns
+
     def hash_of(self, path: bytes, kind: bytes) -> bytes | None:
         """The record hash of what lies at `path`, or None if nothing does. `kind` settles what an empty folder is."""
         stat = self.stat(path)

@@ -260,7 +260,7 @@ class FolderTarget:
             return None if row is None else msgspec.msgpack.decode(row[0], type=State)
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
-        except (sqlite3.Error, msgspec.DecodeError) as error:
+        except (sqlite3.Error, msgspec.DecodeError, TypeError) as error:
             raise self._damaged(error) from error
 
     def _forget(self, created: bool) -> None:
@@ -476,6 +476,8 @@ class _Writer:
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
         self._changes = Changes()
+        self._differing: dict[bytes, bytes | None] = {}
+        """The hash of what lies at paths that hold something else than was noted; None: nothing."""
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
         files.check_records(keys, values)
@@ -524,6 +526,7 @@ class _Writer:
         rows = self._db.execute("SELECT path, hash, kind FROM files ORDER BY path")
         while batch := rows.fetchmany(_BATCH):
             found = [(row[0], self._hash(*row)) for row in batch]
+            self._differing.update(one for one, row in zip(found, batch, strict=True) if one[1] != row[1])
             yield (
                 [path for path, number in found if number is not None],
                 [int.from_bytes(number, "big") for _, number in found if number is not None],
@@ -549,8 +552,20 @@ class _Writer:
         count = dict(db.execute("SELECT action, count(*) FROM journal GROUP BY action").fetchall())
         self._changes.written = count.get(PLACE, 0) + count.get(FOLDER, 0)
         self._changes.deleted = count.get(DELETE, 0)
+        self._note_differing()
         self._target.decide(state)
         return self._changes
+
+    def _note_differing(self) -> None:
+        """Note what was made here by hand and is what the new version has: the journal does not name it."""
+        for path, number in self._differing.items():
+            if self._db.execute("SELECT 1 FROM journal WHERE path = ?", (path,)).fetchone() is not None:
+                continue
+            look = None if number is None else self._target.disk.look(path)
+            if look is None:
+                self._db.execute("DELETE FROM files WHERE path = ?", (path,))
+            else:
+                self._db.execute("REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (path, number, *look))
 
     def _complete(self) -> None:
         db = self._db

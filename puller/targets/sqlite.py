@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -21,14 +22,13 @@ from puller.targets.base import Changes, Check, Opening, State, check_held, coun
 from puller.targets.reading import Connections
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
-from puller.wire.codec import MAX_INLINE
+from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.keys import decode_key, decode_keys, encode_element
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
 
 BOOKKEEPING = "_headwater"
 RECORDS = "records"
-MAGIC = b"SQLite format 3\0"
 _BATCH = 2000
 _TYPES = {
     "int64": "INTEGER",
@@ -66,12 +66,30 @@ class SQLiteTarget:
             return self.state() is None or not self.missing()
 
     def missing(self) -> list[str]:
-        """The tables of the dataset that are not in the database any more."""
+        """The tables of the dataset that are not in the database any more, and what a step needs of those that are."""
+        db = self._open()
+        there = set(_tables(db))
+        missing = []
+        for name, columns, key in self._made():
+            if name not in there:
+                missing.append(name)
+                continue
+            found = db.execute("SELECT lower(name), pk FROM pragma_table_info(?)", (name,)).fetchall()
+            names = {column for column, _ in found}
+            missing += [f"{name}.{column}" for column in columns if column.lower() not in names]
+            if [column for column, place in sorted(found, key=itemgetter(1)) if place] != [one.lower() for one in key]:
+                missing.append(f"{name}'s primary key")
+        return missing
+
+    def _made(self) -> list[tuple[str, list[str], list[str]]]:
+        """The tables of the dataset as they were made: name, columns, primary key."""
         db = self._open()
         state = self._stored(db)
-        names = [] if state is None else [RECORDS] if state.kind == "bytes" else [t.name for t in _schema(db)]
-        there = set(_tables(db))
-        return [name for name in names if name not in there]
+        if state is None:
+            return []
+        if state.kind == "bytes":
+            return [(RECORDS, ["key", "value"], ["key"])]
+        return [(f.table.name, f.names, [f.names[n] for n in f.table.key]) for f in map(Form, _schema(db))]
 
     def remember(self, state: State) -> None:
         with self.errors():
@@ -133,7 +151,7 @@ class SQLiteTarget:
             if state is None:
                 return
             if state.kind == "bytes":
-                yield from _batches(db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key"))
+                yield from _bytes_records(db)
                 return
             value = _schema_value(db)
             if value is None:
@@ -148,21 +166,23 @@ class SQLiteTarget:
             check.missing = self.missing()
         if check.missing:
             return check
-        for keys, values in self.records():
-            check.records += len(keys)
-            check.checksum += run_sum(keys, values)
-        check.checksum %= MODULUS
+        try:
+            for keys, values in self.records():
+                check.records += len(keys)
+                check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
+        except LocalEdits as error:
+            check.differing += error.names
         return check
 
     def _check_edits(self) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
         state, missing = self._stored(self._open()), self.missing()
         assert state is not None
-        tables = 1 if state.kind == "bytes" else len(_schema(self._open()))
-        if missing and len(missing) < tables:
+        if missing and missing != [name for name, _, _ in self._made()]:
             raise LocalEdits(
-                f"tables of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was written. "
-                "To write all of them again: pull with --overwrite"
+                f"tables or columns of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was "
+                "written. To write all of them again: pull with --overwrite",
+                missing,
             )
         extra = [] if missing or state.kind == "bytes" else self._extra_columns()
         if extra:
@@ -188,14 +208,25 @@ class SQLiteTarget:
         if self._db is None:
             if os.path.isdir(self.where):
                 raise TargetError(f"{self.where} is a folder, not a SQLite database; nothing was written")
-            if os.path.exists(self.where) and os.path.getsize(self.where):
-                with open(self.where, "rb") as file:
-                    if file.read(len(MAGIC)) != MAGIC:
-                        raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
+            if os.path.exists(self.where) and not self._is_database():
+                raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
             os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
             self._db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
             self._db.execute("PRAGMA cache_size=-65536")
         return self._db
+
+    def _is_database(self) -> bool:
+        """Whether the file is a database, or empty. It must not be opened but by SQLite (`puller.targets.is_database`)."""
+        db = sqlite3.connect(self.where, timeout=10.0)
+        try:
+            db.execute("PRAGMA schema_version")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise
+            return False
+        finally:
+            db.close()
+        return True
 
     def _stored(self, db: sqlite3.Connection) -> State | None:
         if BOOKKEEPING not in _tables(db):
@@ -203,8 +234,10 @@ class SQLiteTarget:
         row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'state'").fetchone()
         try:
             return None if row is None else msgspec.msgpack.decode(row[0], type=State)
-        except msgspec.DecodeError as error:
-            raise TargetError(f"the bookkeeping of {self.where} is damaged: {error}") from error
+        except (msgspec.DecodeError, TypeError) as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} is damaged ({error}); what was there was kept. Pull into a new file"
+            ) from error
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -217,6 +250,12 @@ class SQLiteTarget:
                 "yours, or two keys that SQLite holds for equal, stand in the way"
             ) from error
         except sqlite3.DatabaseError as error:
+            if "decode to UTF-8" in str(error):
+                raise LocalEdits(
+                    f"{self.where} was changed since it was pulled: a text in it is no UTF-8; what was "
+                    "there was kept. Mend it, or pull with --overwrite",
+                    [self.where],
+                ) from error
             damaged = "malformed" in str(error) or "not a database" in str(error)
             advice = ". The file is damaged: delete it, and pull again" if damaged else ""
             raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept{advice}") from error
@@ -351,13 +390,14 @@ class Form:
 
     def insert(self, *, replace: bool) -> str:
         """INSERT; with `replace`, over the row with the same key."""
-        marks = ", ".join("?" * len(self.columns))
+        columns, marks = ", ".join(self.columns), ", ".join("?" * len(self.columns))
+        into = f"INSERT INTO {self.name} ({columns}) VALUES ({marks})"
         if not replace:
-            return f"INSERT INTO {self.name} VALUES ({marks})"
+            return into
         rest = [self.columns[n] for n in self.table.value_columns]
         update = ", ".join(f"{name} = excluded.{name}" for name in rest)
         action = f"DO UPDATE SET {update}" if update else "DO NOTHING"
-        return f"INSERT INTO {self.name} VALUES ({marks}) ON CONFLICT ({', '.join(self.key)}) {action}"
+        return f"{into} ON CONFLICT ({', '.join(self.key)}) {action}"
 
     def where(self) -> str:
         """The condition that finds one row by its key."""
@@ -442,7 +482,7 @@ class _Writer:
 
     def _held_runs(self) -> Iterator[Run]:
         if self._opening.kind == "bytes":
-            yield from _batches(self._db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key"))
+            yield from _bytes_records(self._db)
             return
         value = _schema_value(self._db)
         if value is not None:
@@ -497,7 +537,7 @@ class _Writer:
         db = self._db
         if self._opening.kind == "bytes":
             row = db.execute(f"SELECT value FROM {RECORDS} WHERE key = ?", (key,)).fetchone()
-            return None if row is None else row[0]
+            return None if row is None else _checked([key], [row[0]])[1][0]
         if key == SCHEMA_KEY:
             return _schema_value(db)
         for table, keys, _ in wire.by_table(self._schema, [key], [None]):
@@ -552,9 +592,12 @@ class _Writer:
         schema = wire.decode_schema(value)
         old = {table.name: table for table in self._schema}
         new = {table.name: table for table in schema}
+        gone: list[str] = []
         for name, table in old.items():
             if name not in new or _key(table) != _key(new[name]):
-                raise SchemaChanged(f"table {name!r} of {self._target.where} goes, or gets another primary key")
+                self._drop_empty(self._forms[name])
+                gone.append(name)
+        old = {name: table for name, table in old.items() if name not in gone}
         forms = {table.name: Form(table) for table in schema}
         if len({name.lower() for name in forms}) != len(forms):
             raise TargetError("SQLite cannot tell apart two tables of the dataset whose names differ by case only")
@@ -567,6 +610,13 @@ class _Writer:
                 self._rebuild(self._forms[name], form)
         self._schema, self._forms = schema, forms
         _store(self._db, "schema", b"", wire.encode_schema(schema))
+
+    def _drop_empty(self, form: Form) -> None:
+        """Drop a table that goes or gets another primary key. Raises SchemaChanged if there is something in it."""
+        columns = [name for (name,) in self._db.execute("SELECT name FROM pragma_table_info(?)", (form.table.name,))]
+        if columns != form.names or self._db.execute(f"SELECT 1 FROM {form.name}").fetchone() is not None:
+            raise SchemaChanged(f"table {form.table.name!r} of {self._target.where} goes, or gets another primary key")
+        self._db.execute(f"DROP TABLE {form.name}")
 
     def _create(self, form: Form) -> None:
         taken = [name for name in _tables(self._db) if name.lower() == form.table.name.lower()]
@@ -618,6 +668,24 @@ class _Writer:
                     self._db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", (key, value))
 
 
+def _bytes_records(db: sqlite3.Connection) -> Iterator[Run]:
+    """The records of a dataset of kind `bytes`, in key order."""
+    for keys, values in _batches(db.execute(f"SELECT key, value FROM {RECORDS} ORDER BY key")):
+        _, checked = _checked(keys, values)
+        yield keys, list(checked)
+
+
+def _checked(keys: list[bytes], values: list[Any]) -> tuple[list[bytes], list[bytes]]:
+    """Records as they are, if they are bytes still. Raises LocalEdits."""
+    if {bytes}.issuperset(map(type, keys + values)) and max(map(len, keys)) <= MAX_KEY:
+        return keys, values
+    raise LocalEdits(
+        f"table {RECORDS!r} holds a key or a value that no dataset can hold; nothing was written. Mend it, or pull with "
+        "--overwrite",
+        [RECORDS],
+    )
+
+
 def in_key_order(schema: Schema) -> list[Table]:
     """The tables of a schema in the order of their rows' keys."""
     return sorted(schema, key=wire.table_bounds)
@@ -635,8 +703,12 @@ def _records(db: sqlite3.Connection, form: Form, rows: list[Any]) -> tuple[list[
     """The exact records of rows read from SQLite; a row that was edited there is encoded as it is now."""
     try:
         keys, values = wire.records_of(form.table, list(map(form.unbind, rows)))
-    except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
-        raise LocalEdits(f"table {form.table.name!r} holds a value that no dataset can hold: {error}") from error
+    except (Invalid, TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+        raise LocalEdits(
+            f"table {form.table.name!r} holds a value that no dataset can hold: {error}; nothing was written. Mend it, or "
+            "pull with --overwrite",
+            [form.table.name],
+        ) from error
     if _has_exact(db):
         for n, (key, row) in enumerate(zip(keys, rows, strict=True)):
             exact = _exact(db, key)

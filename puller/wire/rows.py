@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from puller.errors import Invalid
-from puller.wire.codec import decoder, encode
+from puller.wire.codec import MAX_KEY, decoder, encode
 from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, encode_keys, table_range
 
 SCHEMA_KEY = b""
@@ -228,11 +228,13 @@ def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> l
 
 
 def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
-    """The keys and the values of rows given with all columns in column order."""
+    """The keys and the values of rows given with all columns in column order. Raises Invalid for too long a key."""
     if not rows:
         return [], []
     columns = list(zip(*rows, strict=True))
     keys = encode_keys(table.name, [columns[n] for n in table.key])
+    if max(map(len, keys)) > MAX_KEY:
+        raise Invalid(f"a key is longer than {MAX_KEY:,} bytes")
     return keys, encode_rows([columns[n] for n in table.value_columns], len(rows))
 
 

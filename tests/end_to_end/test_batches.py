@@ -248,6 +248,40 @@ def test_batches_of_tables(dest, tmp_path):
     puller("verify", tmp_path / "copy.db")
 
 
+def test_what_is_bytes_and_what_was_closed(dest):
+    class Bytes(bytes):
+        pass
+
+    with publisher.open(dest, kind="bytes") as dataset:
+        with dataset.batch() as batch:
+            batch[Bytes(b"k")] = Bytes(b"v")
+        assert dict(dataset.items()) == {b"k": b"v"}
+    for use in (lambda: dataset[b"k"], lambda: list(dataset), lambda: b"k" in dataset, dataset.refresh):
+        with pytest.raises(UsageError, match="was closed"):
+            use()
+    batch = dataset.batch()
+    with pytest.raises(UsageError, match="was closed"), batch:
+        batch[b"k"] = b"w"
+
+
+def test_the_first_rows_of_a_table_settle_its_types(dest, tmp_path):
+    copy = tmp_path / "copy.db"
+    with publisher.open(dest, kind="table", name="d") as dataset:
+        with dataset.batch() as batch:
+            batch.table("t", key=["k"])
+            batch.table("u", key=["k"])
+            batch["u", "a"] = {}
+        puller("pull", dest, copy)
+        with dataset.batch() as batch:
+            batch["t", 1] = {"v": 1}
+        assert [column.type for column in dataset._tables()[0].columns] == ["int64", "int64"]
+        assert puller("pull", "--json", dest, copy).json["way"] != "bootstrap"
+        puller("verify", copy)
+        with dataset.batch() as batch:
+            batch["u", 1] = {}
+        assert [column.type for column in dataset._tables()[1].columns] == ["any"]
+
+
 def test_rows_that_no_table_holds_are_refused(dest):
     with publisher.open(dest, kind="table") as dataset:
         with dataset.batch() as batch:

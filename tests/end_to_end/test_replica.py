@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -12,6 +15,7 @@ import tracemalloc
 import pytest
 
 import puller
+from publisher import open as dataset
 from puller import Change, File, HeadwaterError, Replica
 from puller.errors import Invalid, LocalEdits, Moved, TargetError, UsageError
 from puller.events import Watch
@@ -334,3 +338,45 @@ def test_names_are_loaded_when_they_are_used():
     assert set(puller.__all__) <= set(dir(puller))
     with pytest.raises(AttributeError):
         puller.nothing  # noqa: B018
+
+
+def test_no_room_for_what_changes_leaves_the_replica_as_it_was(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dest = str(tmp_path / "d")
+    seen: list[Change] = []
+    with dataset(dest, kind="bytes", cache=False) as data, Replica(dest) as replica:
+        with data.batch() as batch:
+            batch[b"k"] = b"1"
+        replica.pull()
+        with data.batch() as batch:
+            batch[b"k"] = b"2"
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+            with pytest.raises(TargetError, match=r"No space left.*TMPDIR"):
+                replica.pull(seen.append)
+        assert replica[b"k"] == b"1"
+        replica.pull(seen.append)
+        assert seen == [Change(b"k", b"1", b"2")]
+
+
+@pytest.mark.parametrize("form", [None, "sqlite"])
+def test_another_process_leaves_the_log_that_a_replica_reads_from(tmp_path, form):
+    """Closing a file drops all of a process's locks on it: nothing but SQLite may open a database that is read."""
+    dest, copy = str(tmp_path / "d"), tmp_path / ("copy" if form else "copy.db")
+    with dataset(dest, kind="bytes", cache=False) as data, Replica(dest, str(copy), form=form) as replica:
+        for n in range(3):
+            with data.batch() as batch:
+                batch[b"%d" % n] = b"x"
+            replica.pull()
+            assert len(replica) == n + 1
+            log = os.stat(f"{copy}-wal").st_ino
+            replica.pull()
+            puller_command("status", copy, *(["--as", form] if form else []))
+            assert os.stat(f"{copy}-wal").st_ino == log
+            with data.batch() as batch:
+                batch[b"%d" % n] = b"y"
+            puller_command("pull", dest, copy, *(["--as", form] if form else []))
+            assert replica[b"%d" % n] == b"y"
+    puller_command("verify", copy, *(["--as", form] if form else []))

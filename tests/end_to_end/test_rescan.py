@@ -306,3 +306,19 @@ def test_rows_that_were_just_written_are_read_again(tmp_path):
     run(source, dest, key=("k",))
     assert run(source, dest, key=("k",))[1] == source.stat().st_size
     assert run(source, dest, key=("k",))[1] == source.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("base", "home", "found"),
+    [
+        ("/c", "/h", "/c/headwater"),
+        ("", "/h", "/h/.cache/headwater"),
+        ("c", "/h", "/h/.cache/headwater"),
+        ("", "~", None),
+        ("c", "h", None),
+    ],
+)
+def test_caches_lie_in_the_users_folder_or_nowhere(monkeypatch, base, home, found):
+    monkeypatch.setenv("XDG_CACHE_HOME", base)
+    monkeypatch.setenv("HOME", home)
+    assert statcache.cache_folder() == found

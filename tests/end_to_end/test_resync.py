@@ -11,6 +11,7 @@ import sqlite3
 import msgspec
 import pytest
 
+from publisher import open as dataset
 from puller.wire.head import format_head, parse_head
 from tests.conftest import lines, publisher, puller, tree
 
@@ -339,3 +340,151 @@ def test_a_damaged_diff_is_gone_round(tmp_path):
     assert done["way"] == "diffs"
     assert "damaged" in done["notes"][0]
     assert tree(copy) == tree(source)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two versions of a table with a text key, and copies of the newest."""
+    base = tmp_path_factory.mktemp("small")
+    for n in (1, 2):
+        rows = [{"k": f"k{i:02}", "n": i * n, "t": "x"} for i in range(20)]
+        (base / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        publisher("publish", base / "s.jsonl", base / "d", "--key", "k")
+    for name in ("c.db", "c.jsonl"):
+        puller("pull", base / "d", base / name)
+    return base
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ("ALTER TABLE d DROP COLUMN n", "missing: d.n"),
+        ("ALTER TABLE d RENAME COLUMN n TO m", "missing: d.n"),
+        ("CREATE TABLE e AS SELECT * FROM d; DROP TABLE d; ALTER TABLE e RENAME TO d", "missing: d's primary key"),
+        ("UPDATE d SET t = CAST(x'ff' AS TEXT) WHERE k = 'k03'", "differs: "),
+        ("UPDATE d SET k = CAST(x'ff' AS TEXT) WHERE k = 'k03'", "differs: "),
+        ("UPDATE d SET k = printf('%.5000c', 'x') WHERE k = 'k03'", "differs: d"),
+    ],
+)
+def test_what_no_step_can_work_on_is_found_refused_and_repaired(small, tmp_path, edit, named):
+    copy = tmp_path / "c.db"
+    shutil.copy(small / "c.db", copy)
+    with sqlite3.connect(copy) as db:
+        db.executescript(edit)
+    found = puller("verify", copy, check=6)
+    assert named in found.err
+    puller("pull", "--version", "1", small / "d", copy, check=3)
+    puller("verify", "--repair", copy)
+    assert puller("verify", copy).status == 0
+    puller("pull", "--version", "1", small / "d", copy)
+    assert puller("verify", copy).status == 0
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "ALTER TABLE d ADD COLUMN mine",
+        """CREATE TABLE e (n INTEGER, t TEXT, k TEXT PRIMARY KEY); INSERT INTO e SELECT n, t, k FROM d;
+        DROP TABLE d; ALTER TABLE e RENAME TO d""",
+    ],
+)
+def test_columns_that_were_added_or_moved_are_no_hindrance(small, tmp_path, edit):
+    copy = tmp_path / "c.db"
+    shutil.copy(small / "c.db", copy)
+    with sqlite3.connect(copy) as db:
+        db.executescript(edit)
+    puller("pull", "--version", "1", small / "d", copy)
+    assert puller("verify", copy).status == 0
+    with sqlite3.connect(copy) as db:
+        assert db.execute("SELECT k, n, t FROM d WHERE k = 'k03'").fetchall() == [("k03", 3, "x")]
+
+
+def test_records_of_bytes_that_are_none_any_more(tmp_path):
+    with dataset(str(tmp_path / "d"), kind="bytes", cache=False) as data, data.batch() as batch:
+        batch[b"a"] = b"1"
+    puller("pull", tmp_path / "d", tmp_path / "c.db")
+    with sqlite3.connect(tmp_path / "c.db") as db:
+        db.execute("INSERT INTO records VALUES ('text', 'text')")
+    puller("verify", tmp_path / "c.db", check=6)
+    puller("verify", "--repair", tmp_path / "c.db")
+    assert puller("verify", tmp_path / "c.db").status == 0
+
+
+def test_a_line_with_too_long_a_key_is_an_edit(small, tmp_path):
+    for name in ("c.jsonl", "c.jsonl.headwater"):
+        shutil.copy(small / name, tmp_path / name)
+    with (tmp_path / "c.jsonl").open("a") as file:
+        file.write(json.dumps({"k": "x" * 5000, "n": 1, "t": "x"}) + "\n")
+    puller("verify", tmp_path / "c.jsonl", check=6)
+    puller("verify", "--repair", tmp_path / "c.jsonl")
+    assert puller("verify", tmp_path / "c.jsonl").status == 0
+
+
+def test_what_was_made_by_hand_as_the_next_version_has_it_is_held(tmp_path):
+    source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
+    source.mkdir()
+    for name in ("changes", "goes", "stays", "mode"):
+        (source / name).write_text(name)
+    publisher("publish", source, dest)
+    puller("pull", dest, copy)
+    (source / "changes").write_text("changed")
+    (source / "goes").unlink()
+    (source / "mode").chmod(0o755)
+    publisher("publish", source, dest)
+    (copy / "changes").write_text("changed")
+    (copy / "goes").unlink()
+    (copy / "mode").chmod(0o755)
+    done = puller("pull", "--overwrite", "--json", dest, copy).json
+    assert (done["way"], done["written"], done["overwritten"]) == ("resync", 0, [])
+    assert puller("verify", copy).status == 0
+    (copy / "changes").write_text("mine")
+    assert puller("verify", copy, check=6).err == "warning: differs: changes\n"
+    puller("pull", "--version", "1", dest, copy, check=3)
+    puller("pull", "--version", "1", "--overwrite", dest, copy)
+    assert puller("verify", copy).status == 0
+    assert (copy / "goes").read_text() == "goes"
+
+
+def test_a_pipe_in_place_of_the_lines_is_an_edit(small, tmp_path):
+    shutil.copy(small / "c.jsonl.headwater", tmp_path)
+    os.mkfifo(tmp_path / "c.jsonl")
+    puller("verify", tmp_path / "c.jsonl", check=6)
+    puller("verify", "--repair", tmp_path / "c.jsonl")
+    assert puller("verify", tmp_path / "c.jsonl").status == 0
+
+
+def test_lines_in_other_bytes_are_found_as_the_next_step_would(small, tmp_path):
+    for name in ("c.jsonl", "c.jsonl.headwater"):
+        shutil.copy(small / name, tmp_path / name)
+    copy = tmp_path / "c.jsonl"
+    copy.write_text("".join(reversed(copy.read_text().splitlines(keepends=True))))
+    puller("pull", "--version", "1", small / "d", copy, check=3)
+    puller("verify", copy, check=6)
+    puller("verify", "--repair", copy)
+    assert puller("verify", copy).status == 0
+    puller("pull", "--version", "1", small / "d", copy)
+
+
+@pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
+def test_that_edits_are_overwritten_on_the_way_to_another_version_is_told(small, tmp_path, name):
+    copy = tmp_path / name
+    for path in small.glob(f"{name}*"):
+        shutil.copy(path, tmp_path)
+    assert puller("pull", "--overwrite", "--version", "1", small / "d", copy).err == ""
+    if name == "c.db":
+        with sqlite3.connect(copy) as db:
+            db.execute("UPDATE d SET t = 'mine' WHERE k = 'k03'")
+    else:
+        copy.write_text(copy.read_text().replace("x", "y", 1))
+    assert "was changed here since it was pulled" in puller("pull", "--overwrite", small / "d", copy).err
+    assert puller("verify", copy).status == 0
+
+
+def test_damaged_checksums_of_ranges_are_none(small, tmp_path):
+    copy = tmp_path / "c.jsonl"
+    shutil.copy(small / "c.jsonl", copy)
+    side = json.loads((small / "c.jsonl.headwater").read_text())
+    side[0]["state"]["ranges"] = "AAAA"
+    (tmp_path / "c.jsonl.headwater").write_text(json.dumps(side))
+    puller("pull", "--version", "1", small / "d", copy)
+    assert puller("verify", copy).status == 0

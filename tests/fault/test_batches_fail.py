@@ -154,3 +154,23 @@ def test_a_killed_writer_leaves_a_version_and_the_next_goes_on(tmp_path, monkeyp
                 expected[b"%04d" % k] = b"%d" % n
         assert state == expected | ({b"count": b"%d" % count} if count else {})
     assert reached > 8
+
+
+def test_a_head_that_was_set_back_begins_no_second_history(tmp_path):
+    dest = tmp_path / "d"
+    with publisher.open(str(dest), kind="bytes", cache=False) as dataset:
+        for n in range(5):
+            with dataset.batch() as batch:
+                batch[b"%d" % n] = b""
+            if n == 1:
+                old = (dest / "HEAD").read_bytes()
+    (dest / "HEAD").write_bytes(old)
+    with publisher.open(str(dest), cache=False) as dataset:
+        assert dataset.version == 3
+        told = r"set back to version 3, but version 5 .* Copy heads/1-5 to HEAD"
+        with pytest.raises(HeadwaterError, match=told), dataset.batch() as batch:
+            batch[b"x"] = b""
+        (dest / "HEAD").write_bytes((dest / "heads/1-5").read_bytes())
+        with dataset.batch() as batch:
+            batch[b"x"] = b""
+        assert dataset.version == 6
