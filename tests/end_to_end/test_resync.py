@@ -140,7 +140,7 @@ def test_edits_are_looked_for_when_asked(tmp_path, name):
     assert puller("pull", "--json", tmp_path / "d", copy).json["way"] == "nothing"
     refused = puller("pull", "--check", "--json", tmp_path / "d", copy, check=3).json
     assert refused["error"] == "LocalEdits"
-    assert refused["names"] == (["a"] if name == "c" else [])
+    assert refused["names"] == {"c": ["a"], "c.db": [], "c.jsonl": [str(copy)]}[name]
     puller("verify", "--repair", copy)
     puller("pull", "--check", tmp_path / "d", copy)
 
