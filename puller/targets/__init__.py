@@ -53,7 +53,7 @@ def is_database(path: str) -> bool:
         try:
             db.execute("PRAGMA schema_version")
         except sqlite3.DatabaseError as error:
-            return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+            return "not a database" not in str(error)
         return True
 
 

@@ -29,6 +29,7 @@ from puller.wire.rows import SCHEMA_KEY, Json, Schema, Table
 
 BOOKKEEPING = "_headwater"
 RECORDS = "records"
+MAGIC = b"SQLite format 3\0"
 _BATCH = 2000
 _TYPES = {
     "int64": "INTEGER",
@@ -221,8 +222,11 @@ class SQLiteTarget:
         try:
             db.execute("PRAGMA schema_version")
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            if "not a database" not in str(error):
                 raise
+            with open(self.where, "rb") as file:  # no lock on such a file is worth anything
+                if file.read(len(MAGIC)) == MAGIC:
+                    raise
             return False
         finally:
             db.close()
