@@ -72,7 +72,9 @@ def init_command(
 @click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
-@click.option("--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty or lost over half its records.")
+@click.option(
+    "--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty, or lost a table or over half its records."
+)
 @click.option("--no-cache", is_flag=True, help="Read all of SOURCE, also files that look as they did when published.")
 @click.option("--validate", multiple=True, metavar="CMD", help="Publish only if this command ends with 0; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing; runs no validators.")

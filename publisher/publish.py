@@ -296,6 +296,8 @@ class _Publish:
                 outcome.changed = False
                 return outcome, None, head.checksum
             self._guard(head, outcome.deleted)
+            if lead is not None:
+                self._guard_tables(lead)
             tree = builder.finish(None if lead is None else (lead.keys, lead.values))
             diff = Diff(head.version, head.version + 1, tree, patch.beside(tree, lead))
             return outcome, diff, checksum % MODULUS
@@ -346,6 +348,22 @@ class _Publish:
         moved = find_moved(stored, lambda: Joined(given.prefix, given.open()), before, self.reader, self.pool)
         if moved is not None:
             self.moved[value.record_hash] = moved
+
+    def _guard_tables(self, lead: Changed) -> None:
+        """Refuse a source that lacks tables that are published: mostly it is one of several."""
+        from puller.wire.rows import decode_schema
+
+        before, after = (
+            {table.name for table in decode_schema(value)} if isinstance(value, bytes) else set()
+            for value in (lead.before[0], lead.values[0])
+        )
+        gone = sorted(before - after)
+        if gone and not self.options.allow_shrink:
+            raise Shrunk(
+                f"the source has no table {', '.join(map(repr, gone[:5]))}, which {'is' if len(gone) == 1 else 'are'} published; "
+                "nothing was published. If it is to go: --allow-shrink. One of several tables is published in batches "
+                "(publisher.open)"
+            )
 
     def _guard(self, head: Head, deleted: int) -> None:
         """Refuse a source that lost over half of what is published."""

@@ -17,7 +17,7 @@ from publisher.stores.folder import FolderStore
 from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import form_of
 from puller.wire.rows import decode_schema
-from tests.conftest import ROOT, puller
+from tests.conftest import ROOT, command, puller
 from tests.states import archived, diffs_of, read_head, state_of
 
 
@@ -404,3 +404,19 @@ def test_a_whole_source_and_batches_take_turns(dest, tmp_path):
         assert [row["a"] for _, row in dataset.items()] == ["x", "Y", "z"]
     schema = decode_schema(state_of(dest)[b""])
     assert form_of("table", schema).encode_key(("t", 3)) in state_of(dest)
+
+
+def test_publishing_one_of_several_tables_is_refused(dest, tmp_path):
+    with publisher.open(dest, kind="table") as dataset, dataset.batch() as batch:
+        for name in ("one", "two"):
+            batch.table(name, key=["k"])
+            for n in range(10 if name == "one" else 1):
+                batch[name, n] = {"v": n}
+    (tmp_path / "s.jsonl").write_text("".join(f'{{"k": {n}, "v": {n}}}\n' for n in range(10)))
+    refused = command("publisher", "publish", tmp_path / "s.jsonl", dest, "--table", "one", check=3)
+    assert "no table 'two', which is published" in refused.err
+    with publisher.open(dest) as dataset:
+        assert dataset["two", 0] == {"k": 0, "v": 0}
+    command("publisher", "publish", tmp_path / "s.jsonl", dest, "--table", "one", "--allow-shrink")
+    with publisher.open(dest) as dataset:
+        assert dataset.get(("two", 0)) is None
