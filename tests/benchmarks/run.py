@@ -307,8 +307,7 @@ def rows(root: Path, url: str, scratch: Path, rounds: int) -> None:
 
 EXECUTEMANY = """
 import sqlite3, sys
-import msgspec
-decode = msgspec.json.Decoder().decode
+from {module} import {function} as decode
 db = sqlite3.connect(sys.argv[2], isolation_level=None)
 db.execute("PRAGMA cache_size=-65536")
 db.execute("BEGIN")
@@ -324,7 +323,6 @@ db.execute("COMMIT")
 def into_sqlite(root: Path, url: str, scratch: Path, rounds: int) -> None:
     """C: a pull into SQLite, against `executemany` from the file."""
     out, source, script = scratch / "out", DATA / "C/rows.jsonl", scratch / "executemany.py"
-    script.write_text(EXECUTEMANY)
     subprocess.run(f"{PUBLISHER} publish -q {source} {root}/c --key key", shell=True, check=True)
 
     def clean() -> None:
@@ -332,7 +330,9 @@ def into_sqlite(root: Path, url: str, scratch: Path, rounds: int) -> None:
         out.mkdir()
 
     ours, rival = f"{PULLER} pull {url}/c {out}/c.db", f"{sys.executable} {script} {source} {out}/rival.db"
-    compare("C pull into SQLite / `executemany`", ours, rival, clean, rounds)
+    for module, function in (("json", "loads"), ("msgspec.json", "decode")):
+        script.write_text(EXECUTEMANY.format(module=module, function=function))
+        compare(f"C pull into SQLite / `executemany`, `{module}.{function}`", ours, rival, clean, rounds)
 
 
 def start(root: Path, url: str, scratch: Path, rounds: int) -> None:
