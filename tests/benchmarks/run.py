@@ -69,6 +69,7 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
     with start_nginx(scratch / "nginx") as nginx:
