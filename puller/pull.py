@@ -30,9 +30,9 @@ from puller.fetch import THREADS, Fetcher, shown, where
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
-from puller.runs import bounded, live, merge
+from puller.runs import bounded, live
 from puller.targets.base import Changes, Opening, State, Target, Writer
-from puller.tree import BUDGET, Reader
+from puller.tree import Reader
 from puller.wire.checksum import record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
@@ -384,19 +384,9 @@ class _Pull:
             )
 
     def _trees(self, head: Head, chosen: Plan) -> Iterator[Run]:
-        """The newest value of each key in what a plan reads, deletions as None; the streams share one memory budget."""
-        budget = BUDGET // (len(chosen.steps) + 1)
-        streams = [self._diff(step.diff, budget) for step in chosen.steps]
-        if chosen.way is Way.BOOTSTRAP:
-            streams.insert(0, self.reader.runs(CHUNKS, head.snapshot, budget))
-        return merge(streams)
-
-    def _diff(self, diff: Diff, budget: int) -> Iterator[Run]:
-        try:
-            yield from self.reader.runs(DIFFS, diff.tree, budget)
-        except Corrupt as error:
-            error.diff = diff.tree.ref.sha256
-            raise
+        """The newest value of each key in what a plan reads, deletions as None."""
+        diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
+        return self.reader.merged([(CHUNKS, head.snapshot), *diffs] if chosen.way is Way.BOOTSTRAP else diffs)
 
     def _staged(self, chosen: Plan, writer: Writer) -> Iterator[Run]:
         """The changes of steps with patches among them; each step sees the values that those before it gave."""

@@ -177,11 +177,17 @@ class Reader:
         return run
 
     def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
-        """The records of a tree."""
+        """The records of a tree. Raises Corrupt, which names the tree if it is a diff's."""
         leaves = self.leaves(area, tree)
-        for _, run in ahead(self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw, budget):
-            if run[0]:
-                yield run
+        try:
+            for _, run in ahead(
+                self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw, budget
+            ):
+                if run[0]:
+                    yield run
+        except Corrupt as error:
+            error.diff = tree.ref.sha256 if area == DIFFS else None
+            raise
 
     def snapshot(self, tree: Tree) -> Iterator[Run]:
         """The records of a snapshot."""
@@ -193,7 +199,7 @@ class Reader:
 
     def merged(self, trees: Sequence[tuple[str, Tree]]) -> Iterator[Run]:
         """The newest value of each key in several trees, each newer than the one before; they share one budget."""
-        return merge([self.runs(area, tree, BUDGET // len(trees)) for area, tree in trees])
+        return merge([self.runs(area, tree, BUDGET // len(trees)) for area, tree in trees]) if trees else iter(())
 
     def patch(self, tree: Tree, values: Callable[[list[bytes]], list[Value]]) -> Iterator[Run]:
         """The records of a patch, deletions as None; `values` gives those of keys at the version it was made for.
