@@ -149,17 +149,8 @@ class SQLiteTarget:
         with self.errors():
             db = self._open()
             state = self._stored(db)
-            if state is None:
-                return
-            if state.kind == "bytes":
-                yield from _bytes_records(db)
-                return
-            value = _schema_value(db)
-            if value is None:
-                return
-            yield [SCHEMA_KEY], [value]
-            for table in in_key_order(wire.decode_schema(value)):
-                yield from table_records(db, Form(table))
+            if state is not None:
+                yield from _records_held(db, state.kind)
 
     def check(self) -> Check:
         check = Check(0, 0)
@@ -481,18 +472,8 @@ class _Writer:
 
     def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
         self._comparing = True
-        for keys, values in self._held_runs():
+        for keys, values in _records_held(self._db, self._opening.kind):
             yield keys, record_hashes(keys, values)  # type: ignore[misc]
-
-    def _held_runs(self) -> Iterator[Run]:
-        if self._opening.kind == "bytes":
-            yield from _bytes_records(self._db)
-            return
-        value = _schema_value(self._db)
-        if value is not None:
-            yield [SCHEMA_KEY], [value]
-        for table in in_key_order(self._schema):
-            yield from table_records(self._db, self._forms[table.name])
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
         plain = whole(self._opening, keys, values)
@@ -670,6 +651,18 @@ class _Writer:
                     self._insert(form, [key], [value])
                 except Invalid:
                     self._db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", (key, value))
+
+
+def _records_held(db: sqlite3.Connection, kind: str) -> Iterator[Run]:
+    """All records of a dataset, in key order; the schema may be changed once it was taken, before any row is read."""
+    if kind == "bytes":
+        yield from _bytes_records(db)
+        return
+    value = _schema_value(db)
+    if value is not None:
+        yield [SCHEMA_KEY], [value]
+    for table in in_key_order(_schema(db)):
+        yield from table_records(db, Form(table))
 
 
 def _bytes_records(db: sqlite3.Connection) -> Iterator[Run]:
