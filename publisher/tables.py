@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from puller.errors import UsageError
 from puller.forms import BytesForm, TableForm, cell
 from puller.wire import rows
-from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
-
-_OF_TYPE: dict[type, str] = {int: "int64", float: "float64", str: "text", bytes: "blob", bool: "bool", Json: "json"}
+from puller.wire.rows import SCHEMA_KEY, Column, Schema, Table
 
 Records = dict[bytes, bytes | None]
 """Values by key; None: deleted."""
@@ -163,7 +161,7 @@ class _Draft:
 
     def rekeys(self) -> bool:
         """Whether a column of the key gets another type."""
-        return any(widened(self._types[name], self._seen.get(name, ())) != self._types[name] for name in self._key)
+        return any(rows.widened(self._types[name], self._seen.get(name, ())) != self._types[name] for name in self._key)
 
     def retype(self) -> None:
         """Let the rows that come settle all types: there are no others."""
@@ -183,16 +181,9 @@ class _Draft:
         """The table as it is to be, its columns in the order first seen; a key that no row has yet is text."""
         unseen = {name: "text" for name in self._key if name not in self._seen}
         columns = [
-            Column(name, widened(before or unseen.get(name, ""), self._seen.get(name, ())))
+            Column(name, rows.widened(before or unseen.get(name, ""), self._seen.get(name, ())))
             for name, before in self._types.items()
         ]
         if len(columns) > rows.MAX_COLUMNS:
             raise UsageError(f"table {self._old.name!r} would have more than {rows.MAX_COLUMNS:,} columns")
         return Table(self._old.name, columns, self._old.key, self._old.indexes)
-
-
-def widened(before: str, seen: Iterable[type]) -> str:
-    """The type of a column that was of type `before` ("": new) and takes cells of these types as well."""
-    types = {_OF_TYPE[kind] for kind in seen if kind is not type(None)}
-    types |= {before} - {""}
-    return types.pop() if len(types) == 1 else "any"

@@ -31,13 +31,6 @@ _BLOCK = 512 << 10
 _MARK = b"\xef\xbb\xbf"
 _MOST_BYTES = 9
 """A row has at most so many bytes for each of its line (`1e1` becomes nine), or is small."""
-_OF_TYPE: dict[frozenset[type], str] = {
-    frozenset({int}): "int64",
-    frozenset({float}): "float64",
-    frozenset({str}): "text",
-    frozenset({bool}): "bool",
-    frozenset({Json}): "json",
-}
 
 
 class JsonLinesSource:
@@ -314,16 +307,9 @@ class _Columns:
         place = {column: n for n, column in enumerate(order)}
         if len(order) > wire.MAX_COLUMNS:
             raise SourceError(f"the rows have {len(order):,} fields; a table has at most {wire.MAX_COLUMNS:,} columns")
-        columns = [Column(column, self._type(column)) for column in order]
+        types = dict(zip(self._names, self._types, strict=True))
+        columns = [Column(column, wire.widened(self._old.get(column, ""), types[column])) for column in order]
         return Table(name, columns, [place[column] for column in self._key], [] if old is None else old.indexes)
-
-    def _type(self, name: str) -> str:
-        seen = frozenset(self._types[self._names.index(name)] - {type(None)})
-        before = self._old.get(name)
-        now = _OF_TYPE.get(seen, "any")
-        if before is None or before == now or before == "any":
-            return before or now
-        return before if not seen else "any"
 
 
 def _fit(cells: Sequence[Any], types: set[type]) -> bool:

@@ -32,6 +32,7 @@ _ALLOWED: dict[str, frozenset[type]] = {
     "json": frozenset({Json}),
     "any": frozenset({int, float, str, bytes, bool, Json}),
 }
+_OF_TYPE: dict[type, str] = {int: "int64", float: "float64", str: "text", bytes: "blob", bool: "bool", Json: "json"}
 _NAN = struct.pack(">d", float("nan"))
 
 
@@ -241,6 +242,13 @@ def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes]
 def table_bounds(table: Table) -> tuple[bytes, bytes]:
     """The keys of a table's rows are those in [first, second)."""
     return table_range(table.name)
+
+
+def widened(before: str, seen: Iterable[type]) -> str:
+    """The type of a column that was of type `before` ("": new) and takes cells of these types as well."""
+    types = {_OF_TYPE[kind] for kind in seen if kind is not type(None)}
+    types |= {before} - {""}
+    return types.pop() if len(types) == 1 else "any"
 
 
 def fits_int64(value: int) -> bool:
