@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -31,6 +32,10 @@ BOOKKEEPING = "_headwater"
 RECORDS = "records"
 MAGIC = b"SQLite format 3\0"
 _BATCH = 2000
+_CELLS = 300
+"""Cells that one INSERT takes at most where its rows are small; each statement costs as much as some rows do."""
+_SMALL = 64 << 10
+"""Bytes of a row up to which it is small: SQLite copies all that it is given for a statement."""
 _TYPES = {
     "int64": "INTEGER",
     "float64": "REAL",
@@ -383,10 +388,10 @@ class Form:
         parts = [f"{name} {kind}".rstrip() for name, kind in zip(self.columns, kinds, strict=True)]
         return f"CREATE TABLE {self.name} ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
 
-    def insert(self, *, replace: bool) -> str:
-        """INSERT; with `replace`, over the row with the same key."""
+    def insert(self, rows: int, *, replace: bool) -> str:
+        """INSERT of some rows; with `replace`, over those with the same keys."""
         columns, marks = ", ".join(self.columns), ", ".join("?" * len(self.columns))
-        into = f"INSERT INTO {self.name} ({columns}) VALUES ({marks})"
+        into = f"INSERT INTO {self.name} ({columns}) VALUES {', '.join([f'({marks})'] * rows)}"
         if not replace:
             return into
         rest = [self.columns[n] for n in self.table.value_columns]
@@ -552,8 +557,8 @@ class _Writer:
             self._insert(form, keys, values)
 
     def _insert(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
-        rows = wire.full_rows(form.table, keys, values)
-        heads = [[row[n] for row in rows] for n in form.table.key]
+        columns = wire.full_columns(form.table, keys, values)
+        heads = [columns[n] for n in form.table.key]
         if any(None in head for head in heads):
             if form.is_rowid:
                 raise TargetError(
@@ -563,12 +568,23 @@ class _Writer:
             if not self._opening.replace:
                 nulls = [head for head in zip(*heads, strict=True) if None in head]
                 self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
-        bound = form.bind(rows)
-        self._db.executemany(form.insert(replace=not self._opening.replace), bound)
+        bound = form.bind(list(zip(*columns, strict=True)))
+        self._insert_rows(form, bound, small=max(map(len, values)) <= _SMALL)
         if _may_differ(form, values):
             _, again = wire.records_of(form.table, [form.unbind(_held(form, row)) for row in bound])
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
             self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
+
+    def _insert_rows(self, form: Form, rows: list[tuple[Any, ...]], *, small: bool) -> None:
+        """Insert rows, several a statement where they are small."""
+        replace = not self._opening.replace
+        some = max(1, _CELLS // len(form.columns)) if small else 1
+        many = len(rows) // some * some
+        cells = list(chain.from_iterable(rows[:many]))
+        width = some * len(form.columns)
+        statements = [cells[n : n + width] for n in range(0, len(cells), width)]
+        self._db.executemany(form.insert(some, replace=replace), statements)
+        self._db.executemany(form.insert(1, replace=replace), rows[many:])
 
     def _change_schema(self, value: bytes | None) -> None:
         """Take up a schema. Raises SchemaChanged where rows under the old one could not be found any more."""
