@@ -33,7 +33,7 @@ from puller.ranges import Ranges
 from puller.runs import bounded, live
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
-from puller.wire.checksum import record_hashes
+from puller.wire.checksum import Hash, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
@@ -195,7 +195,7 @@ class _Sums:
     records: int
 
     def take(
-        self, keys: list[bytes], hashes: Sequence[int | None], before: Sequence[int | None], *, anew: bool = False
+        self, keys: list[bytes], hashes: Sequence[Hash | None], before: Sequence[Hash | None], *, anew: bool = False
     ) -> None:
         """Count a run in the place of what was there before it; `anew` where runs come in order to an empty place."""
         if anew:
@@ -479,7 +479,7 @@ class _Pull:
             ranges = Ranges.load(state.ranges)
         if f"{ranges.checksum:032x}" != state.checksum:
             ranges = Ranges()
-            ranges.change([b""], [int(state.checksum, 16)])
+            ranges.change([b""], [bytes.fromhex(state.checksum)])
         return ranges
 
     def _noted(self, kind: str, runs: Iterator[Run]) -> Iterator[Run]:

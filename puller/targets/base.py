@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from puller.errors import Invalid, Moved
+from puller.wire.checksum import Hash
 from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
@@ -113,7 +114,7 @@ class Changes:
 
 def count(changes: Changes, keys: list[bytes], values: list[Value], *, opening: Opening) -> None:
     """Count a run into `changes`; the schema of a table is no row."""
-    deleted = values.count(None)
+    deleted = 0 if opening.replace else values.count(None)
     schema = int(opening.kind == "table" and bool(keys) and not keys[0])
     changes.deleted += deleted
     changes.written += len(keys) - deleted - schema
@@ -126,14 +127,14 @@ class Writer(Protocol):
     the new state at once; leaving the writer's context without it leaves the target as it was.
     """
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         """Take a run, with the hashes of its records; a value of None deletes.
 
         Returns the record hashes of what was held under its keys (None: nothing); all None where `replace` is set.
         """
         ...
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         """The keys of all that is held, in order, with the hashes of their records; a table's schema first, alone.
 
         What is edited counts as it is now where the target reads its data for it, or is told to `overwrite`; a hash is

@@ -22,7 +22,7 @@ from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetErr
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.reading import Connections
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.keys import decode_key, decode_keys, encode_element
 from puller.wire.nodes import Run, Value
@@ -461,10 +461,10 @@ class _Writer:
         if opening.replace:
             self._drop_all(ours)
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
         given = len(keys)
-        before: list[int | None] = []
+        before: list[Hash | None] = []
         if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
             if not self._opening.replace:
                 before += record_hashes(keys[:1], [_schema_value(self._db)])
@@ -475,7 +475,7 @@ class _Writer:
         self._apply(keys, values)
         return before or [None] * given
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         self._comparing = True
         for keys, values in _records_held(self._db, self._opening.kind):
             yield keys, record_hashes(keys, values)  # type: ignore[misc]

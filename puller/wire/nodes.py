@@ -247,7 +247,7 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
     types = set(map(type, values))
     if type(None) in types and not deletions:
         raise Invalid("a snapshot holds a deletion")
-    for value in values if has_large(values) else ():
+    for value in () if types <= {bytes, type(None)} else values:
         if isinstance(value, Large):
             check_large_value(value)
     return keys, values
