@@ -292,7 +292,7 @@ def encode_index(entries: list[Entry]) -> bytes:
 
 def large_bytes(values: Sequence[Value]) -> int:
     """The total size in bytes of the large values among `values`."""
-    return sum(value.size for value in values if isinstance(value, Large))
+    return sum(v.size for v in values if isinstance(v, Large)) if has_large(values) else 0
 
 
 def check_large_value(value: Large) -> Large:
