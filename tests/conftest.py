@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 
 
 @dataclass
@@ -95,7 +96,7 @@ def start_nginx(base: Path) -> Iterator[Nginx]:
 @contextmanager
 def run_nginx(base: Path, site: str, port: int) -> Iterator[Path]:
     """nginx with `site` in its http block, until it listens on `port`; gives its access log. Everything is below `base`."""
-    program, log = shutil.which("nginx") or "/usr/sbin/nginx", base / "access.log"
+    log = base / "access.log"
     base.mkdir(parents=True, exist_ok=True)
     (base / "site.conf").write_text(site)
     (base / "nginx.conf").write_text(
@@ -113,7 +114,7 @@ http {{
 }}
 """
     )
-    process = subprocess.Popen([program, "-c", str(base / "nginx.conf"), "-e", str(base / "error.log")])
+    process = subprocess.Popen([NGINX, "-c", str(base / "nginx.conf"), "-e", str(base / "error.log")])
     try:
         for _ in range(100):
             with socket.socket() as s:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Nginx, free_port, publisher, puller, run_nginx
+from tests.conftest import NGINX, ROOT, Nginx, free_port, publisher, puller, run_nginx
 from tests.infra.serving import (
     ABSENT,
     IMMUTABLE,
@@ -61,7 +62,7 @@ def cache_site(cache: Path, port: int, origin: int) -> str:
     return replaced(
         (ROOT / "infra/nginx/cache.conf").read_text(),
         ("listen 8081;", f"listen 127.0.0.1:{port};"),
-        ("/var/cache/nginx/headwater", str(cache)),
+        ("/var/cache/nginx-headwater", str(cache)),
         ("server 127.0.0.1:8080;", f"server 127.0.0.1:{origin};"),
     )
 
@@ -92,6 +93,25 @@ def publish_another(site: Site, catalogue: Path) -> None:
 
 def version(head: bytes) -> int:
     return int(re.search(rb'"version":(\d+)', head)[1])
+
+
+def test_configurations_are_valid_together(tmp_path):
+    """As they are, in one http block; only what is kept goes elsewhere, because nginx creates the folder."""
+    cache = replaced(
+        (ROOT / "infra/nginx/cache.conf").read_text(), ("/var/cache/nginx-headwater", str(tmp_path / "kept"))
+    )
+    (tmp_path / "cache.conf").write_text(cache)
+    includes = f"include {ROOT}/infra/nginx/headwater.conf; include {tmp_path}/cache.conf;"
+    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid; events {{ }} http {{ access_log off; {includes} }}")
+    done = subprocess.run(
+        [NGINX, "-t", "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[warn]" not in done.stderr
 
 
 def test_the_origin_sends_what_caches_need(nginx, tmp_path):
