@@ -89,12 +89,14 @@ def check_origin(base: str, root: Path) -> None:
 
 
 class Misbehaving(BaseHTTPRequestHandler):
-    """Gives each of `answers` once: status, headers, body."""
+    """Gives each of `answers` once: status, headers, body. Notes with which headers it was asked."""
 
     protocol_version = "HTTP/1.1"
     answers: list[tuple[int, dict[str, str], bytes]] = []
+    asked: list[http.client.HTTPMessage] = []
 
     def do_GET(self):
+        self.asked.append(self.headers)
         status, headers, body = self.answers.pop(0)
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -108,12 +110,26 @@ class Misbehaving(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def misbehaving(port: int, answers: list[tuple[int, dict[str, str], bytes]]) -> Iterator[None]:
-    handler = type("Handler", (Misbehaving,), {"answers": answers})
+def misbehaving(port: int, answers: list[tuple[int, dict[str, str], bytes]]) -> Iterator[list[http.client.HTTPMessage]]:
+    """Such a host; gives the headers of each request."""
+    asked: list[http.client.HTTPMessage] = []
+    handler = type("Handler", (Misbehaving,), {"answers": answers, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield
+        yield asked
     finally:
         server.shutdown()
         server.server_close()
+
+
+def check_asks_for_whole_files(base: str, port: int) -> None:
+    """Whether what serves `base` asks its origin, at `port`, for whole and plain files, and gives them as they came."""
+    body = b"the whole file"
+    headers = {"Cache-Control": IMMUTABLE, "ETag": '"a"', "Accept-Ranges": "bytes"}
+    with misbehaving(port, [(200, headers, body)] * 2) as asked:
+        for _ in range(2):
+            got = get(base, ABSENT, Range="bytes=1-3", Accept_Encoding="gzip, br")
+            assert (got.status, got.body) == (200, body)
+            assert not {"Content-Encoding", "Content-Range"} & set(got.headers)
+    assert {(headers["Range"], headers["Accept-Encoding"]) for headers in asked} == {(None, "identity")}

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, free_port, puller
-from tests.infra.serving import ABSENT, check_origin, get, misbehaving, publish_two_versions, replaced
+from tests.infra.serving import (
+    ABSENT,
+    check_asks_for_whole_files,
+    check_origin,
+    get,
+    misbehaving,
+    publish_two_versions,
+    replaced,
+)
 
 CONFIGURATIONS = sorted((ROOT / "infra/caddy").glob("*.Caddyfile"))
 
@@ -84,6 +92,12 @@ def test_origin_and_proxy_send_what_caches_need(tmp_path):
             check_origin(f"{through}/catalogue", root)
             puller("pull", f"{through}/catalogue", tmp_path / "copy")
     assert (tmp_path / "copy/tea").read_bytes() == (tmp_path / "source/tea").read_bytes()
+
+
+def test_a_proxy_asks_for_whole_files(tmp_path):
+    port = free_port()
+    with proxy(tmp_path, f"http://127.0.0.1:{port}") as url:
+        check_asks_for_whole_files(url, port)
 
 
 def test_a_proxy_lets_no_error_be_kept(tmp_path):

@@ -18,6 +18,7 @@ from tests.infra.serving import (
     ABSENT,
     IMMUTABLE,
     MUTABLE,
+    check_asks_for_whole_files,
     check_origin,
     files,
     get,
@@ -151,6 +152,10 @@ def test_a_cache_keeps_immutable_files_and_answers_for_a_dead_origin(site, catal
     assert get(site.url, chunk, If_None_Match=got.headers["ETag"]).status == 304
     assert get(site.url, chunk, "POST").status == 403
     assert get(site.url, f"catalogue/{ABSENT}").status == 502
+
+
+def test_a_cache_asks_for_whole_files(site):
+    check_asks_for_whole_files(site.url, site.port)
 
 
 def test_head_is_stale_for_as_long_as_it_says_then_fresh(site, catalogue):
