@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 
 
 @dataclass
@@ -82,14 +83,21 @@ def free_port() -> int:
 @contextmanager
 def start_nginx(base: Path) -> Iterator[Nginx]:
     """nginx with the configuration in infra/, its folder and port replaced, with everything below `base`."""
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    root, log = base / "data", base / "access.log"
+    root, port = base / "data", free_port()
     root.mkdir(parents=True)
-    port = free_port()
     site = (ROOT / "infra/nginx/headwater.conf").read_text()
     site, listens = re.subn(r"listen 8080;", f"listen 127.0.0.1:{port};", site)
     site, roots = re.subn(r"root /srv/data;", f"root {root};", site)
     assert (listens, roots) == (1, 1)
+    with run_nginx(base, site, port) as log:
+        yield Nginx(root, f"http://127.0.0.1:{port}", log)
+
+
+@contextmanager
+def run_nginx(base: Path, site: str, port: int) -> Iterator[Path]:
+    """nginx with `site` in its http block, until it listens on `port`; gives its access log. Everything is below `base`."""
+    log = base / "access.log"
+    base.mkdir(parents=True, exist_ok=True)
     (base / "site.conf").write_text(site)
     (base / "nginx.conf").write_text(
         f"""
@@ -106,7 +114,7 @@ http {{
 }}
 """
     )
-    process = subprocess.Popen([program, "-c", str(base / "nginx.conf"), "-e", str(base / "error.log")])
+    process = subprocess.Popen([NGINX, "-c", str(base / "nginx.conf"), "-e", str(base / "error.log")])
     try:
         for _ in range(100):
             with socket.socket() as s:
@@ -115,7 +123,7 @@ http {{
             time.sleep(0.05)
         else:
             raise AssertionError((base / "error.log").read_text())
-        yield Nginx(root, f"http://127.0.0.1:{port}", log)
+        yield log
     finally:
         process.terminate()
         process.wait(10)
