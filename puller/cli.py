@@ -18,7 +18,6 @@ from puller.console import (
     rows_of,
     run,
     size,
-    span,
 )
 
 if TYPE_CHECKING:

@@ -193,7 +193,7 @@ def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str],
     click.echo(f"error: {printable(message)}{f' [{reason}]' if reason else ''}", err=True)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """A span of time on the command line, as 90s, 15m, 2h or 3d; in seconds."""
 
     name = "duration"
