@@ -287,6 +287,14 @@ class _Pull:
     def run(self, head: Head | None, answer: Answer, fresh: bool) -> Outcome:
         if head is None:
             return self._not_modified()
+        try:
+            return self._to_newest(head, answer, fresh)
+        except HeadwaterError:
+            self._remember_seen()
+            raise
+
+    def _to_newest(self, head: Head, answer: Answer, fresh: bool) -> Outcome:
+        """Go to `head`, or to the one that has taken its place where files of it are gone."""
         for attempt in range(3):
             try:
                 return self._accept(head, answer) or self._by_some_way(head, answer.etag, fresh)
@@ -299,9 +307,6 @@ class _Pull:
                 if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
                 head, answer = newer, again
-            except HeadwaterError:
-                self._remember_seen()
-                raise
         raise AssertionError("unreachable")
 
     def _not_modified(self) -> Outcome:
@@ -328,8 +333,8 @@ class _Pull:
         verified = hashlib.sha256(answer.data).hexdigest()
         if state is not None:
             self._check_same(state, head)
-            if head.order < state.seen and not self._may_go_back(state) and not (state.pins.key_set and not head.trust):
-                return self._older(state, head)
+            if self._is_older(state, head):
+                return self._older(state, head, answer.data)
         if state is not None and state.verified == verified and not (options.trust or options.repin):
             pins = state.pins
         else:
@@ -359,16 +364,27 @@ class _Pull:
         """Whether the user said that history may be another one. A signed one can tell that itself, by a new epoch."""
         return self.options.repin or (self.options.overwrite and not state.pins.key_set)
 
-    def _older(self, state: State, head: Head) -> Outcome:
+    def _is_older(self, state: State, head: Head) -> bool:
+        """Whether HEAD is older than the one that was seen, and not refused for being unsigned anyway."""
+        unsigned = bool(state.pins.key_set) and not head.trust
+        return head.order < state.seen and not self._may_go_back(state) and not unsigned
+
+    def _older(self, state: State, head: Head, data: bytes) -> Outcome:
         """Pass over a HEAD that is older than one seen before: a cache lags behind, or somebody plays old ones back."""
+        pins, keeper = state.pins, self._keeper(state)
+        if self.options.trust and not pins.key_set:
+            keeper.accept(head, data)
+        elif self.options.trust:
+            pins = keeper.proven(pins)
         really = "run `publisher restart`" if state.pins.key_set else "pull with --overwrite"
         self.notes.append(
             f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
             f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
             f"really set back, {really}"
         )
-        if state.behind is None and not self.options.dry_run:
-            self.state = state = msgspec.structs.replace(state, behind=int(self.now()))
+        if (state.behind is None or pins is not state.pins) and not self.options.dry_run:
+            behind = int(self.now()) if state.behind is None else state.behind
+            self.state = state = msgspec.structs.replace(state, behind=behind, pins=pins)
             self.target.remember(state)
         return self._unchanged(state, Reason.OLDER_HEAD)
 

@@ -105,7 +105,10 @@ def check_head(head: Head, data: bytes, keys: KeySet) -> Key:
     """The key of the set by which HEAD is signed, which names that set. Raises Untrusted if there is none."""
     if head.name != keys.name:
         raise Untrusted(Distrust.OTHER_DATASET, f"the key set is that of {keys.name!r}, HEAD is that of {head.name!r}")
-    found = signers(split_note(data, FORMAT, HEAD, MAX_HEAD), keys.keys, HEAD)
+    note = split_note(data, FORMAT, HEAD, MAX_HEAD)
+    if not note.signatures:
+        raise Untrusted(Distrust.UNSIGNED, f"HEAD of {head.name!r} names key set {head.trust}, but has no signature")
+    found = signers(note, keys.keys, HEAD)
     if not found:
         raise Untrusted(
             Distrust.UNKNOWN_KEY,

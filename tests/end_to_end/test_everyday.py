@@ -134,6 +134,9 @@ def test_a_lost_head_does_not_fork_history(table):
 
 
 def test_a_dataset_that_was_set_back_is_taken_when_told(folder):
+    """One that is not signed: a signed one says so itself, by a new epoch."""
+    shutil.rmtree(folder / "d")
+    publisher("publish", "--unsigned", folder / "s", folder / "d")
     old = (folder / "d/HEAD").read_bytes()
     (folder / "s/a").write_text("newer")
     publisher("publish", folder / "s", folder / "d")
