@@ -1,9 +1,15 @@
-"""A verifier of signed notes, from the C2SP text (signed-note) and RFC 8032 alone. It shares no code with the product."""
+"""A verifier of signed notes, from the C2SP text (signed-note) and RFC 8032 alone, and of key sets, from SPEC.md (7.5).
+
+It shares no code with the product.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
+from itertools import pairwise
 
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
@@ -62,34 +68,127 @@ def is_signature(public: bytes, message: bytes, signature: bytes) -> bool:
     return not (left[0] * right[2] - right[0] * left[2]) % P and not (left[1] * right[2] - right[1] * left[2]) % P
 
 
+def need(fine, why):
+    if not fine:
+        raise BadNote(why)
+
+
+def decode(text: str) -> bytes:
+    """Base64 in its one form."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadNote(f"no base64: {text}") from error
+    need(base64.b64encode(data).decode() == text, f"base64 in another form: {text}")
+    return data
+
+
 def read_vkey(text: str) -> tuple[str, bytes, bytes]:
-    """Name, key ID and public key of an Ed25519 verifier key."""
+    """Name, key ID and public key of a verifier key; no public key where its type is not Ed25519."""
+    need(isinstance(text, str) and text.count("+") >= 2, f"no verifier key: {text}")
     name, key_id, data = text.split("+", 2)
-    raw = base64.b64decode(data, validate=True)
+    need(re.fullmatch(r"[^\s\0-\x1f]+", name) and re.fullmatch("[0-9a-f]{8}", key_id), f"no verifier key: {text}")
+    raw = decode(data)
+    need(len(raw) > 1, f"no key in {text}")
+    if raw[0] != 1:
+        return name, bytes.fromhex(key_id), b""
     expected = hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4]
-    if not name or raw[:1] != b"\1" or len(raw) != 33 or bytes.fromhex(key_id) != expected:
-        raise BadNote(f"no Ed25519 verifier key: {text}")
+    need(len(raw) == 33 and bytes.fromhex(key_id) == expected, f"a mistyped key: {text}")
     return name, expected, raw[1:]
 
 
 def open_note(note: bytes, vkeys: list[str]) -> tuple[str, list[str]]:
     """The note's text, and those of the keys that signed it. Raises BadNote."""
     known = {(name, key_id): (vkey, public) for vkey in vkeys for name, key_id, public in [read_vkey(vkey)]}
-    decoded = note.decode()
+    try:
+        decoded = note.decode()
+    except UnicodeDecodeError as error:
+        raise BadNote("no UTF-8") from error
     text, empty, lines = decoded.rpartition("\n\n")
     text += "\n"
-    if not empty or any(c < " " and c != "\n" for c in decoded) or (lines and not lines.endswith("\n")):
-        raise BadNote("no note")
+    need(empty and not any(c < " " and c != "\n" for c in decoded) and (not lines or lines.endswith("\n")), "no note")
+    need(lines.count("\n") <= 100, "too many signatures")
     signed = []
-    for line in lines.splitlines():
-        dash, name, encoded = line.split(" ")
-        blob = base64.b64decode(encoded, validate=True)
-        if dash != "\u2014" or not name or "+" in name or len(blob) < 5:
-            raise BadNote(f"no signature line: {line}")
-        vkey, public = known.get((name, blob[:4]), (None, b""))
-        if vkey is None:
+    for line in lines.split("\n")[:-1]:
+        parts = line.split(" ")
+        need(
+            len(parts) == 3 and parts[0] == "\u2014" and parts[1] and "+" not in parts[1], f"no signature line: {line}"
+        )
+        blob = decode(parts[2])
+        need(len(blob) > 4, "a signature that is too short")
+        vkey, public = known.get((parts[1], blob[:4]), (None, b""))
+        if not public:
             continue
-        if not is_signature(public, text.encode(), blob[4:]):
-            raise BadNote(f"the signature by {vkey} does not verify")
+        need(is_signature(public, text.encode(), blob[4:]), f"the signature by {vkey} does not verify")
         signed.append(vkey)
-    return text, signed
+    return text, list(dict.fromkeys(signed))
+
+
+def read_set(data: bytes) -> dict:
+    """The object of a valid key set, with its name (SPEC 7.5)."""
+    need(len(data) <= 65536, "too large")
+    text, _ = open_note(data, [])
+    found = re.fullmatch(r"headwater-trust/1 ([A-Za-z0-9][A-Za-z0-9._-]{0,63})\n(.*)\n", text)
+    need(found, "no key set")
+
+    def pairs(items):
+        need(len(dict(items)) == len(items), "a name twice")
+        return dict(items)
+
+    try:
+        fields = json.loads(found[2], object_pairs_hook=pairs)
+    except ValueError as error:
+        raise BadNote("no JSON") from error
+    number, previous, keys, roots = (fields.get(name) for name in ("number", "previous", "keys", "roots"))
+    for name, low, high in (
+        ("number", 1, 2**53),
+        ("epoch", 0, 2**53),
+        ("time", 0, 9 * 10**9 + 1),
+        ("threshold", 1, 65),
+    ):
+        need(type(fields.get(name)) is int and low <= fields[name] < high, name)
+    need("previous" in fields and (previous is None) == (number == 1), "previous")
+    need(previous is None or re.fullmatch("[0-9a-f]{64}", previous), "previous")
+    for part in (keys, roots):
+        need(type(part) is list and 1 <= len(part) <= 64, "keys")
+        read = list(map(read_vkey, part))
+        need(
+            len({key[:2] for key in read}) == len(part) == len({vkey.split("+", 2)[2] for vkey in part}), "a key twice"
+        )
+    need(fields["threshold"] <= len(roots), "threshold")
+    need(len(open_note(data, roots)[1]) >= fields["threshold"], "not signed by enough of its roots")
+    return fields | {"name": found[1]}
+
+
+def check_step(before: bytes, after: bytes) -> None:
+    """Whether a key set follows another one (SPEC 7.5)."""
+    old, new = read_set(before), read_set(after)
+    need(
+        (new["number"], new["name"]) == (old["number"] + 1, old["name"]) and new["epoch"] >= old["epoch"],
+        "a wrong step",
+    )
+    need(new["previous"] == hashlib.sha256(before).hexdigest(), "another set before it")
+    need(len(open_note(after, old["roots"])[1]) >= old["threshold"], "not signed by enough of the old roots")
+
+
+def believe(data: bytes, name: str, head: dict, sets: dict[int, bytes], pinned: bytes | None, given: list[str]) -> None:
+    """Raise BadNote unless HEAD is to be believed by a reader that pinned a set, or was given keys (SPEC 7.5)."""
+    number = head["trust"]
+    if number == 0:
+        need(pinned is None and not given, "not signed")
+        return
+    if pinned is not None:
+        first = read_set(pinned)["number"]
+        need(number >= first, "an earlier set")
+        chain = [pinned, *(sets.get(n, b"") for n in range(first + 1, number + 1))]
+    else:
+        chain = [sets.get(number, b"")]
+        while given and not set(given) & set(open_note(chain[0], read_set(chain[0])["roots"])[1]):
+            first = read_set(chain[0])["number"]
+            need(first > 1, "not signed by a key that was given")
+            chain.insert(0, sets.get(first - 1, b""))
+    for before, after in pairwise(chain):
+        check_step(before, after)
+    last = read_set(chain[-1])
+    need((last["number"], last["name"], last["epoch"]) == (number, name, head["epoch"]), "another set")
+    need(open_note(data, last["keys"])[1], "not signed by a key of the set")
