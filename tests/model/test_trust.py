@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 
 from publisher import epochs
 from publisher.keys import new_key
+from publisher.signing import following
 from puller.errors import HeadwaterError, NotFound
 from puller.fetch import Answer
 from puller.pull import Options, pull
 from puller.targets.memory import MemoryTarget
+from puller.trust import load
 from puller.wire.head import format_head, parse_head
+from puller.wire.keyset import format_key_set
 from tests.fault.test_forgeries import Origin, signed
 from tests.signed_note import open_note
 
@@ -77,6 +80,18 @@ def served(tmp_path_factory):
                 continue  # then the key was good
             made += [{"HEAD": signed(msgspec.structs.replace(head, **change), key)} for change in (far, {"epoch": 9})]
             made.append({"HEAD": signed(msgspec.structs.replace(head, trust=head.trust + 1), key)})
+        made += [{"HEAD": signed(msgspec.structs.replace(head, epoch=9), key)} for key in (*stolen, origin.key())]
+        keys = following(
+            load(files[f"trust/{head.trust}"], "a key set"),
+            epoch=head.epoch,
+            now=5,
+            keys=[thief.public],
+            roots=[thief.public],
+            threshold=1,
+        )
+        text = format_key_set(keys)
+        forged = {f"trust/{keys.number}": f"{text}\n{thief.sign(text)}".encode()}
+        made.append(forged | {"HEAD": signed(msgspec.structs.replace(head, trust=keys.number, **far), thief)})
         made.append({"HEAD": format_head(msgspec.structs.replace(head, trust=0))})
         made.append({"HEAD": format_head(msgspec.structs.replace(head, trust=0, **far))})
         made.append({"HEAD": files["HEAD"].replace(b'"version":', b'"version":1')})
