@@ -95,7 +95,7 @@ def init_command(
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    keyring = None if unsigned else _keyring(signing_key)
+    keyring = _keyring_or_none(signing_key, unsigned=unsigned)
     head, signing = create(open_store(dest), name or default_name(dest), kind, interval=interval, keyring=keyring)
     text = "\n".join([f"{dest}: created the empty dataset {head.name} of kind {head.kind}", *_made(signing)])
     out.result(text, **_fields(head, dest), **_key_fields(signing))
@@ -105,6 +105,14 @@ def _keyring(signing_key: str | None) -> Keyring:
     from publisher.keys import Keyring
 
     return Keyring(_read_key(signing_key))
+
+
+def _keyring_or_none(signing_key: str | None, *, unsigned: bool) -> Keyring | None:
+    from puller.errors import UsageError
+
+    if unsigned and signing_key is not None:
+        raise UsageError("--unsigned and --signing-key exclude each other")
+    return None if unsigned else _keyring(signing_key)
 
 
 def _read_key(path: str | None) -> SigningKey | None:
@@ -214,7 +222,7 @@ def publish_command(
             default_name(dest),
             options,
             progress=progress,
-            keyring=None if unsigned else _keyring(signing_key),
+            keyring=_keyring_or_none(signing_key, unsigned=unsigned),
         )
     out.warn_each("skipped ", [f"{skipped}: {reason}" for skipped, reason in outcome.report.skipped])
     if outcome.report.private:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from publisher.keys import Keyring, SigningKey
 from publisher.stores.base import Store
-from puller.errors import Invalid, NoKey, NotFound
+from puller.errors import Conflict, Invalid, NoKey, NotFound
 from puller.trust import Signed, check_head, check_step, load, read_key_set
 from puller.wire.head import MAX_WRITTEN, Head, format_head, key_set_path
 from puller.wire.keyset import KeySet, format_key_set
@@ -53,13 +54,20 @@ def begin(store: Store, name: str, keyring: Keyring, now: int, epoch: int = 1) -
 
     Raises NoKey where the store has a first key set already whose key is not at hand.
     """
+    path = key_set_path(1)
     try:
-        left = store.get(key_set_path(1))
+        left = store.get(path)
     except NotFound:
-        key, path = (keyring.given, None) if keyring.given is not None else keyring.make(name)
-        signed = write_set(store, KeySet(name, 1, epoch, now, None, [key.public], [key.public], 1), [key])
-        return Signing(signed, key, path)
-    signed = load(left, key_set_path(1))
+        key, made = (keyring.given, None) if keyring.given is not None else keyring.make(name)
+        try:
+            signed = write_set(store, KeySet(name, 1, epoch, now, None, [key.public], [key.public], 1), [key])
+        except Conflict:
+            if made is not None:
+                os.unlink(made)
+            left = store.get(path)
+        else:
+            return Signing(signed, key, made)
+    signed = load(left, path)
     if (signed.keys.name, signed.keys.number, signed.keys.epoch) != (name, 1, epoch):
         raise NoKey(f"{store.where} has the key set of another dataset, {signed.keys.name!r}; use another folder")
     key = keyring.need(signed.keys.keys, f"the creation of {name!r} in {store.where} was begun before, and going on")
@@ -67,13 +75,13 @@ def begin(store: Store, name: str, keyring: Keyring, now: int, epoch: int = 1) -
 
 
 def write_set(store: Store, keys: KeySet, by: Sequence[SigningKey]) -> Signed:
-    """Sign a key set and write it durably, if none has its number. Raises NoKey if somebody else wrote another one."""
+    """Sign a key set and write it durably, if none has its number. Raises Conflict if somebody else wrote another one."""
     text = format_key_set(keys)
     path = key_set_path(keys.number)
     data = f"{text}\n{''.join(key.sign(text) for key in dict.fromkeys(by))}".encode()
     signed = load(data, path)
     if not store.create(path, data) and store.get(path) != data:
-        raise NoKey(f"somebody else wrote {path} to {store.where} just now; nothing was changed. Try again")
+        raise Conflict(f"somebody else wrote {path} to {store.where} just now; nothing was changed. Try again")
     return signed
 
 

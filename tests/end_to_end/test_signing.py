@@ -463,6 +463,16 @@ def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(
     puller("pull", data / "d", data / "c", "--trust", key["roots"][0])
 
 
+def test_one_of_several_creators_wins(data):
+    command = [sys.executable, "-m", "publisher.cli", "init", data / "new", "--kind", "table"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    ended = [(process.communicate()[1], process.returncode) for process in running]
+    assert sorted(status for _, status in ended) == [0, 3, 3, 3], ended
+    (key,) = publisher("key", "show", "--json", data / "new").json["roots"]
+    assert [path.name for path in (data / "config/headwater/keys").glob("new+*")] == [key[: len("new+12345678")]]
+    puller("pull", "--trust", key, data / "new", data / "c.db")
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_creation_killed_at_any_point_can_go_on(data, point):
     assert killed(point, "publish", data / "s", data / "new")
