@@ -11,13 +11,24 @@ __all__ = ["open"]
 
 
 def open(  # noqa: A001 - read as `publisher.open`
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    signing_key: str | None = None,
+    unsigned: bool = False,
 ) -> Dataset:
     """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
 
     Where there is none, an empty one (version 1) is created if `kind` is given: "bytes" or "table"; `name` is then its
     name (the last part of `dest`, if it is not given) and `interval` the seconds that pullers should wait between polls
     (30). Of a dataset that is there, they must be what it has; another `interval` is published with the next batch.
+
+    A dataset is signed (SPEC 7.5) from its creation, unless that is with `unsigned`. `signing_key` is the file of the private
+    key; without it, $HEADWATER_SIGNING_KEY has the key, or it is in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
+    ~/.config/headwater/keys), where a new dataset's key is put. `publisher key show` prints the public one.
 
     Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead.
 
@@ -26,4 +37,12 @@ def open(  # noqa: A001 - read as `publisher.open`
     """
     from publisher.dataset import open_dataset
 
-    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache)
+    return open_dataset(
+        dest,
+        name=name,
+        kind=kind,
+        interval=interval,
+        cache=cache,
+        signing_key=signing_key,
+        unsigned=unsigned,
+    )

@@ -16,8 +16,9 @@ from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
 from puller.wire import nodes
 from puller.wire.codec import CHUNKS, DIFFS, Ref
-from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.head import Head, archive_path, is_name, parse_head
 from puller.wire.nodes import Diff, Log, Tree
+from puller.wire.strict import MAX_TIME
 
 INTERVAL = 30
 
@@ -92,7 +93,7 @@ def swap(was: Published, new: Next) -> Published:
     earlier version.
     """
     head, store = was.head, was.store
-    _check_newest(was)
+    check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
     if not store.create(path, was.data):
@@ -102,12 +103,12 @@ def swap(was: Published, new: Next) -> Published:
                 f"{path} in {store.where} is not the HEAD that stands there; nothing was published. "
                 "Two histories were mixed in this folder"
             )
-    data = format_head(new.head)
+    data = was.sign(new.head)
     token = store.swap_head(was.token, data, new.head.time)
     return was.succeeded(new.head, data, token, new.log, new.diffs)
 
 
-def _check_newest(was: Published) -> None:
+def check_newest(was: Published) -> None:
     """Raise HeadwaterError if HEAD is not the newest version that ever was: a second history would begin at it."""
     store, epoch, version = was.store, was.head.epoch, was.head.version
     path = archive_path(epoch, version + 1)
@@ -123,7 +124,8 @@ def _check_newest(was: Published) -> None:
             newest += 1
     raise HeadwaterError(
         f"HEAD in {store.where} was set back to version {version}, but version {newest} was published already; nothing was "
-        f"published. Copy {archive_path(epoch, newest)} to HEAD, and publish again"
+        f"published. Copy {archive_path(epoch, newest)} to HEAD, and publish again; where it names files that are lost, "
+        "`publisher restart` begins a new epoch"
     )
 
 
@@ -144,6 +146,16 @@ def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, in
         interval=interval,
         publish_id=os.urandom(16).hex(),
     )
+
+
+def lifetime(head: Head) -> int | None:
+    """For how many seconds a HEAD was good when it was written; None where it does not expire."""
+    return None if head.expires is None else max(1, head.expires - head.time)
+
+
+def expiry(time: int, seconds: int | None) -> int | None:
+    """When a HEAD of `time` expires that is to be good for so many seconds."""
+    return None if seconds is None else min(time + seconds, MAX_TIME)
 
 
 def check_name(name: str) -> None:
@@ -175,11 +187,13 @@ def _next_head(
 ) -> Head:
     from publisher.diffs import fit
 
+    time = max(int(now()), head.time + 1)
     return fit(
         msgspec.structs.replace(
             head,
             version=head.version + 1,
-            time=max(int(now()), head.time + 1),
+            time=time,
+            expires=expiry(time, lifetime(head)),
             checksum=checksum,
             records=records,
             snapshot_version=snapshot[0],

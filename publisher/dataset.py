@@ -19,6 +19,7 @@ from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.cache import Mark, hash_sum, marks
 from publisher.commit import INTERVAL, damaged, follow, swap
 from publisher.hashes import Hashes
+from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
@@ -41,19 +42,28 @@ LONGEST_PAUSE = 0.5
 
 
 def open_dataset(
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    signing_key: str | None = None,
+    unsigned: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
     store = open_store(dest)
+    keyring = Keyring(None if signing_key is None else read_key(signing_key))
     head = read_head(store)[0]
     if head is None:
         if kind is None:
             raise NotFound(f"there is no dataset at {store.where}; to create an empty one, say of which kind")
         default = os.path.basename(os.path.abspath(dest.removeprefix("file://")))
         try:
-            head = create(store, name or default, kind, interval=interval or INTERVAL)
+            given = None if unsigned else keyring
+            head, _ = create(store, name or default, kind, interval=interval or INTERVAL, keyring=given)
         except Refused:
             head = read_head(store)[0]
             if head is None:
@@ -68,7 +78,7 @@ def open_dataset(
     if folder is not None:
         where = os.path.realpath(store.where)
         folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
-    return Dataset(store, folder, interval)
+    return Dataset(store, folder, interval, keyring)
 
 
 def _no_batches(kind: str | None) -> UsageError:
@@ -89,8 +99,11 @@ class Dataset:
     the dataset's files cannot be read.
     """
 
-    def __init__(self, store: Store, folder: str | None, interval: int | None = None) -> None:
-        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none."""
+    def __init__(
+        self, store: Store, folder: str | None, interval: int | None = None, keyring: Keyring | None = None
+    ) -> None:
+        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none. `keyring` has private keys."""
+        self._keyring = keyring
         self._store = store
         self._interval = interval
         self._lock = threading.RLock()
@@ -195,8 +208,9 @@ class Dataset:
         When the block ends, the changes are published as one version; if it raises, or if they change nothing, nothing
         is. If somebody else published in the meantime, the changes are applied to the newest version.
 
-        Then raises Shrunk for a batch that deletes over half of the records, unless `allow_shrink` is given; Conflict if
-        others kept coming first; a HeadwaterError where the dataset cannot be read or written. HEAD is as it was then.
+        Then raises NoKey where the private key that signs is not at hand; Shrunk for a batch that deletes over half of the
+        records, unless `allow_shrink` is given; Conflict if others kept coming first; a HeadwaterError where the dataset
+        cannot be read or written. HEAD is as it was then.
         """
         pending = PendingRows() if self.kind == "table" else PendingBytes()
         return Batch(self, pending, allow_shrink=allow_shrink)
@@ -236,6 +250,7 @@ class Dataset:
                 f"the batch deletes {changes.deleted:,} of the {before:,} records that are published; nothing was published. "
                 "If that is meant: batch(allow_shrink=True)"
             )
+        _ = was.signing  # raises where the version could not be signed, before anything is written
         builder = TreeBuilder(Sink(self._store, DIFFS), self._pool)
         chunks = Sink(self._store, CHUNKS)
         builder.add(changes.keys, [self._put(key, changes.records[key], chunks) for key in changes.keys])
@@ -257,12 +272,12 @@ class Dataset:
         if head is None:
             raise NotFound(f"there is no dataset at {self._store.where} any more")
         if was is None:
-            return Published(self._store, self._pool, head, data, token)
+            return Published(self._store, self._pool, head, data, token, self._keyring)
         if token == was.token:
             return was
         if (head.name, head.kind) != (was.head.name, was.head.kind):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")
-        now = Published(self._store, self._pool, head, data, token)
+        now = Published(self._store, self._pool, head, data, token, self._keyring)
         now.sizes = was.sizes
         return now
 

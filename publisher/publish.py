@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
+from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, restart, swap
 from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
@@ -25,8 +27,10 @@ from puller.wire.nodes import Diff, Large, Run, Tree, Value
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.keys import Keyring
     from publisher.large import Stored
     from publisher.moved import Moved
+    from publisher.signing import Signing
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
@@ -58,6 +62,8 @@ class Outcome:
     snapshot: bool = False
     schema_changed: bool = False
     report: Report = field(default_factory=Report)
+    signing: Signing | None = None
+    """How a dataset that was created is signed."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -90,9 +96,15 @@ def _archive_order(path: str) -> tuple[int, ...]:
 
 
 def create(
-    store: Store, name: str, kind: str, *, interval: int = INTERVAL, now: Callable[[], float] = time.time
-) -> Head:
-    """Create an empty dataset (version 1). Raises Refused if there is one already."""
+    store: Store,
+    name: str,
+    kind: str,
+    *,
+    interval: int = INTERVAL,
+    now: Callable[[], float] = time.time,
+    keyring: Keyring | None = None,
+) -> tuple[Head, Signing | None]:
+    """Create an empty dataset (version 1), signed with a key of `keyring`; None: not signed. Raises Refused if there is one."""
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
@@ -100,13 +112,24 @@ def create(
     check_unused(store)
     with make_pool() as pool:
         tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
-    first = first_head(name, kind, tree, 0, 0, interval, int(now()))
+    first, data, signing = _signed(store, first_head(name, kind, tree, 0, 0, interval, int(now())), keyring)
     store.flush()
     try:
-        store.swap_head(token, format_head(first), first.time)
+        store.swap_head(token, data, first.time)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
-    return first
+    return first, signing
+
+
+def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
+    """The first HEAD, its bytes, and how it is signed; its key set is in the store then."""
+    if keyring is None:
+        return first, format_head(first), None
+    from publisher.signing import begin
+
+    signing = begin(store, first.name, keyring, first.time)
+    first = msgspec.structs.replace(first, trust=1)
+    return first, signing.sign(first), signing
 
 
 def publish(
@@ -117,10 +140,12 @@ def publish(
     *,
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
+    keyring: Keyring | None = None,
 ) -> Outcome:
     """Publish the state of a source as a new version, if it differs from the newest one.
 
-    Another publisher that comes first makes this one start again, reading the source again. Raises
+    `keyring` has the private key of a signed dataset (None: the user's own keys); one that is created is signed only if
+    it is given. Another publisher that comes first makes this one start again, reading the source again. Raises
     HeadwaterError; then HEAD is as it was.
     """
     if options.dry_run:
@@ -128,7 +153,7 @@ def publish(
     for _ in range(ATTEMPTS):
         with make_pool() as pool:
             try:
-                return _Publish(store, open_source, default_name, options, pool, progress, now).run()
+                return _Publish(store, open_source, default_name, options, pool, progress, now, keyring).run()
             except Conflict:
                 continue
             except (Corrupt, NotFound) as error:
@@ -149,7 +174,9 @@ class _Publish:
         pool: ThreadPoolExecutor,
         progress: Progress,
         now: Callable[[], float],
+        keyring: Keyring | None,
     ) -> None:
+        self.keyring = keyring
         self.store = store
         self.open_source = open_source
         self.default_name = default_name
@@ -169,7 +196,7 @@ class _Publish:
         head, data, token = read_head(self.store)
         if head is None:
             return self._first(token)
-        was = Published(self.store, self.pool, head, data, token)
+        was = Published(self.store, self.pool, head, data, token, self.keyring)
         self.reader, self.kind = was.reader, head.kind
         source = self._source(was)
         if head.records == 0:
@@ -177,8 +204,10 @@ class _Publish:
         else:
             touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
             outcome = self._changes(was, source, touched)
-        if self.next is not None:
-            self._validate(head, outcome)
+        if self.next is not None and self.options.dry_run:
+            check_newest(was)
+        elif self.next is not None:
+            self._validate(head, outcome, was.sign(self.next.head))
             swap(was, self.next)
         self._remember(source, outcome.head)
         outcome.written = self.store.written
@@ -203,9 +232,13 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
-        self._validate(None, outcome)
+        if self.options.dry_run:
+            return outcome
+        outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
+        self._validate(None, outcome, data)
         self.store.flush()
-        self.store.swap_head(token, format_head(head), head.time)
+        self.store.swap_head(token, data, head.time)
+        head = outcome.head
         self._remember(source, head)
         return outcome
 
@@ -228,6 +261,7 @@ class _Publish:
     def _whole(self, was: Published, source: Source) -> Outcome:
         """The first state of a dataset that was created empty."""
         head = was.head
+        self._check_key(was)
         tree, checksum, records = self._snapshot_of(source)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
@@ -237,6 +271,7 @@ class _Publish:
     def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
         if touched == []:
             return Outcome(was.head, changed=False, report=source.report)
+        self._check_key(was)
         outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
@@ -244,6 +279,11 @@ class _Publish:
         self.next = follow(was, diff, checksum, records, interval=self.options.interval, now=self.now)
         outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
+
+    def _check_key(self, was: Published) -> None:
+        """Raise NoKey or Untrusted, before anything is written, where the next version could not be signed."""
+        if not self.options.dry_run:
+            _ = was.signing
 
     def _runs(self, source: Source) -> Iterator[Run]:
         for keys, values in source.runs():
@@ -327,13 +367,20 @@ class _Publish:
             self._find_moved(stored.value, stored, given, before)
         return stored.value
 
-    def _validate(self, was: Head | None, outcome: Outcome) -> None:
-        if self.options.validate and not self.options.dry_run:
+    def _validate(self, was: Head | None, outcome: Outcome, data: bytes) -> None:
+        if self.options.validate:
             from publisher.validate import validate
 
             self.progress("validate", 0, 0)
             validate(
-                self.options.validate, self.store, was, outcome.head, outcome.added, outcome.updated, outcome.deleted
+                self.options.validate,
+                self.store,
+                was,
+                outcome.head,
+                data,
+                outcome.added,
+                outcome.updated,
+                outcome.deleted,
             )
 
     def _find_moved(self, value: Large, stored: Stored, given: Any, before: Value) -> None:

@@ -12,13 +12,15 @@ from puller.errors import Invalid, NotFound
 from puller.runs import live, merge
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
-from puller.wire.head import Head, archive_path, parse_head
+from puller.wire.head import Head, archive_path, format_head, parse_head
 from puller.wire.keys import table_range
 from puller.wire.nodes import Diff, Log, Run, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.keys import Keyring
+    from publisher.signing import Signing
     from puller.fetch import Answer
     from puller.wire.rows import Schema
 
@@ -52,7 +54,17 @@ class StoreFetcher:
 class Published:
     """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store."""
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, head: Head, data: bytes, token: Token) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        head: Head,
+        data: bytes,
+        token: Token,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """`keyring` has the private key with which the next version is signed."""
+        self.keyring = keyring
         self.store = store
         self.head = head
         self.data = data
@@ -64,13 +76,27 @@ class Published:
 
     def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
         """The version that came next, with what is known of it, so that a further one costs no reading."""
-        after = Published(self.store, self.reader.pool, head, data, token)
+        after = Published(self.store, self.reader.pool, head, data, token, self.keyring)
+        after.signing = self.signing
         after.reader = self.reader
         after.log = log
         after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]
         roots = {tree.ref.sha256 for tree in (head.snapshot, *(diff.tree for diff in after._known))}
         after.sizes = {root: size for root, size in self.sizes.items() if root in roots}
         return after
+
+    @cached_property
+    def signing(self) -> Signing | None:
+        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted."""
+        if self.head.trust == 0:
+            return None
+        from publisher.signing import signing_of
+
+        return signing_of(self.store, self.head, self.data, self.keyring)
+
+    def sign(self, head: Head) -> bytes:
+        """The bytes of the next HEAD, signed if the dataset is."""
+        return format_head(head) if self.signing is None else self.signing.sign(head)
 
     @cached_property
     def log(self) -> Log:

@@ -16,16 +16,25 @@ import msgspec
 from publisher.stores.base import Store
 from puller.console import rows_of
 from puller.errors import Rejected
-from puller.wire.head import HEAD, Head, format_head
+from puller.wire.head import HEAD, Head
 
 GRACE = 10
 """Seconds that a validator has to end after an interruption."""
 
 
 def validate(
-    commands: Sequence[str], store: Store, was: Head | None, new: Head, added: int, updated: int, deleted: int
+    commands: Sequence[str],
+    store: Store,
+    was: Head | None,
+    new: Head,
+    data: bytes,
+    added: int,
+    updated: int,
+    deleted: int,
 ) -> None:
     """Run the commands one after the other against the version that `new` stands for; all of its files are in the store.
+
+    `data` are the bytes of its HEAD, signed as it will be published.
 
     Each runs in a shell, with a JSON object on stdin that says what changed and with HEADWATER_NAME, HEADWATER_VERSION
     and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; what it prints goes to stderr.
@@ -47,7 +56,7 @@ def validate(
         "previous_version": None if was is None else was.version,
         "previous_records": None if was is None else rows_of(was.records, was.kind),
     }
-    with _candidate(store, new) as address:
+    with _candidate(store, data) as address:
         environment = os.environ | {
             "HEADWATER_NAME": new.name,
             "HEADWATER_VERSION": str(new.version),
@@ -60,7 +69,7 @@ def validate(
 
 
 @contextlib.contextmanager
-def _candidate(store: Store, new: Head) -> Iterator[str]:
+def _candidate(store: Store, data: bytes) -> Iterator[str]:
     """A folder that serves the new version: its HEAD, and links to the store's files. It goes in the end."""
     folder = tempfile.mkdtemp(prefix="headwater-candidate-")
     try:
@@ -69,7 +78,7 @@ def _candidate(store: Store, new: Head) -> Iterator[str]:
                 if entry.is_dir():
                     os.symlink(os.path.abspath(entry.path), os.path.join(folder, entry.name))
         with open(os.path.join(folder, HEAD), "wb") as file:
-            file.write(format_head(new))
+            file.write(data)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

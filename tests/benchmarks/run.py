@@ -1,10 +1,11 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [memory] [start]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [memory] [start] [signed]
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
 and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
 --rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median. `memory` has no rival: it times
-pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them.
+pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them. `signed` needs no data:
+it is the CPU time of polls that find nothing new, of a signed dataset beside an unsigned one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C, memory, start; all of them by default")
+    parser.add_argument("data", nargs="*", help="A, B, C, memory, start, signed; all of them by default")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -69,6 +70,7 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
@@ -83,6 +85,8 @@ def main() -> None:
             memory(nginx.root, nginx.url, arguments.rounds)
         if not arguments.data or "start" in arguments.data:
             start(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "signed" in arguments.data:
+            signed(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
 
 
@@ -347,6 +351,37 @@ def start(root: Path, url: str, scratch: Path, rounds: int) -> None:
     pull = f"{PULLER} pull {url}/few {scratch}/few-copy"
     subprocess.run(f"{PUBLISHER} publish -q {source} {root}/few; {pull}", shell=True, check=True, stdout=sys.stderr)
     compare("pull, nothing new / Python", pull, bare, lambda: None, rounds)
+
+
+def signed(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """CPU time of a poll that finds nothing new, of a signed dataset and of an unsigned one: processes, and a replica's polls."""
+    import puller
+
+    source = scratch / "rows.jsonl"
+    source.write_text("".join(f'{{"k": {n}, "v": "value {n}"}}\n' for n in range(1000)))
+    times: dict[tuple[str, str], list[float]] = {}
+    replicas = {}
+    for name, flag in (("signed", ""), ("unsigned", "--unsigned")):
+        publish = f"{PUBLISHER} publish -q {source} {root}/poll-{name} --key k --name poll {flag}"
+        subprocess.run(f"{publish}; {PULLER} pull -q {url}/poll-{name} {scratch}/{name}.db", shell=True, check=True)
+        replicas[name] = puller.Replica(f"{url}/poll-{name}", str(scratch / f"{name}-replica.db"))
+        replicas[name].pull()
+    for _ in range(rounds * 10):
+        for name, replica in replicas.items():
+            process = subprocess.Popen([*PULLER.split(), "pull", "-q", f"{url}/poll-{name}", f"{scratch}/{name}.db"])
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            process.returncode = 0
+            times.setdefault(("process", name), []).append(usage.ru_utime + usage.ru_stime)
+            began = time.process_time()
+            for _ in range(10):
+                replica.pull()
+            times.setdefault(("replica", name), []).append((time.process_time() - began) / 10)
+    for what in ("process", "replica"):
+        us, them = (statistics.median(times[what, name]) * 1000 for name in ("signed", "unsigned"))
+        print(
+            f"| poll, nothing new, signed / unsigned: CPU of a {what} | {us:.2f} ms | {them:.2f} ms | {us - them:+.2f} ms |"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import independent_reader as judge
+from tests import signed_note
 from tests.conftest import publisher, tree
 from tests.crafted import SNAPSHOT, VERSIONS, craft
 from tests.vectors import generate
@@ -46,7 +47,26 @@ def patch(v, data):
     assert v["values"] in (None, [x.hex() if type(x) is bytes else x for x in map(found.get, names)])
 
 
+def trusted(v, data):
+    """Whether HEAD is to be believed (7.5): a verifier from the C2SP text, and the rules of key sets."""
+    try:
+        name, head = judge.parse_head(data)
+        sets = {int(n): blob(text) for n, text in v["sets"].items()}
+        signed_note.believe(data, name, head, sets, blob(v["pinned"]), v["given"])
+    except signed_note.BadNote as error:
+        raise judge.Refused from error
+
+
+def key_set(v, data):
+    try:
+        assert signed_note.read_set(data)["number"] == v["number"]
+    except signed_note.BadNote as error:
+        raise judge.Refused from error
+
+
 READERS = {
+    "key_set": key_set,
+    "trust": trusted,
     "leaf": lambda v, data: judge.leaf(data, deletions=v.get("deletions", False), **bounds(v)),
     "index": lambda v, data: judge.index(data, v["level"], **bounds(v)),
     "log": lambda v, data: judge.log(data),

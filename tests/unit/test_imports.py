@@ -63,7 +63,7 @@ def test_pure_modules_do_no_io(name):
 
 @pytest.mark.parametrize("path", modules("publisher"), ids=str)
 def test_publisher_uses_the_readers_half_only(path):
-    allowed = ("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms")
+    allowed = ("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "trust")
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used
 
@@ -85,9 +85,10 @@ def test_targets_and_sources_do_not_know_each_other():
             "import puller.cli",
             "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog",
         ),
-        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc boto3 watchdog"),
-        ("import puller.pull", "urllib3 sqlite3 rich publisher boto3 watchdog"),
-        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher boto3 watchdog"),
+        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog"),
+        ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog"),
+        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog"),
+        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):

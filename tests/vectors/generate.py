@@ -7,6 +7,8 @@ kept as they are, since compressors may change.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import struct
@@ -17,11 +19,13 @@ import msgspec
 import xxhash
 import zstandard
 
+from publisher.keys import SigningKey
 from puller.wire import nodes
 from puller.wire.checksum import record_hash
 from puller.wire.codec import Ref, compress, encode
 from puller.wire.keys import encode_key
 from puller.wire.nodes import Diff, Log, Segment, Tree
+from puller.wire.note import ed25519_key
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
 
 HERE = Path(__file__).parent
@@ -601,6 +605,194 @@ def both(pair: tuple[list[dict], list[dict]]) -> dict:
     return {"good": pair[0], "bad": pair[1]}
 
 
+ROOT, OTHER, SIGNER, THIEF = (
+    SigningKey(name, bytes([n] * 32)) for n, name in enumerate(("root", "other", "name", "name"))
+)
+
+
+def key_set(
+    before: bytes | None = None, *, by: tuple[SigningKey, ...] = (ROOT,), first: str = "", **changes: Any
+) -> bytes:
+    """A key set that follows `before`, signed; `changes` replace fields, or leave them out where they are `...`."""
+    number = 1 if before is None else json.loads(before.split(b"\n")[1])["number"] + 1
+    fields = {
+        "number": number,
+        "epoch": 1,
+        "time": 1_800_000_000,
+        "previous": None if before is None else hashlib.sha256(before).hexdigest(),
+        "keys": [str(SIGNER.public)],
+        "roots": [str(ROOT.public)],
+        "threshold": 1,
+    }
+    text = f"{first or 'headwater-trust/1 name'}\n{json.dumps({k: v for k, v in (fields | changes).items() if v is not ...})}\n"
+    return f"{text}\n{''.join(key.sign(text) for key in by)}".encode()
+
+
+def signed_head(*by: SigningKey, **changes: Any) -> bytes:
+    data = head({"trust": 1} | changes)
+    return data + "".join(key.sign(data[:-1].decode()) for key in by).encode()
+
+
+def key_sets() -> tuple[list[dict], list[dict]]:
+    vkey, public = str(SIGNER.public), SIGNER.public.data
+    encoded = base64.b64encode(public).decode()
+    alien = "new+00000000+" + base64.b64encode(b"\x06" + bytes(50)).decode()
+    two = key_set(key_set())
+    good = [
+        case("the first", key_set(), number=1),
+        case("the second", two, number=2),
+        case("unknown names", key_set(new={"x": 1}), number=1),
+        case("a key of another type", key_set(keys=[vkey, alien]), number=1),
+        case("two roots, of which one must sign", key_set(roots=[str(ROOT.public), str(OTHER.public)]), number=1),
+        case("a signature line of an unknown key", key_set(by=(ROOT, THIEF)), number=1),
+    ]
+    bad = [
+        case("another version (7.5)", key_set(first="headwater-trust/2 name")),
+        case("a HEAD (7.5)", head()),
+        case("no name (7.5)", key_set(first="headwater-trust/1")),
+        case("not signed (7.5)", key_set(by=())),
+        case("signed by another key (7.5)", key_set(by=(OTHER,))),
+        case("signed by one of two that must (7.5)", key_set(roots=[str(ROOT.public), str(OTHER.public)], threshold=2)),
+        case(
+            "signed twice by one of two that must (7.5)",
+            key_set(by=(ROOT, ROOT), roots=[str(ROOT.public), str(OTHER.public)], threshold=2),
+        ),
+        case("a signature that does not verify (7.5)", key_set().replace(b"1800000000", b"1800000001")),
+        case("cut off (7.1)", key_set()[:-1]),
+        case("over 65536 bytes (7.5)", key_set(pad="x" * 65536)),
+        case("over 100 signature lines (7.5)", key_set() + SIGNATURE.encode() * 100),
+        case("number 0 (7.5)", key_set(number=0)),
+        case("a first one with a previous one (7.5)", key_set(previous="00" * 32)),
+        case("a second one without (7.5)", key_set(number=2)),
+        case("previous left out (7.5)", key_set(previous=...)),
+        case("upper-case previous (7.5)", key_set(number=2, previous="AB" * 32)),
+        case("no keys (7.5)", key_set(keys=[])),
+        case("65 keys (7.5)", key_set(keys=[str(ed25519_key("name", bytes([n] * 32))) for n in range(65)])),
+        case("a key twice (7.5)", key_set(keys=[vkey, vkey])),
+        case("a key under two names (7.5)", key_set(keys=[vkey, str(ed25519_key("n", public[1:]))])),
+        case("a key with a wrong hash (7.5)", key_set(keys=[f"name+00000000+{encoded}"])),
+        case(
+            "a key with an upper-case hash (7.5)",
+            key_set(keys=[vkey.replace(SIGNER.public.id, SIGNER.public.id.upper())]),
+        ),
+        case("a key without a hash (7.5)", key_set(keys=[f"name+{encoded}"])),
+        case("an Ed25519 key of 31 bytes (7.5)", key_set(keys=[str(ed25519_key("name", bytes(31)))])),
+        case("no base64 (7.5)", key_set(keys=["name+00000000+!!!!"])),
+        case("a private key (7.5)", key_set(keys=[SIGNER.text])),
+        case("a number for a key (7.5)", key_set(keys=[1])),
+        case("threshold 0 (7.5)", key_set(threshold=0)),
+        case("a threshold above the roots (7.5)", key_set(threshold=2)),
+        case("duplicate names (7.2)", key_set().replace(b'"epoch"', b'"number"')),
+        case("a fraction (7.2)", key_set(threshold=1.0)),
+    ]
+    return good, bad
+
+
+def trusts() -> tuple[list[dict], list[dict]]:
+    """HEADs as they are served with key sets, to a reader that pinned one or was given keys; the bad ones have a reason."""
+    one = key_set()
+    two = key_set(one, by=(ROOT, OTHER), roots=[str(OTHER.public)])
+    three = key_set(two, by=(OTHER,), epoch=2, roots=[str(OTHER.public)])
+    new_epoch = {"epoch": 2, "version": 1, "snapshot": HEAD["snapshot"] | {"version": 1}, "diffs": [], "trust": 3}
+
+    def trust(
+        name: str, data: bytes, *sets: bytes, pinned: bytes | None = None, given: tuple = (), reason: str = ""
+    ) -> dict:
+        served = {str(n): blob.hex() for n, blob in enumerate(sets, 1) if blob}
+        fields = {"sets": served, "pinned": pinned, "given": [str(key.public) for key in given]}
+        return case(name, data, **fields, **({"reason": reason} if reason else {}))
+
+    good = [
+        trust("first contact", signed_head(SIGNER), one),
+        trust("first contact, the root given", signed_head(SIGNER), one, given=(ROOT,)),
+        trust("first contact, an older root given", signed_head(SIGNER, trust=2), one, two, given=(ROOT,)),
+        trust("first contact, one of two given", signed_head(SIGNER, trust=2), one, two, given=(THIEF, OTHER)),
+        trust("pinned", signed_head(SIGNER), one, pinned=one),
+        trust("signed by an unknown key, too", signed_head(THIEF, SIGNER), one, pinned=one),
+        trust("pinned, one set on", signed_head(SIGNER, trust=2), b"", two, pinned=one),
+        trust("pinned, two sets on, in a new epoch", signed_head(SIGNER, **new_epoch), b"", two, three, pinned=one),
+        trust("not signed", head()),
+    ]
+    forged = key_set(one, by=(THIEF,), roots=[str(THIEF.public)], keys=[str(THIEF.public)])
+    half = key_set(one, by=(OTHER,), roots=[str(OTHER.public)])
+    bad = [
+        trust("not signed, a key given (7.5)", head(), given=(ROOT,), reason="unsigned"),
+        trust("not signed, pinned (7.5)", head(), one, pinned=one, reason="unsigned"),
+        trust("no signature, though it names a set (7.5)", head({"trust": 1}), one, pinned=one, reason="unsigned"),
+        trust("signed by another key (7.5)", signed_head(THIEF), one, pinned=one, reason="unknown-key"),
+        trust("signed by the root (7.5)", signed_head(ROOT), one, pinned=one, reason="unknown-key"),
+        trust(
+            "another text (7.5)", signed_head(SIGNER).replace(b": 42", b": 43"), one, pinned=one, reason="bad-signature"
+        ),
+        trust(
+            "a good and a bad signature (7.5)",
+            signed_head(SIGNER) + SIGNER.sign("else").encode(),
+            one,
+            pinned=one,
+            reason="bad-signature",
+        ),
+        trust("another key given (7.5)", signed_head(SIGNER), one, given=(OTHER,), reason="unknown-key"),
+        trust("the signing key given (7.5)", signed_head(SIGNER), one, given=(SIGNER,), reason="unknown-key"),
+        trust("an earlier set (7.5)", signed_head(SIGNER), one, two, pinned=two, reason="key-set-rollback"),
+        trust(
+            "a set left out (7.5)",
+            signed_head(SIGNER, **new_epoch),
+            b"",
+            b"",
+            three,
+            pinned=one,
+            reason="key-set-skipped",
+        ),
+        trust(
+            "another set in its place (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            three,
+            pinned=one,
+            reason="key-set-skipped",
+        ),
+        trust("a forged set (7.5)", signed_head(THIEF, trust=2), b"", forged, pinned=one, reason="key-set-forged"),
+        trust(
+            "a set without the old root (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            half,
+            pinned=one,
+            reason="key-set-forged",
+        ),
+        trust(
+            "a set after another one (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            key_set(one, by=(ROOT,), previous="00" * 32),
+            pinned=one,
+            reason="key-set-forged",
+        ),
+        trust(
+            "an epoch without a set (7.5)",
+            signed_head(SIGNER, **new_epoch | {"trust": 1}),
+            one,
+            pinned=one,
+            reason="epoch",
+        ),
+        trust(
+            "a set back in epochs (7.5)",
+            signed_head(SIGNER, trust=2, epoch=0),
+            b"",
+            key_set(one, epoch=0),
+            pinned=one,
+            reason="epoch",
+        ),
+        trust(
+            "the set of another dataset (7.5)",
+            signed_head(SIGNER),
+            key_set(first="headwater-trust/1 else"),
+            reason="other-dataset",
+        ),
+    ]
+    return good, bad
+
+
 def vectors() -> dict:
     """All vectors that are the same each time."""
     pairs = [(b"", b""), (b"a.txt", b"fhello"), (b"k" * 4096, bytes(1000)), (b"\0", b"\xff")]
@@ -615,6 +807,8 @@ def vectors() -> dict:
         "schema": both(schemas()),
         "path": both(paths()),
         "file_value": both(file_values()),
+        "key_set": both(key_sets()),
+        "trust": both(trusts()),
     }
 
 
