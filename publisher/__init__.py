@@ -11,7 +11,14 @@ __all__ = ["open"]
 
 
 def open(  # noqa: A001 - read as `publisher.open`
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    secret: str | None = None,
+    encrypt: bool = False,
 ) -> Dataset:
     """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
 
@@ -19,11 +26,17 @@ def open(  # noqa: A001 - read as `publisher.open`
     name (the last part of `dest`, if it is not given) and `interval` the seconds that pullers should wait between polls
     (30). Of a dataset that is there, they must be what it has; another `interval` is published with the next batch.
 
-    Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead.
+    Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead. What is kept
+    has the keys of the records in the clear, and hashes of their values, also where the dataset is encrypted.
+
+    `encrypt`: a new dataset is encrypted, with a secret that is made for it and kept in the user's keys folder; one that is
+    there must be encrypted. `secret` is the secret's text, or the file that it is in; without it, it is taken from
+    HEADWATER_SECRET in the environment, or from the keys folder. A new dataset is encrypted with the one that is given.
 
     Raises NotFound where there is no dataset and no kind was given; UsageError for a kind or a name that is not the
-    dataset's, or for the kind "files"; Refused for a folder that holds something else; Invalid for a damaged HEAD.
+    dataset's, or for the kind "files"; SecretError where the secret of an encrypted dataset is not at hand; Refused for a
+    folder that holds something else; Invalid for a damaged HEAD.
     """
     from publisher.dataset import open_dataset
 
-    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache)
+    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache, secret=secret, encrypt=encrypt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, amount, common, console, count, rows_of, run, size
+from puller.console import EXIT_CODES, amount, common, console, count, rows_of, run, secret_option, size
 
 if TYPE_CHECKING:
     from publisher.publish import Outcome
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from puller.wire.head import Head
     from puller.wire.rows import Schema
 
+encrypt_option = click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Encrypt a new dataset: pullers need its secret (refused where DEST is not encrypted).",
+)
 INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
 
 
@@ -45,9 +50,19 @@ def main() -> None:
     show_default=True,
     help="Seconds that pullers should wait between polls.",
 )
+@encrypt_option
+@secret_option
 @common
 def init_command(
-    dest: str, name: str | None, kind: str, interval: int, as_json: bool, quiet: bool, verbose: bool
+    dest: str,
+    name: str | None,
+    kind: str,
+    interval: int,
+    encrypt: bool,
+    secret: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Create an empty dataset at DEST, a local folder. `publish` does this by itself where it is needed.
 
@@ -59,8 +74,11 @@ def init_command(
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    head = create(open_store(dest), name or default_name(dest), kind, interval=interval)
-    out.result(f"{dest}: created the empty dataset {head.name} of kind {head.kind}", **_fields(head, dest))
+    head, kept = create(
+        open_store(dest), name or default_name(dest), kind, interval=interval, secret=secret, encrypt=encrypt
+    )
+    text = f"{dest}: created the empty dataset {head.name} of kind {head.kind}{_encrypted(head, kept)}"
+    out.result(text, **_fields(head, dest), secret_file=kept)
 
 
 @main.command("publish", epilog=EXIT_CODES)
@@ -78,6 +96,8 @@ def init_command(
 @click.option("--no-cache", is_flag=True, help="Read all of SOURCE, also files that look as they did when published.")
 @click.option("--validate", multiple=True, metavar="CMD", help="Publish only if this command ends with 0; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing; runs no validators.")
+@encrypt_option
+@secret_option
 @common
 def publish_command(
     source: str,
@@ -92,6 +112,8 @@ def publish_command(
     no_cache: bool,
     validate: tuple[str, ...],
     dry_run: bool,
+    encrypt: bool,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -120,7 +142,15 @@ def publish_command(
 
     out = console(as_json, quiet, verbose)
     _check_apart(source, dest)
-    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run, validate=validate)
+    options = Options(
+        name=name,
+        interval=interval,
+        allow_shrink=allow_shrink,
+        dry_run=dry_run,
+        validate=validate,
+        secret=secret,
+        encrypt=encrypt,
+    )
 
     def find(dataset: str, schema: Schema) -> Source:
         return open_source(
@@ -159,6 +189,7 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
         "new_snapshot": outcome.snapshot,
         "written": outcome.written,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.report.skipped],
+        "secret_file": outcome.secret,
     }
     if not outcome.changed:
         return fields, f"{dest}: nothing new; {head.name} stays at version {head.version}"
@@ -166,16 +197,24 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
     what += ", schema changed" if outcome.schema_changed else ""
     verb = "would publish" if dry_run else "published"
     written = f"{size(outcome.written)} {'to write' if dry_run else 'written'}"
-    start = (
-        "" if not outcome.created else f"{dest}: {'would create' if dry_run else 'created'} the dataset {head.name}\n"
-    )
+    created = f"{'would create' if dry_run else 'created'} the dataset {head.name}{_encrypted(head, outcome.secret)}"
+    start = f"{dest}: {created}\n" if outcome.created else ""
     return fields, f"{start}{dest}: {verb} version {head.version}: {what}; {written}"
+
+
+def _encrypted(head: Head, kept: str | None) -> str:
+    """What is said of a dataset that was created, if it is encrypted."""
+    if head.encryption is None:
+        return ""
+    where = f" in {kept}: pullers need it, and without it nobody can read the dataset again" if kept else ""
+    return f", encrypted with the secret {head.encryption}{where}"
 
 
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("dest")
+@secret_option
 @common
-def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+def status_command(dest: str, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what is published at DEST.
 
     \b
@@ -183,14 +222,15 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
       publisher status /srv/data/prices
     """
     out = console(as_json, quiet, verbose)
-    head = _head(dest)
+    head = _opened(_head(dest), secret)
+    meaning = f"{amount(head.records, head.kind)} of kind {head.kind}" if head.kind else "of unknown content"
     text = (
-        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), "
-        f"{amount(head.records, head.kind)} of kind {head.kind}\n"
+        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), {meaning}\n"
         f"  published  {_time(head.time)}\n"
-        f"  checksum   {head.checksum:032x}\n"
+        f"  checksum   {f'{head.checksum:032x}' if head.kind else 'sealed'}\n"
         f"  snapshot   version {head.snapshot_version}, {size(head.snapshot.bytes)} in {count(head.snapshot.files, 'file')}\n"
-        f"  signed     no"
+        f"  signed     no\n"
+        f"  encrypted  {_secrecy(head)}"
     )
     out.result(text, **_fields(head, dest))
 
@@ -198,8 +238,9 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
 @main.command("log", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option("-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many versions to show.")
+@secret_option
 @common
-def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the newest versions at DEST, newest first. With --json, an object a line.
 
     \b
@@ -210,8 +251,10 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    for head in versions(open_store(dest), limit):
-        text = f"{head.version:>8}  {_time(head.time)}  {amount(head.records, head.kind):>18}  {head.checksum:032x}"
+    for found in versions(open_store(dest), limit):
+        head = _opened(found, secret)
+        meaning = f"{amount(head.records, head.kind):>18}  {head.checksum:032x}" if head.kind else "sealed"
+        text = f"{head.version:>8}  {_time(head.time)}  {meaning}"
         out.result(text, **_fields(head, dest))
 
 
@@ -268,6 +311,25 @@ def _head(dest: str) -> Head:
     return head
 
 
+def _opened(head: Head, secret: str | None) -> Head:
+    """`head`, opened if the secret is at hand, or was given; what it says in the clear is shown in any case."""
+    from puller.errors import SecretError
+    from puller.secret import unlock
+
+    try:
+        return unlock(head, secret)[0]
+    except SecretError:
+        if secret is not None:
+            raise
+        return head
+
+
+def _secrecy(head: Head) -> str:
+    if head.encryption is None:
+        return "no"
+    return f"with the secret {head.encryption}{'' if head.kind else ', which is not at hand'}"
+
+
 def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
@@ -276,16 +338,18 @@ def _fields(head: Head, dest: str) -> dict[str, Any]:
     return {
         "dest": dest,
         "name": head.name,
-        "kind": head.kind,
+        "kind": head.kind or None,
         "epoch": head.epoch,
         "version": head.version,
         "time": head.time,
-        "records": rows_of(head.records, head.kind),
-        "checksum": f"{head.checksum:032x}",
+        "records": rows_of(head.records, head.kind) if head.kind else None,
+        "checksum": f"{head.checksum:032x}" if head.kind else None,
         "snapshot_version": head.snapshot_version,
         "snapshot_bytes": head.snapshot.bytes,
         "snapshot_files": head.snapshot.files,
         "publish_id": head.publish_id,
+        "encrypted": head.encryption is not None,
+        "secret_id": head.encryption,
     }
 
 

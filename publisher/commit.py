@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.build import Sink
 from publisher.published import Published
 from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
 from puller.wire import nodes
+from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.links import of_log
 from puller.wire.nodes import Diff, Log, Tree
 
 INTERVAL = 30
@@ -51,7 +52,7 @@ def follow(
     from publisher.snapshots import carry, is_due
 
     head, store, pool = was.head, was.store, was.reader.pool
-    chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
+    chunks, diffs = was.sink(CHUNKS), was.sink(DIFFS)
     chain = [*was.chain, diff]
     snapshot = (head.snapshot_version, head.snapshot)
     carried = is_due(was.reader, head.snapshot, chain, was.sizes)
@@ -64,10 +65,14 @@ def follow(
             )
         snapshot = (diff.b, tree)
     new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
-    log = grow(was.log, new, lambda part: diffs.put(nodes.encode_log(part)))
+
+    def put(part: Log) -> Ref:
+        return diffs.put(nodes.encode_log(part), of_log(part))
+
+    log = grow(was.log, new, put)
     listed = choose_listed(log.diffs)
-    ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(head, checksum, records, snapshot, listed, ref, interval, now)
+    ref = put(log) if len(log.diffs) > len(listed) or log.segments else None
+    made = _next_head(was, checksum, records, snapshot, listed, ref, interval, now)
     return Next(made, log, new, carried)
 
 
@@ -82,7 +87,7 @@ def restart(
 ) -> Next:
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
-    return Next(_next_head(was.head, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
+    return Next(_next_head(was, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
 
 
 def swap(was: Published, new: Next) -> Published:
@@ -127,9 +132,11 @@ def _check_newest(was: Published) -> None:
     )
 
 
-def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
+def first_head(
+    name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int, cipher: Cipher | None
+) -> Head:
     """The HEAD of version 1."""
-    return Head(
+    head = Head(
         name=name,
         epoch=1,
         version=1,
@@ -144,6 +151,7 @@ def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, in
         interval=interval,
         publish_id=os.urandom(16).hex(),
     )
+    return sealed(head, cipher)
 
 
 def check_name(name: str) -> None:
@@ -164,7 +172,7 @@ def damaged(store: Store, error: HeadwaterError) -> Invalid:
 
 
 def _next_head(
-    head: Head,
+    was: Published,
     checksum: int,
     records: int,
     snapshot: tuple[int, Tree],
@@ -175,18 +183,18 @@ def _next_head(
 ) -> Head:
     from publisher.diffs import fit
 
-    return fit(
-        msgspec.structs.replace(
-            head,
-            version=head.version + 1,
-            time=max(int(now()), head.time + 1),
-            checksum=checksum,
-            records=records,
-            snapshot_version=snapshot[0],
-            snapshot=snapshot[1],
-            diffs=diffs,
-            log=log,
-            interval=interval or head.interval,
-            publish_id=os.urandom(16).hex(),
-        )
+    head = was.head
+    made = msgspec.structs.replace(
+        head,
+        version=head.version + 1,
+        time=max(int(now()), head.time + 1),
+        checksum=checksum,
+        records=records,
+        snapshot_version=snapshot[0],
+        snapshot=snapshot[1],
+        diffs=diffs,
+        log=log,
+        interval=interval or head.interval,
+        publish_id=os.urandom(16).hex(),
     )
+    return fit(sealed(made, was.cipher))

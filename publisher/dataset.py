@@ -18,6 +18,7 @@ from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.cache import Mark, hash_sum, marks
 from publisher.commit import INTERVAL, damaged, follow, swap
+from publisher.encrypt import check_encrypted
 from publisher.hashes import Hashes
 from publisher.large import put_stream
 from publisher.lookup import Finder
@@ -29,6 +30,7 @@ from publisher.stores.base import Store
 from publisher.tables import PendingBytes, PendingRows, Records
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
+from puller.secret import unlock
 from puller.wire.checksum import MODULUS
 from puller.wire.codec import CHUNKS, DIFFS, MAX_INLINE
 from puller.wire.nodes import Diff, Value
@@ -41,7 +43,14 @@ LONGEST_PAUSE = 0.5
 
 
 def open_dataset(
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    secret: str | None = None,
+    encrypt: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
@@ -53,11 +62,14 @@ def open_dataset(
             raise NotFound(f"there is no dataset at {store.where}; to create an empty one, say of which kind")
         default = os.path.basename(os.path.abspath(dest.removeprefix("file://")))
         try:
-            head = create(store, name or default, kind, interval=interval or INTERVAL)
+            how: dict[str, Any] = {"interval": interval or INTERVAL, "secret": secret, "encrypt": encrypt}
+            head = create(store, name or default, kind, **how).head
         except Refused:
             head = read_head(store)[0]
             if head is None:
                 raise
+    check_encrypted(head, store.where, encrypt=encrypt)
+    head, _ = unlock(head, secret)
     if name not in (None, head.name):
         raise UsageError(f"{store.where} holds the dataset {head.name!r}, not {name!r}")
     if kind not in (None, head.kind):
@@ -68,7 +80,7 @@ def open_dataset(
     if folder is not None:
         where = os.path.realpath(store.where)
         folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
-    return Dataset(store, folder, interval)
+    return Dataset(store, folder, interval, secret)
 
 
 def _no_batches(kind: str | None) -> UsageError:
@@ -89,10 +101,13 @@ class Dataset:
     the dataset's files cannot be read.
     """
 
-    def __init__(self, store: Store, folder: str | None, interval: int | None = None) -> None:
-        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none."""
+    def __init__(
+        self, store: Store, folder: str | None, interval: int | None = None, secret: str | None = None
+    ) -> None:
+        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none. `secret`: see `publisher.open`."""
         self._store = store
         self._interval = interval
+        self._secret = secret
         self._lock = threading.RLock()
         self._finder = Finder()
         self._hashes = Hashes(folder, self._finder)
@@ -236,8 +251,8 @@ class Dataset:
                 f"the batch deletes {changes.deleted:,} of the {before:,} records that are published; nothing was published. "
                 "If that is meant: batch(allow_shrink=True)"
             )
-        builder = TreeBuilder(Sink(self._store, DIFFS), self._pool)
-        chunks = Sink(self._store, CHUNKS)
+        builder = TreeBuilder(was.sink(DIFFS), self._pool)
+        chunks = was.sink(CHUNKS)
         builder.add(changes.keys, [self._put(key, changes.records[key], chunks) for key in changes.keys])
         diff = Diff(head.version, head.version + 1, builder.finish())
         checksum = (head.checksum + changes.sum) % MODULUS
@@ -256,13 +271,14 @@ class Dataset:
         head, data, token = read_head(self._store)
         if head is None:
             raise NotFound(f"there is no dataset at {self._store.where} any more")
-        if was is None:
-            return Published(self._store, self._pool, head, data, token)
-        if token == was.token:
+        if was is not None and token == was.token:
             return was
-        if (head.name, head.kind) != (was.head.name, was.head.kind):
+        head, cipher = unlock(head, self._secret)
+        if was is None:
+            return Published(self._store, self._pool, head, data, token, cipher)
+        if (head.name, head.kind, head.encryption) != (was.head.name, was.head.kind, was.head.encryption):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")
-        now = Published(self._store, self._pool, head, data, token)
+        now = Published(self._store, self._pool, head, data, token, cipher)
         now.sizes = was.sizes
         return now
 

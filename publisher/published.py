@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from publisher.build import Sink
 from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Invalid, NotFound
 from puller.runs import live, merge
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from puller.fetch import Answer
+    from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
 
@@ -50,21 +52,41 @@ class StoreFetcher:
 
 
 class Published:
-    """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store."""
+    """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store.
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, head: Head, data: bytes, token: Token) -> None:
+    `head` is opened, and `cipher` reads and writes the files, where the dataset is encrypted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        head: Head,
+        data: bytes,
+        token: Token,
+        cipher: Cipher | None = None,
+    ) -> None:
         self.store = store
         self.head = head
         self.data = data
         self.token = token
-        self.reader = Reader(StoreFetcher(store), pool)
+        self.reader = Reader(StoreFetcher(store), pool, cipher=cipher)
         self.sizes: dict[bytes, int] = {}
         """Bytes of trees by the SHA-256 of their roots, for `is_due`: those that were needed before."""
         self._known: list[Diff] = []
 
+    @property
+    def cipher(self) -> Cipher | None:
+        """What encrypts the files of the next version."""
+        return self.reader.cipher
+
+    def sink(self, area: str) -> Sink:
+        """Puts files of the next version."""
+        return Sink(self.store, area, self.cipher)
+
     def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
         """The version that came next, with what is known of it, so that a further one costs no reading."""
-        after = Published(self.store, self.reader.pool, head, data, token)
+        after = Published(self.store, self.reader.pool, head, data, token, self.cipher)
         after.reader = self.reader
         after.log = log
         after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]
@@ -150,7 +172,10 @@ def _covers(leaf: Leaf, keys: list[bytes]) -> bool:
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
-    """The store's HEAD and its bytes, or None where there is provably none. Raises Invalid if it is no HEAD."""
+    """The store's HEAD, still sealed if it is, and its bytes, or None where there is provably none.
+
+    Raises Invalid if it is no HEAD.
+    """
     try:
         data, token = store.read_head()
     except NotFound:
@@ -159,7 +184,10 @@ def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
 
 
 def versions(store: Store, limit: int) -> Iterator[Head]:
-    """The newest HEAD and up to `limit` - 1 archived ones, newest first. Raises NotFound without a dataset."""
+    """The newest HEAD and up to `limit` - 1 archived ones, newest first, still sealed if they are.
+
+    Raises NotFound without a dataset.
+    """
     head, _, _ = read_head(store)
     if head is None:
         raise NotFound(f"there is no dataset at {store.where}")

@@ -16,6 +16,7 @@ import msgspec
 from publisher.stores.base import Store
 from puller.console import rows_of
 from puller.errors import Rejected
+from puller.secret import VARIABLE
 from puller.wire.head import HEAD, Head, format_head
 
 GRACE = 10
@@ -23,12 +24,21 @@ GRACE = 10
 
 
 def validate(
-    commands: Sequence[str], store: Store, was: Head | None, new: Head, added: int, updated: int, deleted: int
+    commands: Sequence[str],
+    store: Store,
+    was: Head | None,
+    new: Head,
+    added: int,
+    updated: int,
+    deleted: int,
+    *,
+    secret: str | None = None,
 ) -> None:
     """Run the commands one after the other against the version that `new` stands for; all of its files are in the store.
 
     Each runs in a shell, with a JSON object on stdin that says what changed and with HEADWATER_NAME, HEADWATER_VERSION
-    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; what it prints goes to stderr.
+    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; of an
+    encrypted dataset, HEADWATER_SECRET as well (`secret`). What it prints goes to stderr.
     Raises Rejected at the first that does not end with 0.
     """
     if not commands:
@@ -53,6 +63,8 @@ def validate(
             "HEADWATER_VERSION": str(new.version),
             "HEADWATER_CANDIDATE": address,
         }
+        if secret is not None:
+            environment[VARIABLE] = secret
         for command in commands:
             status = _run(command, msgspec.json.encode(facts) + b"\n", environment)
             if status != 0:

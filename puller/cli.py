@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, Console, amount, common, console, count, noun_of, rows_of, run, size
+from puller.console import (
+    EXIT_CODES,
+    Console,
+    amount,
+    common,
+    console,
+    count,
+    noun_of,
+    rows_of,
+    run,
+    secret_option,
+    size,
+)
 
 if TYPE_CHECKING:
     from puller.plan import Candidate, Plan
@@ -73,6 +85,7 @@ def main() -> None:
     "--dry-run", is_flag=True, help="Say what would be fetched, by which of the ways and why; change nothing."
 )
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@secret_option
 @common
 def pull_command(
     url: str,
@@ -84,6 +97,7 @@ def pull_command(
     number: int | None,
     dry_run: bool,
     exit_code: bool,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -104,7 +118,7 @@ def pull_command(
     from puller.pull import Options
 
     out = console(as_json, quiet, verbose)
-    options = Options(overwrite=overwrite, adopt=adopt, check=check, dry_run=dry_run, version=number)
+    options = Options(overwrite=overwrite, adopt=adopt, check=check, dry_run=dry_run, version=number, secret=secret)
     outcome = _pull(url, target, form, options, out)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
@@ -224,12 +238,15 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         "published": state.time,
         "pulled": state.pulled,
         "publish_id": state.publish_id,
+        "encrypted": bool(state.encryption),
+        "secret_id": state.encryption or None,
     }
     published, pulled = (datetime.fromtimestamp(t, UTC).isoformat(" ", "seconds") for t in (state.time, state.pulled))
     text = (
         f"{target}: {state.dataset} version {state.version} (epoch {state.epoch}), {amount(state.records, state.kind)}\n"
         f"  published  {published}\n  pulled     {pulled} from {state.source}\n  checksum   {state.checksum}"
     )
+    text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
     out.result(text, **fields)
 
 
@@ -240,9 +257,17 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
     "--repair", is_flag=True, help="Bring back what differs, over local edits, fetching as little as will do."
 )
 @click.option("--from", "source", metavar="URL", help="Where to repair from (default: where TARGET was pulled from).")
+@secret_option
 @common
 def verify_command(
-    target: str, form: str | None, repair: bool, source: str | None, as_json: bool, quiet: bool, verbose: bool
+    target: str,
+    form: str | None,
+    repair: bool,
+    source: str | None,
+    secret: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Read everything in TARGET again and compare it with what was pulled.
 
@@ -271,7 +296,7 @@ def verify_command(
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
-        options = Options(overwrite=True, version=state.version)
+        options = Options(overwrite=True, version=state.version, secret=secret)
         outcome = _pull(source or state.source, target, form, options, out)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (

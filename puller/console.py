@@ -208,6 +208,20 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _secret_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.startswith("HEADWATER-SECRET"):
+        raise click.BadParameter("name the file with the secret, not the secret: everybody here can see command lines")
+    return value
+
+
+secret_option = click.option(
+    "--secret",
+    metavar="FILE",
+    callback=_secret_file,
+    help="The secret of an encrypted dataset (default: HEADWATER_SECRET, or the user's keys folder).",
+)
+
+
 def console(as_json: bool, quiet: bool, verbose: bool) -> Console:
     """The console that the common options ask for."""
     return Console(as_json=as_json, level=-1 if quiet else int(verbose))

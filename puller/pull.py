@@ -31,6 +31,7 @@ from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
 from puller.runs import bounded, live
+from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.wire.checksum import record_hashes
@@ -56,7 +57,8 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest).
+    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
+    (None: where it is otherwise found, see `puller.secret.unlock`).
     """
 
     overwrite: bool = False
@@ -64,6 +66,7 @@ class Options:
     check: bool = False
     dry_run: bool = False
     version: int | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -139,17 +142,18 @@ def pull(
     fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
     try:
         head, etag = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        opened, cipher = (None, None) if head is None else unlock(head, options.secret)
         if state is None:
-            target = find_target(head)
+            target = find_target(opened)
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
-                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
+                puller = _Pull(address, Reader(fetcher, pool, keeping, cipher), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
-                outcome = puller.run(head, etag, fresh)
+                outcome = puller.run(opened, etag, fresh)
                 if partial is not None:
                     partial.clear()
                 return outcome
@@ -270,7 +274,7 @@ class _Pull:
                 newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
                 if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
-                head, etag = newer, newer_etag
+                (head, self.reader.cipher), etag = unlock(newer, self.options.secret), newer_etag
         raise AssertionError("unreachable")
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
@@ -308,12 +312,9 @@ class _Pull:
             wanted = parse_head(self.reader.fetcher.fetch(path, MAX_HEAD))
         except NotFound as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
-            newest.name,
-            newest.kind,
-            newest.epoch,
-            version,
-        ):
+        wanted, _ = unlock(wanted, self.options.secret)
+        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
             raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
         return wanted
 
@@ -361,6 +362,12 @@ class _Pull:
             raise Invalid(
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
                 f"{head.name!r} of kind {head.kind}; nothing was changed. Use another target"
+            )
+        if state.encryption != (head.encryption or ""):
+            held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))
+            raise Invalid(
+                f"{self.target.where} holds {head.name!r} as it was published {held}; what the host serves is {served}. Nothing "
+                "was changed. Ask the publisher; if that is meant, pull into another target"
             )
         if head.order < state.seen and not self.options.overwrite:
             self.notes.append(
@@ -529,6 +536,7 @@ class _Pull:
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
             ranges=ranges.dump(),
+            encryption=head.encryption or "",
         )
 
     def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:

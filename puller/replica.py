@@ -196,7 +196,9 @@ class Replica(_Ranges):
     `url` is http://, https://, file:// or a path. Without `path` the copy lives in this process's memory. With one
     it is kept there, and what was pulled before can be read at once: a SQLite database (`*.db`, `*.sqlite`; kinds
     table and bytes) or a folder (kind files); `form`, "sqlite" or "folder", says so where the name does not.
-    Nothing is fetched before `pull`; until the first one, the replica is empty.
+    Nothing is fetched before `pull`; until the first one, the replica is empty. `secret` is the secret of an encrypted
+    dataset, as its text or the file that it is in; without it, it is looked for in HEADWATER_SECRET in the environment and
+    in the user's keys folder.
 
     | kind | key | value |
     | --- | --- | --- |
@@ -217,8 +219,11 @@ class Replica(_Ranges):
     ...     print(replica.version, len(replica), replica["prices", "a1"]["price"])
     """
 
-    def __init__(self, url: str, path: str | None = None, *, form: str | None = None) -> None:
+    def __init__(
+        self, url: str, path: str | None = None, *, form: str | None = None, secret: str | None = None
+    ) -> None:
         self.url = url
+        self._secret = secret
         self.path = path
         self._form = form
         self._memory = MemoryTarget() if path is None else None
@@ -277,7 +282,7 @@ class Replica(_Ranges):
             self._for_reading()
             self._puller = threading.get_ident()
             try:
-                return self._pull(on_change, Options(overwrite=overwrite, adopt=adopt))
+                return self._pull(on_change, Options(overwrite=overwrite, adopt=adopt, secret=self._secret))
             finally:
                 self._puller = None
 

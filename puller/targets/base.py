@@ -42,6 +42,8 @@ class State(msgspec.Struct, frozen=True):
     """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
     ranges: bytes = b""
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
+    encryption: str = ""
+    """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
     format: int = STATE_FORMAT
 
     @property

@@ -59,7 +59,7 @@ class Snapshot:
     """A snapshot with many small leaves, and the leaves that are fetched."""
 
     def __init__(self, base, pool, state):
-        builder = TreeBuilder(Sink(FolderStore(base), CHUNKS), pool, leaf_size=80)
+        builder = TreeBuilder(Sink(FolderStore(base), CHUNKS, None), pool, leaf_size=80)
         builder.add(*sorted_run(state))
         self.tree = builder.finish()
         self.fetcher = FolderFetcher(base)
