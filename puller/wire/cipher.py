@@ -92,8 +92,8 @@ class Cipher:
         """`head` with its kind, checksum and number of records sealed for everybody else (SPEC 11.2)."""
         text = head.checksum.to_bytes(16, "big") + head.records.to_bytes(8, "big") + head.kind.encode()
         needs = [*(need for need in head.needs if need != ENCRYPTION), ENCRYPTION]
-        sealed = self._encrypt(text, _sealing(head))
-        return msgspec.structs.replace(head, encryption=self.id, sealed=sealed, needs=needs)
+        data = self._encrypt(text, _sealing(head))
+        return msgspec.structs.replace(head, encryption=self.id, sealed=data, needs=needs)
 
     def unseal(self, head: Head) -> Head:
         """`head` as it was before it was sealed. Raises Corrupt if this secret did not seal it, for this very version."""

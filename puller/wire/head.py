@@ -184,7 +184,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         epoch=_integer(fields, "epoch"),
         version=_integer(fields, "version", 1),
         time=_integer(fields, "time", 0, MAX_TIME),
-        **(_sealed(fields) if ENCRYPTION in fields["needs"] else _open(fields)),
+        **(_sealed(fields) if ENCRYPTION in fields["needs"] else _plain(fields)),
         snapshot_version=_integer(snapshot, "version", 1),
         snapshot=parse_tree(snapshot.get("tree"), _hash),
         diffs=[parse_diff(diff, _hash) for diff in _field(fields, "diffs", list)],
@@ -200,7 +200,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
     return head
 
 
-def _open(fields: dict[str, Any]) -> dict[str, Any]:
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     kind = _field(fields, "kind", str)
     if kind not in KINDS:
         raise Unsupported(f"the dataset is of kind {kind!r:.40}, unknown to this release: upgrade headwater")
