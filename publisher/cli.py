@@ -71,7 +71,7 @@ def init_command(
       publisher init /srv/data/prices --kind table
     """
     from publisher.publish import create
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
     head, kept = create(
@@ -138,7 +138,7 @@ def publish_command(
     """
     from publisher.publish import Options, publish
     from publisher.sources import open_source
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
     _check_apart(source, dest)
@@ -248,7 +248,7 @@ def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet:
       publisher log /srv/data/prices -n 5
     """
     from publisher.published import versions
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
     for found in versions(open_store(dest), limit):
@@ -302,8 +302,8 @@ def _check_apart(source: str, dest: str) -> None:
 
 def _head(dest: str) -> Head:
     from publisher.published import read_head
-    from publisher.stores import open_store
     from puller.errors import NotFound
+    from puller.stores import open_store
 
     head, _, _ = read_head(open_store(dest))
     if head is None:

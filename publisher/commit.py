@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from publisher.published import Published
-from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
+from puller.stores.base import Store
 from puller.wire import nodes
 from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS, DIFFS, Ref

@@ -25,12 +25,12 @@ from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head
 from publisher.sources.statcache import cache_folder
-from publisher.stores import open_store
-from publisher.stores.base import Store
 from publisher.tables import PendingBytes, PendingRows, Records
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
 from puller.secret import unlock
+from puller.stores import open_store
+from puller.stores.base import Store
 from puller.wire.checksum import MODULUS
 from puller.wire.codec import CHUNKS, DIFFS, MAX_INLINE
 from puller.wire.nodes import Diff, Value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from publisher.build import Costs, Kept, Sink, TreeBuilder, weight
 from publisher.changes import Changed
 from publisher.moved import Moved
-from publisher.stores.base import Store
+from puller.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS

@@ -13,11 +13,11 @@ from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, fo
 from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Unsorted
-from publisher.stores.base import Store, Token
-from publisher.stores.dry import DryStore
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.secret import unlock
+from puller.stores.base import Store, Token
+from puller.stores.dry import DryStore
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS

@@ -8,9 +8,9 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from publisher.build import Sink
-from publisher.stores.base import ABSENT, Store, Token
 from puller.errors import Invalid, NotFound
 from puller.runs import live, merge
+from puller.stores.base import ABSENT, Store, Token
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head, archive_path, parse_head

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from publisher.stores.base import Store
 from puller.console import rows_of
 from puller.errors import Rejected
 from puller.secret import VARIABLE
+from puller.stores.base import Store
 from puller.wire.head import HEAD, Head, format_head
 
 GRACE = 10

@@ -1,4 +1,4 @@
-"""One suite for every store: what publisher/stores/base.py promises."""
+"""One suite for every store: what puller/stores/base.py promises."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from publisher.stores import open_store
-from publisher.stores.base import ABSENT
 from puller.errors import Conflict, HeadwaterError, NotFound, Unavailable, UsageError
+from puller.stores import open_store
+from puller.stores.base import ABSENT
 
 NAME = "chunks/ab/" + "ab" * 32 + ".zst"
 

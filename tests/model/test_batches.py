@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import publisher
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
+from puller.stores.folder import FolderStore
 from tests.states import read_head, state_of
 
 KEYS = st.binary(max_size=2) | st.sampled_from([b"a", b"b", b"ab", bytes(3), b"\xff\xff"])

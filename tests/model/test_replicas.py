@@ -19,10 +19,10 @@ import puller
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.sources import open_source
-from publisher.stores import open_store
 from puller.fetch import FolderFetcher
 from puller.plan import Way
 from puller.pull import Options, pull
+from puller.stores import open_store
 from puller.targets import open_target
 from tests.conftest import lines, tree
 

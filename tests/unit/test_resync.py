@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from publisher.build import Sink, TreeBuilder
-from publisher.stores.folder import FolderStore
 from puller.errors import LocalEdits
 from puller.fetch import FolderFetcher
 from puller.resync import Resync, differences
+from puller.stores.folder import FolderStore
 from puller.tree import Reader
 from puller.wire.checksum import record_hash, record_hashes
 from puller.wire.codec import CHUNKS

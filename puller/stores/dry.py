@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from publisher.stores.base import Store, Token
 from puller.errors import NotFound
+from puller.stores.base import Store, Token
 
 
 class DryStore:

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from publisher.stores.base import ABSENT, Token
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
+from puller.stores.base import ABSENT, Token
 from puller.wire.head import HEAD
 
 _TEMPORARY = ".tmp-"
