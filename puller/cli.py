@@ -64,6 +64,7 @@ def main() -> None:
       puller pull https://data.example.org/prices prices.db
       puller status prices.db
       puller verify prices.db
+      puller mirror https://data.example.org/prices /srv/data/prices
     """
 
 
@@ -208,6 +209,72 @@ def _explain(candidate: Candidate) -> str:
     """A line about one of the ways."""
     closed = candidate.closed
     return f"  {candidate.way:<10} {_cost(candidate) if closed is None else f'no: {REASONS[closed]}'}"
+
+
+@main.command("mirror", epilog=EXIT_CODES)
+@click.argument("url")
+@click.argument("folder")
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also copy what it takes to pull the N versions before the newest, where URL still has it.",
+)
+@click.option("--check", is_flag=True, help="Read every file of FOLDER again, and fetch those anew that are damaged.")
+@click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@common
+def mirror_command(
+    url: str, folder: str, keep_versions: int, check: bool, exit_code: bool, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Copy the files of the dataset at URL to FOLDER, to serve them onward: FOLDER is then an address to pull from.
+
+    Every file is verified; those of encrypted datasets are copied as they are, and no secret is needed. New files come
+    first, HEAD last, and never an older HEAD than before. Nothing is deleted.
+
+    \b
+    Examples:
+      puller mirror https://data.example.org/prices /srv/data/prices
+      puller mirror --keep-versions 10 https://data.example.org/prices /srv/data/prices
+    """
+    from puller.fetch import open_fetcher
+    from puller.mirror import Options, mirror
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    fetcher = open_fetcher(url)
+    try:
+        with out.progress() as progress:
+            options = Options(keep_versions=keep_versions, check=check)
+            outcome = mirror(url, fetcher, open_store(folder), options, progress=progress)
+    finally:
+        fetcher.close()
+    for note in outcome.notes:
+        out.warn(note)
+    head = outcome.head
+    version = f"{head.name} version {head.version}"
+    copied = f"{count(outcome.files, 'file')} ({size(outcome.bytes)}) copied"
+    cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
+    text = f"{folder}: mirrors {version}: {copied}, {cost}" if outcome.changed else f"{folder}: still mirrors {version}"
+    out.result(
+        text,
+        folder=folder,
+        dataset=head.name,
+        encrypted=head.encryption is not None,
+        changed=outcome.changed,
+        **{"from": _position(outcome.before), "to": _position(outcome.after)},
+        files=outcome.files,
+        bytes=outcome.bytes,
+        archived=outcome.archived,
+        notes=outcome.notes,
+        requests=outcome.requests,
+        received=outcome.received,
+    )
+    return UNCHANGED if exit_code and not outcome.changed else 0
+
+
+def _position(order: tuple[int, int, int] | None) -> dict[str, int] | None:
+    return None if order is None else {"epoch": order[0], "version": order[1]}
 
 
 @main.command("status", epilog=EXIT_CODES)

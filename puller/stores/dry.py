@@ -27,6 +27,9 @@ class DryStore:
                 raise
             return self._files[path]
 
+    def size_of(self, path: str) -> int | None:
+        return len(self._files[path]) if path in self._files else self._inner.size_of(path)
+
     def put(self, path: str, data: bytes) -> None:
         with self._lock:
             self.written += len(data)

@@ -38,6 +38,14 @@ class FolderStore:
         except OSError as error:
             raise self._unread(path, error) from error
 
+    def size_of(self, path: str) -> int | None:
+        try:
+            return os.stat(os.path.join(self.where, path)).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unread(path, error) from error
+
     def put(self, path: str, data: bytes) -> None:
         full = os.path.join(self.where, path)
         try:
@@ -82,7 +90,7 @@ class FolderStore:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX)
                 if self._current() != expected:
-                    raise Conflict(f"another publisher wrote to {self.where} in the meantime")
+                    raise Conflict(f"somebody else wrote to {self.where} in the meantime")
                 temporary = self._write(full, data, durable=True)
                 with _or_discard(temporary):
                     os.utime(temporary, (time, time))
