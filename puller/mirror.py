@@ -104,7 +104,7 @@ def mirror(
     *,
     progress: Progress = _silent,
 ) -> Outcome:
-    """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, then HEAD, never an older one.
+    """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, HEAD last, and never an older one.
 
     Nothing is deleted: files that no HEAD names any more are for garbage collection. Raises NotOurs where something else
     lies there, Invalid for another dataset, a forked one, or damaged files, FetchError, HeadwaterError. HEAD of the copy is
@@ -167,26 +167,35 @@ class _Mirror:
                     f"epoch {held.epoch} that is held; kept what is held. A cache may lag behind"
                 )
                 return self._told(outcome)
-            if held.order == head.order and not (unfinished or self.options.check):
+            if held.order == head.order and not (unfinished or self.options.check or self._lacks_versions(head)):
                 return self._told(outcome)
         self.trusting = not (unfinished or self.options.check)
         self.destination.put(MARK, b"this mirror is being written\n")
         self.destination.flush()
-        self._copy(head, data, token, outcome)
-        self.destination.delete(MARK)
+        try:
+            self._copy(head, data, token, outcome)
+        except (FetchError, Invalid, Conflict):  # each file came after those that it needs, and none is half written
+            self._end()
+            raise
+        self._end()
         return self._told(outcome)
+
+    def _end(self) -> None:
+        self.destination.flush()
+        self.destination.delete(MARK)
 
     def _copy(self, head: Head, data: bytes, token: str, outcome: Outcome) -> None:
         self._complete(_roots(head))
         for number in range(1, head.trust + 1):
             self._copy_key_set(number)
-        self.destination.flush()
-        if outcome.before != outcome.after:
-            self.destination.swap_head(token, data, head.time)
         found = self._archived(head)
         self.destination.flush()
-        for path, archived in reversed(found):  # the oldest first: the next run goes on below the newest that is there
+        for path, archived in reversed(
+            found
+        ):  # the oldest first: another run looks no further than the newest that is there
             outcome.archived += self.destination.create(path, archived)
+        if outcome.before != outcome.after:
+            self.destination.swap_head(token, data, head.time)
 
     def _told(self, outcome: Outcome) -> Outcome:
         outcome.files, outcome.bytes = self.files, self.bytes
@@ -247,6 +256,12 @@ class _Mirror:
                 raise Invalid(f"{path} on the host is not the HEAD of version {version}; {self._stays()}")
             self.heads[version] = data, found
         return self.heads[version]
+
+    def _lacks_versions(self, head: Head) -> bool:
+        """Whether superseded HEADs that are to be kept are not there."""
+        oldest = max(head.version - self.options.keep_versions, 1)
+        paths = (archive_path(head.epoch, version) for version in range(oldest, head.version))
+        return any(self.destination.size_of(path) is None for path in paths)
 
     def _copy_key_set(self, number: int) -> None:
         path = f"trust/{number}"
