@@ -133,7 +133,7 @@ def test_interrupted_runs_go_on(tmp_path, monkeypatch, encrypt):
         runs, fetched = runs + 1, fetched + fetcher.fetched
     copy(origin, target)
     assert files(target) == files(tmp_path / "whole")
-    assert runs > 2
+    assert runs > 1
     assert fetched <= whole.files + 5 * runs  # what lies above what is missing is fetched again
 
 
