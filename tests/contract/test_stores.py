@@ -25,8 +25,10 @@ def store(place):
 
 
 def test_files_come_back(store):
+    assert store.size_of(NAME) is None
     store.put(NAME, b"data")
     store.put(NAME, b"data")
+    assert store.size_of(NAME) == 4
     store.flush()
     assert store.get(NAME) == b"data"
     assert store.written == 8
