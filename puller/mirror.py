@@ -48,8 +48,10 @@ class Destination(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """How to mirror. `keep_versions`: how many versions before the newest are to be pullable from the copy, where the
-    origin still has them; `check`: every file of the copy is read again, and fetched again where it is damaged.
+    """How to mirror.
+
+    `keep_versions`: how many versions before the newest are to be pullable from the copy, where the origin still has
+    them; `check`: every file of the copy is read again, and fetched again where it is damaged.
     """
 
     keep_versions: int = 0
@@ -107,8 +109,9 @@ def mirror(
     """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, HEAD last, and never an older one.
 
     Nothing is deleted: files that no HEAD names any more are for garbage collection. Raises NotOurs where something else
-    lies there, Invalid for another dataset, a forked one, or damaged files, FetchError, HeadwaterError. HEAD of the copy is
-    then as it was, and what was copied stays for the next run.
+    lies there; Invalid for another dataset, a forked one, or damaged files; FetchError where the origin, another
+    HeadwaterError where the destination cannot be used. HEAD of the copy is then as it was, and what was copied stays for
+    the next run.
     """
     foreign = destination.foreign()
     if foreign is not None:
@@ -119,7 +122,11 @@ def mirror(
     for attempt in range(ATTEMPTS):
         try:
             with ThreadPoolExecutor(THREADS) as pool:
-                return _Mirror(address, fetcher, destination, options, pool, progress).run()
+                try:
+                    return _Mirror(address, fetcher, destination, options, pool, progress).run()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         except (NotFound, Conflict) as error:
             if attempt + 1 == ATTEMPTS or isinstance(error, _NoDataset):
                 raise
@@ -175,6 +182,7 @@ class _Mirror:
         try:
             self._copy(head, data, token, outcome)
         except (FetchError, Invalid, Conflict):  # each file came after those that it needs, and none is half written
+            self.pool.shutdown(cancel_futures=True)
             self._end()
             raise
         self._end()
@@ -190,9 +198,7 @@ class _Mirror:
             self._copy_key_set(number)
         found = self._archived(head)
         self.destination.flush()
-        for path, archived in reversed(
-            found
-        ):  # the oldest first: another run looks no further than the newest that is there
+        for path, archived in reversed(found):  # oldest first: a run looks no further than the newest that is there
             outcome.archived += self.destination.create(path, archived)
         if outcome.before != outcome.after:
             self.destination.swap_head(token, data, head.time)
