@@ -25,7 +25,7 @@ Exit codes:
   4  the host or the store is unavailable; try again later
   5  what was read breaks the format or its promises; nothing of it was used
   6  `verify` found differences
- 10  nothing was new (`pull --exit-code` only)
+ 10  nothing was new (`pull` and `mirror` with `--exit-code` only)
   130  interrupted; the old state was kept
 """
 
