@@ -19,6 +19,8 @@ def open(  # noqa: A001 - read as `publisher.open`
     cache: bool = True,
     signing_key: str | None = None,
     unsigned: bool = False,
+    secret: str | None = None,
+    encrypt: bool = False,
 ) -> Dataset:
     """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
 
@@ -30,10 +32,16 @@ def open(  # noqa: A001 - read as `publisher.open`
     key; without it, $HEADWATER_SIGNING_KEY has the key, or it is in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
     ~/.config/headwater/keys), where a new dataset's key is put. `publisher key show` prints the public one.
 
-    Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead.
+    `encrypt`: a new dataset is encrypted, with a secret that is made for it and kept in the keys folder; one that is
+    there must be encrypted. `secret` is the secret's text, or the file that it is in; without it, it is taken from
+    HEADWATER_SECRET in the environment, or from the keys folder. A new dataset is encrypted with the one that is given.
+
+    Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead. What is kept
+    has the keys of the records in the clear, and hashes of their values, also where the dataset is encrypted.
 
     Raises NotFound where there is no dataset and no kind was given; UsageError for a kind or a name that is not the
-    dataset's, or for the kind "files"; Refused for a folder that holds something else; Invalid for a damaged HEAD.
+    dataset's, or for the kind "files"; SecretError where the secret of an encrypted dataset is not at hand; Refused for a
+    folder that holds something else; Invalid for a damaged HEAD.
     """
     from publisher.dataset import open_dataset
 
@@ -45,4 +53,6 @@ def open(  # noqa: A001 - read as `publisher.open`
         cache=cache,
         signing_key=signing_key,
         unsigned=unsigned,
+        secret=secret,
+        encrypt=encrypt,
     )

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, Console, Duration, amount, common, console, count, rows_of, run, size, span
+from puller.console import (
+    EXIT_CODES,
+    Console,
+    Duration,
+    amount,
+    common,
+    console,
+    count,
+    rows_of,
+    run,
+    secret_option,
+    size,
+    span,
+)
 
 if TYPE_CHECKING:
     from publisher.epochs import Renewed, Wanted
@@ -21,6 +34,11 @@ if TYPE_CHECKING:
     from puller.wire.head import Head
     from puller.wire.rows import Schema
 
+encrypt_option = click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Encrypt a new dataset: pullers need its secret (refused where DEST is not encrypted).",
+)
 INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
 
 
@@ -71,6 +89,8 @@ def main() -> None:
 )
 @signing_option
 @unsigned_option
+@encrypt_option
+@secret_option
 @common
 def init_command(
     dest: str,
@@ -79,6 +99,8 @@ def init_command(
     interval: int,
     signing_key: str | None,
     unsigned: bool,
+    encrypt: bool,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -92,13 +114,16 @@ def init_command(
       publisher init /srv/data/prices --kind table
     """
     from publisher.publish import create
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
     keyring = _keyring_or_none(signing_key, unsigned=unsigned)
-    head, signing = create(open_store(dest), name or default_name(dest), kind, interval=interval, keyring=keyring)
-    text = "\n".join([f"{dest}: created the empty dataset {head.name} of kind {head.kind}", *_made(signing)])
-    out.result(text, **_fields(head, dest), **_key_fields(signing))
+    store, named = open_store(dest), name or default_name(dest)
+    made = create(store, named, kind, interval=interval, keyring=keyring, secret=secret, encrypt=encrypt)
+    head = made.head
+    created = f"{dest}: created the empty dataset {head.name} of kind {head.kind}{_encrypted(head, made.secret)}"
+    text = "\n".join([created, *_made(made.signing)])
+    out.result(text, **_fields(head, dest), **_key_fields(made.signing), secret_file=made.secret)
 
 
 def _keyring(signing_key: str | None) -> Keyring:
@@ -156,6 +181,8 @@ def _key_fields(signing: Signing | None) -> dict[str, Any]:
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing; runs no validators.")
 @signing_option
 @unsigned_option
+@encrypt_option
+@secret_option
 @common
 def publish_command(
     source: str,
@@ -172,6 +199,8 @@ def publish_command(
     dry_run: bool,
     signing_key: str | None,
     unsigned: bool,
+    encrypt: bool,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -197,11 +226,19 @@ def publish_command(
     """
     from publisher.publish import Options, publish
     from publisher.sources import open_source
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
     _check_apart(source, dest)
-    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run, validate=validate)
+    options = Options(
+        name=name,
+        interval=interval,
+        allow_shrink=allow_shrink,
+        dry_run=dry_run,
+        validate=validate,
+        secret=secret,
+        encrypt=encrypt,
+    )
 
     def find(dataset: str, schema: Schema) -> Source:
         return open_source(
@@ -247,6 +284,7 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
         "new_snapshot": outcome.snapshot,
         "written": outcome.written,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.report.skipped],
+        "secret_file": outcome.secret,
     }
     fields |= _key_fields(outcome.signing) if outcome.created else {}
     if not outcome.changed:
@@ -255,17 +293,25 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
     what += ", schema changed" if outcome.schema_changed else ""
     verb = "would publish" if dry_run else "published"
     written = f"{size(outcome.written)} {'to write' if dry_run else 'written'}"
-    start = (
-        "" if not outcome.created else f"{dest}: {'would create' if dry_run else 'created'} the dataset {head.name}\n"
-    )
+    created = f"{'would create' if dry_run else 'created'} the dataset {head.name}{_encrypted(head, outcome.secret)}"
+    start = f"{dest}: {created}\n" if outcome.created else ""
     text = f"{start}{dest}: {verb} version {head.version}: {what}; {written}"
     return fields, "\n".join([text, *(_made(outcome.signing) if outcome.created and not dry_run else [])])
 
 
+def _encrypted(head: Head, kept: str | None) -> str:
+    """What is said of a dataset that was created, if it is encrypted."""
+    if head.encryption is None:
+        return ""
+    where = f" in {kept}: pullers need it, and without it nobody can read the dataset again" if kept else ""
+    return f", encrypted with the secret {head.encryption}{where}"
+
+
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("dest")
+@secret_option
 @common
-def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+def status_command(dest: str, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what is published at DEST.
 
     \b
@@ -273,16 +319,17 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
       publisher status /srv/data/prices
     """
     out = console(as_json, quiet, verbose)
-    head = _head(dest)
+    head = _opened(_head(dest), secret)
+    meaning = f"{amount(head.records, head.kind)} of kind {head.kind}" if head.kind else "of unknown content"
     signed = "no" if head.trust == 0 else f"by a key of key set {head.trust} (`publisher key show {dest}`)"
     signed += "" if head.expires is None else f", expires {_time(head.expires)}"
     text = (
-        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), "
-        f"{amount(head.records, head.kind)} of kind {head.kind}\n"
+        f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), {meaning}\n"
         f"  published  {_time(head.time)}\n"
-        f"  checksum   {head.checksum:032x}\n"
+        f"  checksum   {f'{head.checksum:032x}' if head.kind else 'sealed'}\n"
         f"  snapshot   version {head.snapshot_version}, {size(head.snapshot.bytes)} in {count(head.snapshot.files, 'file')}\n"
-        f"  signed     {signed}"
+        f"  signed     {signed}\n"
+        f"  encrypted  {_secrecy(head)}"
     )
     out.result(text, **_fields(head, dest))
 
@@ -290,8 +337,9 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
 @main.command("log", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option("-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many versions to show.")
+@secret_option
 @common
-def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the newest versions at DEST, newest first. With --json, an object a line.
 
     \b
@@ -299,11 +347,13 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
       publisher log /srv/data/prices -n 5
     """
     from publisher.published import versions
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    for head in versions(open_store(dest), limit):
-        text = f"{head.version:>8}  {_time(head.time)}  {amount(head.records, head.kind):>18}  {head.checksum:032x}"
+    for found in versions(open_store(dest), limit):
+        head = _opened(found, secret)
+        meaning = f"{amount(head.records, head.kind):>18}  {head.checksum:032x}" if head.kind else "sealed"
+        text = f"{head.version:>8}  {_time(head.time)}  {meaning}"
         out.result(text, **_fields(head, dest))
 
 
@@ -359,8 +409,8 @@ def refresh_command(
       publisher refresh /srv/data/prices --expires-in 3d
     """
     from publisher.epochs import refresh
-    from publisher.stores import open_store
     from puller.errors import UsageError
+    from puller.stores import open_store
 
     if forever and expires_in is not None:
         raise UsageError("--expires-in and --no-expires exclude each other")
@@ -377,6 +427,7 @@ def refresh_command(
     "--epoch", type=click.IntRange(1), help="The new epoch (default: the next); higher than any there ever was."
 )
 @click.option("--root", "roots", multiple=True, metavar="FILE", help="The private key of a root; repeatable.")
+@secret_option
 @signing_option
 @common
 def restart_command(
@@ -384,6 +435,7 @@ def restart_command(
     epoch: int | None,
     roots: tuple[str, ...],
     signing_key: str | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -398,10 +450,10 @@ def restart_command(
       publisher restart /srv/data/prices
     """
     from publisher.epochs import restart
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     keyring = _keyring(signing_key)
-    renewed = restart(open_store(dest), keyring, epoch=epoch, wanted=_wanted((), roots, None, None))
+    renewed = restart(open_store(dest), keyring, epoch=epoch, wanted=_wanted((), roots, None, None), secret=secret)
     _tell(renewed, dest, console(as_json, quiet, verbose), "began a new epoch")
 
 
@@ -448,7 +500,7 @@ def key_show_command(dest: str, signing_key: str | None, as_json: bool, quiet: b
       puller pull --trust "$(publisher key show -q /srv/data/prices)" URL prices.db
     """
     from publisher.epochs import current_set
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     keys = current_set(open_store(dest))
     keyring = _keyring(signing_key)
@@ -478,6 +530,7 @@ def key_show_command(dest: str, signing_key: str | None, as_json: bool, quiet: b
 @click.argument("dest")
 @click.option("--new-key", metavar="FILE", help="The new private key (default: one is made in the keys folder).")
 @root_option
+@secret_option
 @signing_option
 @common
 def key_rotate_command(
@@ -487,6 +540,7 @@ def key_rotate_command(
     old_roots: tuple[str, ...],
     threshold: int | None,
     signing_key: str | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -502,10 +556,10 @@ def key_rotate_command(
       publisher key rotate /srv/data/prices --root /media/stick/root.key
     """
     from publisher.epochs import rotate
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     wanted = _wanted(old_roots, roots, threshold, new_key)
-    renewed = rotate(open_store(dest), _keyring(signing_key), wanted)
+    renewed = rotate(open_store(dest), _keyring(signing_key), wanted, secret=secret)
     _tell(renewed, dest, console(as_json, quiet, verbose), "signs with a new key set")
 
 
@@ -514,6 +568,7 @@ def key_rotate_command(
 @click.argument("key_id", metavar="KEYID")
 @click.option("--new-key", metavar="FILE", help="The key to sign with from now on, if no other is left.")
 @root_option
+@secret_option
 @signing_option
 @common
 def key_revoke_command(
@@ -524,6 +579,7 @@ def key_revoke_command(
     old_roots: tuple[str, ...],
     threshold: int | None,
     signing_key: str | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -538,10 +594,10 @@ def key_revoke_command(
       publisher key revoke /srv/data/prices c1bd1d7c
     """
     from publisher.epochs import revoke
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     wanted = _wanted(old_roots, roots, threshold, new_key)
-    renewed = revoke(open_store(dest), _keyring(signing_key), key_id, wanted)
+    renewed = revoke(open_store(dest), _keyring(signing_key), key_id, wanted, secret=secret)
     _tell(renewed, dest, console(as_json, quiet, verbose), f"revoked {key_id}")
 
 
@@ -584,13 +640,32 @@ def _check_apart(source: str, dest: str) -> None:
 
 def _head(dest: str) -> Head:
     from publisher.published import read_head
-    from publisher.stores import open_store
     from puller.errors import NotFound
+    from puller.stores import open_store
 
     head, _, _ = read_head(open_store(dest))
     if head is None:
         raise NotFound(f"there is no dataset at {dest}; `publisher publish SOURCE {dest}` makes one")
     return head
+
+
+def _opened(head: Head, secret: str | None) -> Head:
+    """`head`, opened if the secret is at hand, or was given; what it says in the clear is shown in any case."""
+    from puller.errors import SecretError
+    from puller.secret import unlock
+
+    try:
+        return unlock(head, secret)[0]
+    except SecretError:
+        if secret is not None:
+            raise
+        return head
+
+
+def _secrecy(head: Head) -> str:
+    if head.encryption is None:
+        return "no"
+    return f"with the secret {head.encryption}{'' if head.kind else ', which is not at hand'}"
 
 
 def _time(seconds: int) -> str:
@@ -601,18 +676,20 @@ def _fields(head: Head, dest: str) -> dict[str, Any]:
     return {
         "dest": dest,
         "name": head.name,
-        "kind": head.kind,
+        "kind": head.kind or None,
         "epoch": head.epoch,
         "version": head.version,
         "time": head.time,
-        "records": rows_of(head.records, head.kind),
-        "checksum": f"{head.checksum:032x}",
+        "records": rows_of(head.records, head.kind) if head.kind else None,
+        "checksum": f"{head.checksum:032x}" if head.kind else None,
         "snapshot_version": head.snapshot_version,
         "snapshot_bytes": head.snapshot.bytes,
         "snapshot_files": head.snapshot.files,
         "publish_id": head.publish_id,
         "trust": head.trust,
         "expires": head.expires,
+        "encrypted": head.encryption is not None,
+        "secret_id": head.encryption,
     }
 
 

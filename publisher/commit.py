@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.build import Sink
 from publisher.published import Published
-from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
+from puller.stores.base import Store
 from puller.wire import nodes
+from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS, DIFFS, Ref
 from puller.wire.head import Head, archive_path, is_name, parse_head
+from puller.wire.links import of_log
 from puller.wire.nodes import Diff, Log, Tree
 from puller.wire.strict import MAX_TIME
 
@@ -52,7 +53,7 @@ def follow(
     from publisher.snapshots import carry, is_due
 
     head, store, pool = was.head, was.store, was.reader.pool
-    chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
+    chunks, diffs = was.sink(CHUNKS), was.sink(DIFFS)
     chain = [*was.chain, diff]
     snapshot = (head.snapshot_version, head.snapshot)
     carried = is_due(was.reader, head.snapshot, chain, was.sizes)
@@ -65,10 +66,14 @@ def follow(
             )
         snapshot = (diff.b, tree)
     new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
-    log = grow(was.log, new, lambda part: diffs.put(nodes.encode_log(part)))
+
+    def put(part: Log) -> Ref:
+        return diffs.put(nodes.encode_log(part), of_log(part))
+
+    log = grow(was.log, new, put)
     listed = choose_listed(log.diffs)
-    ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(head, checksum, records, snapshot, listed, ref, interval, now)
+    ref = put(log) if len(log.diffs) > len(listed) or log.segments else None
+    made = _next_head(was, checksum, records, snapshot, listed, ref, interval, now)
     return Next(made, log, new, carried)
 
 
@@ -83,7 +88,7 @@ def restart(
 ) -> Next:
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
-    return Next(_next_head(was.head, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
+    return Next(_next_head(was, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
 
 
 def swap(was: Published, new: Next) -> Published:
@@ -129,9 +134,11 @@ def check_newest(was: Published) -> None:
     )
 
 
-def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
+def first_head(
+    name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int, cipher: Cipher | None
+) -> Head:
     """The HEAD of version 1."""
-    return Head(
+    head = Head(
         name=name,
         epoch=1,
         version=1,
@@ -146,6 +153,7 @@ def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, in
         interval=interval,
         publish_id=os.urandom(16).hex(),
     )
+    return sealed(head, cipher)
 
 
 def lifetime(head: Head) -> int | None:
@@ -176,7 +184,7 @@ def damaged(store: Store, error: HeadwaterError) -> Invalid:
 
 
 def _next_head(
-    head: Head,
+    was: Published,
     checksum: int,
     records: int,
     snapshot: tuple[int, Tree],
@@ -187,20 +195,20 @@ def _next_head(
 ) -> Head:
     from publisher.diffs import fit
 
+    head = was.head
     time = max(int(now()), head.time + 1)
-    return fit(
-        msgspec.structs.replace(
-            head,
-            version=head.version + 1,
-            time=time,
-            expires=expiry(time, lifetime(head)),
-            checksum=checksum,
-            records=records,
-            snapshot_version=snapshot[0],
-            snapshot=snapshot[1],
-            diffs=diffs,
-            log=log,
-            interval=interval or head.interval,
-            publish_id=os.urandom(16).hex(),
-        )
+    made = msgspec.structs.replace(
+        head,
+        version=head.version + 1,
+        time=time,
+        expires=expiry(time, lifetime(head)),
+        checksum=checksum,
+        records=records,
+        snapshot_version=snapshot[0],
+        snapshot=snapshot[1],
+        diffs=diffs,
+        log=log,
+        interval=interval or head.interval,
+        publish_id=os.urandom(16).hex(),
     )
+    return fit(sealed(made, was.cipher))

@@ -18,6 +18,7 @@ from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.cache import Mark, hash_sum, marks
 from publisher.commit import INTERVAL, damaged, follow, swap
+from publisher.encrypt import check_encrypted
 from publisher.hashes import Hashes
 from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
@@ -25,11 +26,12 @@ from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head
 from publisher.sources.statcache import cache_folder
-from publisher.stores import open_store
-from publisher.stores.base import Store
 from publisher.tables import PendingBytes, PendingRows, Records
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
+from puller.secret import unlock
+from puller.stores import open_store
+from puller.stores.base import Store
 from puller.wire.checksum import MODULUS
 from puller.wire.codec import CHUNKS, DIFFS, MAX_INLINE
 from puller.wire.nodes import Diff, Value
@@ -50,6 +52,8 @@ def open_dataset(
     cache: bool = True,
     signing_key: str | None = None,
     unsigned: bool = False,
+    secret: str | None = None,
+    encrypt: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
@@ -62,12 +66,14 @@ def open_dataset(
             raise NotFound(f"there is no dataset at {store.where}; to create an empty one, say of which kind")
         default = os.path.basename(os.path.abspath(dest.removeprefix("file://")))
         try:
-            given = None if unsigned else keyring
-            head, _ = create(store, name or default, kind, interval=interval or INTERVAL, keyring=given)
+            how: dict[str, Any] = {"interval": interval or INTERVAL, "secret": secret, "encrypt": encrypt}
+            head = create(store, name or default, kind, keyring=None if unsigned else keyring, **how).head
         except Refused:
             head = read_head(store)[0]
             if head is None:
                 raise
+    check_encrypted(head, store.where, encrypt=encrypt)
+    head, _ = unlock(head, secret)
     if name not in (None, head.name):
         raise UsageError(f"{store.where} holds the dataset {head.name!r}, not {name!r}")
     if kind not in (None, head.kind):
@@ -78,7 +84,7 @@ def open_dataset(
     if folder is not None:
         where = os.path.realpath(store.where)
         folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
-    return Dataset(store, folder, interval, keyring)
+    return Dataset(store, folder, interval, keyring, secret)
 
 
 def _no_batches(kind: str | None) -> UsageError:
@@ -100,12 +106,21 @@ class Dataset:
     """
 
     def __init__(
-        self, store: Store, folder: str | None, interval: int | None = None, keyring: Keyring | None = None
+        self,
+        store: Store,
+        folder: str | None,
+        interval: int | None = None,
+        keyring: Keyring | None = None,
+        secret: str | None = None,
     ) -> None:
-        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none. `keyring` has private keys."""
+        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none. `keyring` has private keys.
+
+        `secret`: see `publisher.open`.
+        """
         self._keyring = keyring
         self._store = store
         self._interval = interval
+        self._secret = secret
         self._lock = threading.RLock()
         self._finder = Finder()
         self._hashes = Hashes(folder, self._finder)
@@ -251,8 +266,8 @@ class Dataset:
                 "If that is meant: batch(allow_shrink=True)"
             )
         _ = was.signing  # raises where the version could not be signed, before anything is written
-        builder = TreeBuilder(Sink(self._store, DIFFS), self._pool)
-        chunks = Sink(self._store, CHUNKS)
+        builder = TreeBuilder(was.sink(DIFFS), self._pool)
+        chunks = was.sink(CHUNKS)
         builder.add(changes.keys, [self._put(key, changes.records[key], chunks) for key in changes.keys])
         diff = Diff(head.version, head.version + 1, builder.finish())
         checksum = (head.checksum + changes.sum) % MODULUS
@@ -271,13 +286,14 @@ class Dataset:
         head, data, token = read_head(self._store)
         if head is None:
             raise NotFound(f"there is no dataset at {self._store.where} any more")
-        if was is None:
-            return Published(self._store, self._pool, head, data, token, self._keyring)
-        if token == was.token:
+        if was is not None and token == was.token:
             return was
-        if (head.name, head.kind) != (was.head.name, was.head.kind):
+        head, cipher = unlock(head, self._secret)
+        if was is None:
+            return Published(self._store, self._pool, head, data, token, cipher, self._keyring)
+        if (head.name, head.kind, head.encryption) != (was.head.name, was.head.kind, was.head.encryption):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")
-        now = Published(self._store, self._pool, head, data, token, self._keyring)
+        now = Published(self._store, self._pool, head, data, token, cipher, self._keyring)
         now.sizes = was.sizes
         return now
 

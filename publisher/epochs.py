@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from publisher.build import Sink, make_pool
+from publisher.build import make_pool
 from publisher.commit import damaged, expiry, lifetime
 from publisher.keys import Keyring, SigningKey
 from publisher.published import Published, read_head
 from publisher.signing import Signing, begin, following, newest_set, write_set
 from publisher.snapshots import carry
-from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, NoKey, NotFound, UsageError
+from puller.secret import unlock
+from puller.stores.base import Store
 from puller.trust import Signed, check_head, read_key_set
+from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS
 from puller.wire.head import Head, archive_path, format_head
 from puller.wire.keyset import KeySet
@@ -71,10 +73,12 @@ def refresh(
         head = _later(was.head, now)
         return _swap(was, msgspec.structs.replace(head, expires=expiry(head.time, seconds)), was.signing)
 
-    return _with_head(store, keyring, make)
+    return _with_head(store, keyring, make, lambda head: (head, None))
 
 
-def rotate(store: Store, keyring: Keyring, wanted: Wanted, *, now: Now = time.time) -> Renewed:
+def rotate(
+    store: Store, keyring: Keyring, wanted: Wanted, *, secret: str | None = None, now: Now = time.time
+) -> Renewed:
     """Put another signing key, and perhaps other roots, in the place of those there are; HEAD's version stays.
 
     A dataset that is not signed is from then on. What a killed command left half done is finished instead.
@@ -94,10 +98,12 @@ def rotate(store: Store, keyring: Keyring, wanted: Wanted, *, now: Now = time.ti
             tip = _follow(store, tip, new, keys=keys, roots=new.roots(tip, keys), now=now)
         return _renew(was, tip, new, now)
 
-    return _with_head(store, keyring, make)
+    return _with_head(store, keyring, make, lambda head: unlock(head, secret))
 
 
-def revoke(store: Store, keyring: Keyring, key_id: str, wanted: Wanted, *, now: Now = time.time) -> Renewed:
+def revoke(
+    store: Store, keyring: Keyring, key_id: str, wanted: Wanted, *, secret: str | None = None, now: Now = time.time
+) -> Renewed:
     """Take a key, given by its id or as a whole, out of the key set, and begin a new epoch, so that nothing it signed counts.
 
     Where no other key is left, one is made. Raises UsageError for a key that the set does not name, and NoKey.
@@ -122,11 +128,17 @@ def revoke(store: Store, keyring: Keyring, key_id: str, wanted: Wanted, *, now: 
             tip = _follow(store, tip, new, keys=keys, roots=roots, now=now, epoch=tip.keys.epoch + 1)
         return _renew(was, tip, new, now)
 
-    return _with_head(store, keyring, make)
+    return _with_head(store, keyring, make, lambda head: unlock(head, secret))
 
 
 def restart(
-    store: Store, keyring: Keyring, *, epoch: int | None = None, wanted: Wanted, now: Now = time.time
+    store: Store,
+    keyring: Keyring,
+    *,
+    epoch: int | None = None,
+    wanted: Wanted,
+    secret: str | None = None,
+    now: Now = time.time,
 ) -> Renewed:
     """Begin a new epoch (None: the next) with what HEAD has: for a store that was set back to an earlier state.
 
@@ -145,7 +157,7 @@ def restart(
             tip = _follow(store, tip, new, keys=tip.keys.keys, roots=tip.keys.roots, now=now, epoch=higher)
         return _renew(was, tip, new, now)
 
-    return _with_head(store, keyring, make)
+    return _with_head(store, keyring, make, lambda head: unlock(head, secret))
 
 
 def current_set(store: Store) -> KeySet:
@@ -160,15 +172,24 @@ def current_set(store: Store) -> KeySet:
     return signed.keys
 
 
-def _with_head(store: Store, keyring: Keyring, make: Callable[[Published], Renewed]) -> Renewed:
-    """Do something with what is published; again, where somebody else published meanwhile."""
+def _with_head(
+    store: Store,
+    keyring: Keyring,
+    make: Callable[[Published], Renewed],
+    opened: Callable[[Head], tuple[Head, Cipher | None]],
+) -> Renewed:
+    """Do something with what is published; again, where somebody else published meanwhile.
+
+    `opened` opens the HEAD of an encrypted dataset, or leaves it as it is where that is enough.
+    """
     for _ in range(ATTEMPTS):
         head, data, token = read_head(store)
         if head is None:
             raise NotFound(f"there is no dataset at {store.where}")
+        head, cipher = opened(head)
         with make_pool() as pool:
             try:
-                return make(Published(store, pool, head, data, token, keyring))
+                return make(Published(store, pool, head, data, token, cipher, keyring))
             except Conflict:
                 continue
             except Corrupt as error:
@@ -287,11 +308,11 @@ def _first_of(was: Published, epoch: int, trust: int, now: Now) -> Head:
     """The HEAD of a new epoch's version 1, which has a snapshot of all that was published and no diffs."""
     head, tree = was.head, was.head.snapshot
     if head.snapshot_version != head.version:
-        tree, found = carry(was.reader, tree, was.chain, Sink(was.store, CHUNKS), was.reader.pool)
+        tree, found = carry(was.reader, tree, was.chain, was.sink(CHUNKS), was.reader.pool)
         if found != head.checksum:
             raise ChecksumMismatch(f"the records in {was.store.where} do not have the checksum that HEAD gives")
     time = int(now()) if head.time > now() + DAY else max(int(now()), head.time + 1)
-    return msgspec.structs.replace(
+    first = msgspec.structs.replace(
         head,
         epoch=epoch,
         version=1,
@@ -304,6 +325,7 @@ def _first_of(was: Published, epoch: int, trust: int, now: Now) -> Head:
         publish_id=os.urandom(16).hex(),
         trust=trust,
     )
+    return sealed(first, was.cipher)
 
 
 def _swap(was: Published, head: Head, signing: Signing | None, made: list[str] | None = None) -> Renewed:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
 from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, restart, swap
+from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Unsorted
-from publisher.stores.base import Store, Token
-from publisher.stores.dry import DryStore
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
+from puller.secret import unlock
+from puller.stores.base import Store, Token
+from puller.stores.dry import DryStore
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from publisher.large import Stored
     from publisher.moved import Moved
     from publisher.signing import Signing
+    from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
@@ -46,6 +49,10 @@ class Options:
     dry_run: bool = False
     validate: Sequence[str] = ()
     """Commands that must end with 0 before HEAD moves (publisher.validate)."""
+    secret: str | None = field(default=None, repr=False)
+    """The secret of an encrypted dataset, as a text or the file that it is in; None: it is looked for."""
+    encrypt: bool = False
+    """Whether a new dataset is to be encrypted, and one that is there must be."""
 
 
 @dataclass
@@ -64,6 +71,8 @@ class Outcome:
     report: Report = field(default_factory=Report)
     signing: Signing | None = None
     """How a dataset that was created is signed."""
+    secret: str | None = None
+    """Where the secret is kept that was made for the dataset."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -95,30 +104,46 @@ def _archive_order(path: str) -> tuple[int, ...]:
     return tuple(int(n) for n in path.rpartition("/")[2].split("-") if n.isdigit())
 
 
+class Created(NamedTuple):
+    """A dataset that was created, where the secret is kept that was made for it, and how it is signed."""
+
+    head: Head
+    secret: str | None
+    signing: Signing | None
+
+
 def create(
     store: Store,
     name: str,
     kind: str,
     *,
     interval: int = INTERVAL,
+    secret: str | None = None,
+    encrypt: bool = False,
     now: Callable[[], float] = time.time,
     keyring: Keyring | None = None,
-) -> tuple[Head, Signing | None]:
-    """Create an empty dataset (version 1), signed with a key of `keyring`; None: not signed. Raises Refused if there is one."""
+) -> Created:
+    """Create an empty dataset (version 1), signed with a key of `keyring`; None: not signed. Raises Refused if there is one.
+
+    `secret` and `encrypt`: see `Options`.
+    """
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
     check_name(name)
     check_unused(store)
+    locks = new_locks(name, secret, encrypt=encrypt)
     with make_pool() as pool:
-        tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
-    first, data, signing = _signed(store, first_head(name, kind, tree, 0, 0, interval, int(now())), keyring)
+        tree = TreeBuilder(Sink(store, CHUNKS, locks.cipher), pool).finish()
+    first = first_head(name, kind, tree, 0, 0, interval, int(now()), locks.cipher)
+    kept = locks.keep()
+    first, data, signing = _signed(store, first, keyring)
     store.flush()
     try:
         store.swap_head(token, data, first.time)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
-    return first, signing
+    return Created(first, kept, signing)
 
 
 def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
@@ -184,19 +209,27 @@ class _Publish:
         self.pool = pool
         self.progress = progress
         self.now = now
-        self.chunks = Sink(store, CHUNKS)
-        self.diffs = Sink(store, DIFFS)
+        self._encrypting(None)
         self.next: Next | None = None
         self.reader: Reader | None = None
         self.kind = ""
         self.costs: dict[bytes, tuple[int, int]] = {}
         self.moved: dict[bytes, Moved] = {}
 
+    def _encrypting(self, cipher: Cipher | None) -> None:
+        """Write files with this cipher from now on."""
+        self.cipher = cipher
+        self.chunks = Sink(self.store, CHUNKS, cipher)
+        self.diffs = Sink(self.store, DIFFS, cipher)
+
     def run(self) -> Outcome:
-        head, data, token = read_head(self.store)
-        if head is None:
+        found, data, token = read_head(self.store)
+        if found is None:
             return self._first(token)
-        was = Published(self.store, self.pool, head, data, token, self.keyring)
+        check_encrypted(found, self.store.where, encrypt=self.options.encrypt)
+        head, cipher = unlock(found, self.options.secret)
+        self._encrypting(cipher)
+        was = Published(self.store, self.pool, head, data, token, cipher, self.keyring)
         self.reader, self.kind = was.reader, head.kind
         source = self._source(was)
         if head.records == 0:
@@ -217,13 +250,14 @@ class _Publish:
         name = self.options.name or self.default_name
         check_name(name)
         check_unused(self.store)
+        locks = new_locks(name, self.options.secret, encrypt=self.options.encrypt)
+        self._encrypting(locks.cipher)
         source = self.open_source(name, [])
         tree, checksum, records = self._snapshot_of(source)
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
-        head = first_head(
-            name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
-        )
+        interval = self.options.interval or INTERVAL
+        head = first_head(name, source.kind, tree, checksum, records, interval, int(self.now()), self.cipher)
         outcome = Outcome(
             head,
             created=True,
@@ -236,6 +270,7 @@ class _Publish:
             return outcome
         outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
         self._validate(None, outcome, data)
+        outcome.secret = locks.keep()
         self.store.flush()
         self.store.swap_head(token, data, head.time)
         head = outcome.head
@@ -317,7 +352,7 @@ class _Publish:
         for _ in range(2):
             outcome = Outcome(head)
             builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
-            patch = PatchBuilder(self.store, self.pool, self.costs, self.moved)
+            patch = PatchBuilder(self.store, self.pool, self.cipher, self.costs, self.moved)
             checksum = head.checksum
             before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
@@ -372,16 +407,9 @@ class _Publish:
             from publisher.validate import validate
 
             self.progress("validate", 0, 0)
-            validate(
-                self.options.validate,
-                self.store,
-                was,
-                outcome.head,
-                data,
-                outcome.added,
-                outcome.updated,
-                outcome.deleted,
-            )
+            secret = None if self.cipher is None else self.cipher.secret.text
+            changes = outcome.added, outcome.updated, outcome.deleted
+            validate(self.options.validate, self.store, was, outcome.head, data, *changes, secret=secret)
 
     def _find_moved(self, value: Large, stored: Stored, given: Any, before: Value) -> None:
         """Find what of a large file was moved, for the patch; copies of other kinds have no ranges to give."""

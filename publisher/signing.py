@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from publisher.keys import Keyring, SigningKey
-from publisher.stores.base import Store
 from puller.errors import Conflict, Invalid, NoKey, NotFound
+from puller.stores.base import Store
 from puller.trust import Signed, check_head, check_step, load, read_key_set
 from puller.wire.head import MAX_WRITTEN, Head, format_head, key_set_path
 from puller.wire.keyset import KeySet, format_key_set

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from publisher.stores.base import Store
 from puller.console import rows_of
 from puller.errors import Rejected
+from puller.secret import VARIABLE
+from puller.stores.base import Store
 from puller.wire.head import HEAD, Head
 
 GRACE = 10
@@ -31,13 +32,16 @@ def validate(
     added: int,
     updated: int,
     deleted: int,
+    *,
+    secret: str | None = None,
 ) -> None:
     """Run the commands one after the other against the version that `new` stands for; all of its files are in the store.
 
     `data` are the bytes of its HEAD, signed as it will be published.
 
     Each runs in a shell, with a JSON object on stdin that says what changed and with HEADWATER_NAME, HEADWATER_VERSION
-    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; what it prints goes to stderr.
+    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; of an
+    encrypted dataset, HEADWATER_SECRET as well (`secret`). What it prints goes to stderr.
     Raises Rejected at the first that does not end with 0.
     """
     if not commands:
@@ -62,6 +66,8 @@ def validate(
             "HEADWATER_VERSION": str(new.version),
             "HEADWATER_CANDIDATE": address,
         }
+        if secret is not None:
+            environment[VARIABLE] = secret
         for command in commands:
             status = _run(command, msgspec.json.encode(facts) + b"\n", environment)
             if status != 0:

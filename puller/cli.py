@@ -17,6 +17,7 @@ from puller.console import (
     noun_of,
     rows_of,
     run,
+    secret_option,
     size,
 )
 
@@ -80,6 +81,7 @@ def main() -> None:
       puller pull https://data.example.org/prices prices.db
       puller status prices.db
       puller verify prices.db
+      puller mirror https://data.example.org/prices /srv/data/prices
     """
 
 
@@ -105,6 +107,7 @@ def main() -> None:
 @click.option("--repin", is_flag=True, help="Forget whom TARGET trusted and what it saw; begin with the --trust keys.")
 @click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
 @staleness_option
+@secret_option
 @common
 def pull_command(
     url: str,
@@ -120,6 +123,7 @@ def pull_command(
     repin: bool,
     allow_expired: bool,
     max_staleness: int | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -154,6 +158,7 @@ def pull_command(
         repin=repin,
         allow_expired=allow_expired,
         max_staleness=max_staleness,
+        secret=secret,
     )
     outcome = _pull(url, target, form, options, out)
     fields, text = _describe(outcome, target, dry_run)
@@ -296,6 +301,72 @@ def _explain(candidate: Candidate) -> str:
     return f"  {candidate.way:<10} {_cost(candidate) if closed is None else f'no: {REASONS[closed]}'}"
 
 
+@main.command("mirror", epilog=EXIT_CODES)
+@click.argument("url")
+@click.argument("folder")
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also copy what it takes to pull the N versions before the newest, where URL still has it.",
+)
+@click.option("--check", is_flag=True, help="Read every file of FOLDER again, and fetch those anew that are damaged.")
+@click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@common
+def mirror_command(
+    url: str, folder: str, keep_versions: int, check: bool, exit_code: bool, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Copy the files of the dataset at URL to FOLDER, to serve them onward: FOLDER is then an address to pull from.
+
+    Every file is verified; those of encrypted datasets are copied as they are, and no secret is needed. New files come
+    first, HEAD last, and never an older HEAD than before. Nothing is deleted.
+
+    \b
+    Examples:
+      puller mirror https://data.example.org/prices /srv/data/prices
+      puller mirror --keep-versions 10 https://data.example.org/prices /srv/data/prices
+    """
+    from puller.fetch import open_fetcher
+    from puller.mirror import Options, mirror
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    fetcher = open_fetcher(url)
+    try:
+        with out.progress() as progress:
+            options = Options(keep_versions=keep_versions, check=check)
+            outcome = mirror(url, fetcher, open_store(folder), options, progress=progress)
+    finally:
+        fetcher.close()
+    for note in outcome.notes:
+        out.warn(note)
+    head = outcome.head
+    version = f"{head.name} version {head.version}"
+    copied = f"{count(outcome.files, 'file')} ({size(outcome.bytes)}) copied"
+    cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
+    text = f"{folder}: mirrors {version}: {copied}, {cost}" if outcome.changed else f"{folder}: still mirrors {version}"
+    out.result(
+        text,
+        folder=folder,
+        dataset=head.name,
+        encrypted=head.encryption is not None,
+        changed=outcome.changed,
+        **{"from": _position(outcome.before), "to": _position(outcome.after)},
+        files=outcome.files,
+        bytes=outcome.bytes,
+        archived=outcome.archived,
+        notes=outcome.notes,
+        requests=outcome.requests,
+        received=outcome.received,
+    )
+    return UNCHANGED if exit_code and not outcome.changed else 0
+
+
+def _position(order: tuple[int, int, int] | None) -> dict[str, int] | None:
+    return None if order is None else {"epoch": order[0], "version": order[1]}
+
+
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("target")
 @as_option
@@ -331,6 +402,8 @@ def status_command(
         "seen": dict(zip(("epoch", "version", "time"), state.seen, strict=True)),
         "expires": state.expires,
         "stale": (stale := _how_stale(state, max_staleness)),
+        "encrypted": bool(state.encryption),
+        "secret_id": state.encryption or None,
     } | _trusted(state.pins)
     published, pulled = map(_time, (state.time, state.pulled))
     text = (
@@ -339,6 +412,7 @@ def status_command(
         f"  signed     {_signed(state)}\n"
         f"  newest     version {state.seen[1]} (epoch {state.seen[0]}), of {_time(state.seen[2])}{_expires(state)}"
     )
+    text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
     out.result(text, **fields)
     if stale is not None:
         out.warn(_staleness(stale, target))
@@ -382,6 +456,7 @@ def _expires(state: State) -> str:
 @click.option("--from", "source", metavar="URL", help="Where to repair from (default: where TARGET was pulled from).")
 @trust_option
 @staleness_option
+@secret_option
 @common
 def verify_command(
     target: str,
@@ -390,6 +465,7 @@ def verify_command(
     source: str | None,
     trust: tuple[str, ...],
     max_staleness: int | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -424,7 +500,7 @@ def verify_command(
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
-        options = Options(overwrite=True, version=state.version, trust=given)
+        options = Options(overwrite=True, version=state.version, trust=given, secret=secret)
         outcome = _pull(source or state.source, target, form, options, out)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (

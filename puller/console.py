@@ -25,7 +25,7 @@ Exit codes:
   4  the host or the store is unavailable; try again later
   5  what was read breaks the format or its promises; nothing of it was used
   6  `verify` found differences, or what is held is stale: HEAD is expired, older than --max-staleness, or lags behind
- 10  nothing was new (`pull --exit-code` only)
+ 10  nothing was new (`pull` and `mirror` with `--exit-code` only)
   130  interrupted; the old state was kept
 """
 
@@ -223,6 +223,20 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _secret_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.startswith("HEADWATER-SECRET"):
+        raise click.BadParameter("name the file with the secret, not the secret: everybody here can see command lines")
+    return value
+
+
+secret_option = click.option(
+    "--secret",
+    metavar="FILE",
+    callback=_secret_file,
+    help="The secret of an encrypted dataset (default: HEADWATER_SECRET, or the user's keys folder).",
+)
 
 
 def console(as_json: bool, quiet: bool, verbose: bool) -> Console:

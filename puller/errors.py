@@ -20,6 +20,10 @@ class UsageError(HeadwaterError):
     exit_code = 2
 
 
+class SecretError(UsageError):
+    """The secret of an encrypted dataset is missing, damaged or another one's, or was given for one that is not encrypted."""
+
+
 class Refused(HeadwaterError):
     """Going on would lose or overwrite something; a flag says it is meant."""
 

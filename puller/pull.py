@@ -34,6 +34,7 @@ from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
 from puller.runs import bounded, live
+from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
 from puller.trust import Keeper, Pins, Staleness, identity, staleness
@@ -62,7 +63,8 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest).
+    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
+    (None: where it is otherwise found, see `puller.secret.unlock`).
 
     `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
     what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
@@ -78,6 +80,7 @@ class Options:
     repin: bool = False
     allow_expired: bool = False
     max_staleness: int | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -159,17 +162,18 @@ def pull(
     fresh = state is None or _must_read(state, options, current) or bool(closed)
     try:
         head, answer = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        opened, cipher = (None, None) if head is None else unlock(head, options.secret)
         if state is None:
-            target = find_target(head)
+            target = find_target(opened)
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
-                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
+                puller = _Pull(address, Reader(fetcher, pool, keeping, cipher), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
-                outcome = puller.run(head, answer, fresh)
+                outcome = puller.run(opened, answer, fresh)
                 if partial is not None:
                     partial.clear()
                 return outcome
@@ -306,7 +310,7 @@ class _Pull:
                 newer, again = read_head(self.address, self.reader.fetcher, None)
                 if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
-                head, answer = newer, again
+                (head, self.reader.cipher), answer = unlock(newer, self.options.secret), again
         raise AssertionError("unreachable")
 
     def _not_modified(self) -> Outcome:
@@ -432,12 +436,9 @@ class _Pull:
             wanted = parse_head(data)
         except NotFound as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
-            newest.name,
-            newest.kind,
-            newest.epoch,
-            version,
-        ):
+        wanted, _ = unlock(wanted, self.options.secret)
+        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
             raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
         self._keeper(self.state).archived(wanted, data, self.accepted["pins"])
         return wanted
@@ -487,6 +488,13 @@ class _Pull:
                 Distrust.OTHER_DATASET,
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
                 f"{head.name!r} of kind {head.kind}; use another target",
+            )
+        if state.encryption != (head.encryption or ""):
+            held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))
+            raise Untrusted(
+                Distrust.OTHER_DATASET,
+                f"{self.target.where} holds {head.name!r} as it was published {held}; what the host serves is {served}. Nothing "
+                "was changed. Ask the publisher; if that is meant, pull into another target",
             )
 
     def _check_seen(self, state: State, head: Head) -> None:
@@ -660,6 +668,7 @@ class _Pull:
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
             ranges=ranges.dump(),
+            encryption=head.encryption or "",
         )
 
     def _remember(self, state: State, etag: str | None, fresh: bool) -> State:

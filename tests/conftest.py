@@ -131,10 +131,11 @@ http {{
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory) -> None:
-    """What publishers remember of their sources, and their private keys, stay with the tests."""
+    """What publishers remember of their sources, and the keys and secrets they make, stay with the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("HEADWATER_SIGNING_KEY", None)
+    os.environ.pop("HEADWATER_SECRET", None)
 
 
 @pytest.fixture(scope="session")

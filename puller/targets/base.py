@@ -54,6 +54,8 @@ class State(msgspec.Struct, frozen=True):
     """Since when the host serves an older HEAD than the seen one, in Unix seconds; None: it does not."""
     ranges: bytes = b""
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
+    encryption: str = ""
+    """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
     format: int = STATE_FORMAT
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from puller.errors import Invalid, Unsupported
 from puller.wire.codec import Ref, check_ref
 from puller.wire.nodes import Diff, Tree, diff_form, parse_diff, parse_tree, tree_form
-from puller.wire.note import split_note
+from puller.wire.note import decode_base64, split_note
 from puller.wire.strict import MAX_TIME, json_object
 from puller.wire.strict import field as _field
 from puller.wire.strict import hexadecimal as _hex
@@ -23,14 +24,21 @@ MAX_WRITTEN = 4096
 MAX_HEAD = 16384
 """Bytes of a HEAD that a reader takes: room for signatures that are still to come."""
 MAX_INTERVAL = 604_800
+MIN_SEALED, MAX_SEALED = 53, 116
+"""Bytes of what is sealed in HEAD, with nonce and tag: 24, and a kind of 1 to 64 characters."""
 HEAD = "HEAD"
 KINDS = ("files", "table", "bytes")
-KNOWN_NEEDS: frozenset[str] = frozenset()
+ENCRYPTION = "encryption"
+KNOWN_NEEDS = frozenset({ENCRYPTION})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Head(msgspec.Struct, frozen=True):
-    """A published version (SPEC 7.2). `checksum` is a 128-bit integer, `time` is in Unix seconds."""
+    """A published version (SPEC 7.2). `checksum` is a 128-bit integer, `time` is in Unix seconds.
+
+    Of an encrypted dataset (SPEC 11), `encryption` is the id of its secret, and `kind`, `checksum` and `records` are in
+    `sealed`: as long as it was not opened (`puller.wire.cipher`), the kind is empty.
+    """
 
     name: str
     epoch: int
@@ -48,6 +56,8 @@ class Head(msgspec.Struct, frozen=True):
     trust: int = 0
     needs: list[str] = []
     expires: int | None = None
+    encryption: str | None = None
+    sealed: bytes = b""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -76,9 +86,7 @@ def format_head(head: Head) -> bytes:
         "epoch": head.epoch,
         "version": head.version,
         "time": head.time,
-        "kind": head.kind,
-        "checksum": f"{head.checksum:032x}",
-        "records": head.records,
+        **_meaning(head),
         "snapshot": {"version": head.snapshot_version, "tree": tree_form(head.snapshot, bytes.hex)},
         "diffs": [diff_form(diff, bytes.hex) for diff in head.diffs],
         "log": None if head.log is None else [head.log.sha256.hex(), head.log.stored, head.log.raw],
@@ -94,6 +102,13 @@ def format_head(head: Head) -> bytes:
     if len(data) > MAX_WRITTEN:
         raise Invalid(f"HEAD would be {len(data)} bytes long")
     return data
+
+
+def _meaning(head: Head) -> dict[str, Any]:
+    """The fields that say what the state is; for readers without the secret, that it is sealed (SPEC 11.2)."""
+    if head.encryption is None:
+        return {"kind": head.kind, "checksum": f"{head.checksum:032x}", "records": head.records}
+    return {"encryption": {"key": head.encryption}, "sealed": base64.b64encode(head.sealed).decode()}
 
 
 def parse_head(data: bytes) -> Head:
@@ -128,9 +143,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         epoch=_integer(fields, "epoch"),
         version=_integer(fields, "version", 1),
         time=_integer(fields, "time", 0, MAX_TIME),
-        kind=_field(fields, "kind", str),
-        checksum=int.from_bytes(_hex(fields.get("checksum"), 16), "big"),
-        records=_integer(fields, "records"),
+        **(_sealed(fields) if ENCRYPTION in fields["needs"] else _plain(fields)),
         snapshot_version=_integer(snapshot, "version", 1),
         snapshot=parse_tree(snapshot.get("tree"), _hash),
         diffs=[parse_diff(diff, _hash) for diff in _field(fields, "diffs", list)],
@@ -141,11 +154,27 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         needs=fields["needs"],
         expires=_integer(fields, "expires", 0, MAX_TIME) if "expires" in fields else None,
     )
-    if head.kind not in KINDS:
-        raise Unsupported(f"the dataset is of kind {head.kind!r:.40}, unknown to this release: upgrade headwater")
     if head.snapshot_version > head.version or any(diff.b > head.version for diff in head.diffs):
         raise Invalid("HEAD names a snapshot or a diff beyond its version")
     return head
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    kind = _field(fields, "kind", str)
+    if kind not in KINDS:
+        raise Unsupported(f"the dataset is of kind {kind!r:.40}, unknown to this release: upgrade headwater")
+    checksum = int.from_bytes(_hex(fields.get("checksum"), 16), "big")
+    return {"kind": kind, "checksum": checksum, "records": _integer(fields, "records")}
+
+
+def _sealed(fields: dict[str, Any]) -> dict[str, Any]:
+    if not fields.keys().isdisjoint(("kind", "checksum", "records")):
+        raise Invalid("HEAD of an encrypted dataset has a field in the clear that must be sealed")
+    key = _hex(_field(fields, "encryption", dict).get("key"), 4).hex()
+    sealed = decode_base64(_field(fields, "sealed", str))
+    if sealed is None or not MIN_SEALED <= len(sealed) <= MAX_SEALED:
+        raise Invalid("HEAD has a field 'sealed' of a wrong length, or that is no base64 in its one form")
+    return {"kind": "", "checksum": 0, "records": 0, "encryption": key, "sealed": sealed}
 
 
 def _hash(value: Any) -> bytes:

@@ -52,7 +52,7 @@ def parse_key(text: str) -> Key:
     if len(text) > _MAX_KEY or len(parts) != 3 or not is_key_name(parts[0]):
         raise Invalid(f"{text:.80} is no public key: one is <name>+<hash>+<base64>")
     name, digits, encoded = parts
-    data = _base64(encoded)
+    data = decode_base64(encoded)
     if data is None or len(data) < 2:
         raise Invalid(f"the public key {text:.80} has a part that is no base64")
     if data[0] == ED25519 and (len(data) != 33 or ed25519_key(name, data[1:]).id != digits):
@@ -99,7 +99,7 @@ def _signature(line: str, what: str) -> tuple[str, bytes, bytes]:
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != DASH or not is_key_name(parts[1]):
         raise Invalid(f"{what} has a malformed signature line")
-    blob = _base64(parts[2])
+    blob = decode_base64(parts[2])
     if blob is None or len(blob) < 5:
         raise Invalid(f"{what} has a signature that is too short, or not in its one form")
     return parts[1], blob[:4], blob[4:]
@@ -110,7 +110,7 @@ def is_key_name(name: str) -> bool:
     return bool(name) and "+" not in name and not any(c.isspace() or c < " " for c in name)
 
 
-def _base64(text: str) -> bytes | None:
+def decode_base64(text: str) -> bytes | None:
     """What base64 stands for; None where it is not in its one form."""
     try:
         data = base64.b64decode(text, validate=True)

@@ -1,11 +1,14 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [memory] [start] [signed]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [ROW ...]
+
+A ROW is A, B, C, encrypted, memory, start or signed.
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
 and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
 --rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median. `memory` has no rival: it times
-pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them. `signed` needs no data:
-it is the CPU time of polls that find nothing new, of a signed dataset beside an unsigned one.
+pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them. The rival of
+`encrypted` is the same without encryption. `signed` needs no data: it is the CPU time of polls that find nothing new, of a
+signed dataset beside an unsigned one.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C, memory, start, signed; all of them by default")
+    parser.add_argument("data", nargs="*", help="A, B, C, encrypted, memory, start, signed; all of them by default")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -81,6 +84,8 @@ def main() -> None:
             large(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "encrypted" in arguments.data:
+            encrypted(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "memory" in arguments.data:
             memory(nginx.root, nginx.url, arguments.rounds)
         if not arguments.data or "start" in arguments.data:
@@ -159,6 +164,28 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
     )
     behind(root, url, scratch, rounds)
     unchanged(scratch, rounds)
+
+
+def encrypted(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """A: what encryption costs, and a mirror against curl of the same files."""
+    tree, out = DATA / "A/tree", scratch / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    publish = f"{PUBLISHER} publish {tree}"
+    compare("A publish, encrypted / plain", f"{publish} {out}/a --encrypt", f"{publish} {out}/a", clean, rounds)
+    subprocess.run(
+        f"{publish} {root}/encrypted --encrypt; {publish} {root}/open", shell=True, check=True, stdout=sys.stderr
+    )
+    pull = f"{PULLER} pull {url}"
+    compare("A pull, encrypted / plain", f"{pull}/encrypted {out}/copy", f"{pull}/open {out}/copy", clean, rounds)
+    names = [path.relative_to(root) for path in (root / "encrypted").rglob("*") if path.is_file()]
+    lines = "".join(f'url = "{url}/{name}"\noutput = "{out}/{name}"\n' for name in names)
+    (scratch / "names").write_text(lines)
+    curl = f"curl -sf --parallel --parallel-max 8 --create-dirs -K {scratch}/names"
+    compare("A mirror / `curl --parallel`", f"{PULLER} mirror {url}/encrypted {out}/mirror", curl, clean, rounds)
 
 
 def behind(root: Path, url: str, scratch: Path, rounds: int) -> None:

@@ -1,4 +1,4 @@
-"""One suite for every store: what publisher/stores/base.py promises."""
+"""One suite for every store: what puller/stores/base.py promises."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from publisher.stores import open_store
-from publisher.stores.base import ABSENT
 from puller.errors import Conflict, HeadwaterError, NotFound, Unavailable, UsageError
+from puller.stores import open_store
+from puller.stores.base import ABSENT
 
 NAME = "chunks/ab/" + "ab" * 32 + ".zst"
 
@@ -25,8 +25,10 @@ def store(place):
 
 
 def test_files_come_back(store):
+    assert store.size_of(NAME) is None
     store.put(NAME, b"data")
     store.put(NAME, b"data")
+    assert store.size_of(NAME) == 4
     store.flush()
     assert store.get(NAME) == b"data"
     assert store.written == 8

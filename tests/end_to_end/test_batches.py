@@ -13,9 +13,9 @@ import pytest
 
 import publisher
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
 from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import form_of
+from puller.stores.folder import FolderStore
 from puller.wire.rows import decode_schema
 from tests.conftest import ROOT, command, puller
 from tests.states import archived, diffs_of, read_head, state_of

@@ -64,6 +64,21 @@ def key_set(v, data):
         raise judge.Refused from error
 
 
+def encrypted(v, data):
+    frame, links = judge.Secret(VECTORS["encrypted"]["secret"]).file(data)
+    assert frame == blob(v["frame"])
+    found = [[area, sha256.hex(), size] for area in links for sha256, size in sorted(links[area])]
+    assert found == v["links"]
+
+
+def sealed(v, data):
+    secret = judge.Secret(VECTORS["sealed"]["secret"])
+    name, head = judge.parse_head(data)
+    judge.need((name, head.get("encryption", {}).get("key")) == (secret.name, secret.id), "another secret's")
+    opened = secret.head(head)
+    assert all(opened[part] == v[part] for part in ("kind", "checksum", "records", "version"))
+
+
 READERS = {
     "key_set": key_set,
     "trust": trusted,
@@ -78,6 +93,9 @@ READERS = {
     "file_value": lambda v, data: judge.file_value(data),
     "frame": frame,
     "patch": patch,
+    "secret": lambda v, data: judge.Secret(data.decode()),
+    "encrypted": encrypted,
+    "sealed": sealed,
 }
 CASES = [(part, kind, v) for part in READERS for kind in ("good", "bad") for v in VECTORS[part][kind]]
 
@@ -98,7 +116,7 @@ def test_record_hashes():
 
 def test_it_is_small_and_shares_nothing():
     text = Path(judge.__file__).read_text()
-    assert len(text.splitlines()) <= 275
+    assert len(text.splitlines()) <= 345
     assert "puller" not in text
     assert "publisher" not in text
 

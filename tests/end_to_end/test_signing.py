@@ -393,7 +393,7 @@ def test_requests_of_a_signed_dataset(data, nginx):
 
 KILL = """
 import os, signal, sys
-from publisher.stores.folder import FolderStore
+from puller.stores.folder import FolderStore
 from publisher import keys
 import publisher.epochs, publisher.signing
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)

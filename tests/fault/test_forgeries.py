@@ -17,10 +17,10 @@ from publisher.keys import Keyring, new_key
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.signing import following
-from publisher.stores import open_store
 from puller.errors import Corrupt, Distrust, HeadwaterError, Untrusted
 from puller.fetch import open_fetcher
 from puller.pull import Options, pull
+from puller.stores import open_store
 from puller.targets import open_target
 from puller.targets.memory import MemoryTarget
 from puller.trust import Staleness, load, parse_given

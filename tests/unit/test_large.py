@@ -52,7 +52,7 @@ class Dataset:
 
     def publish(self, content: bytes) -> large.Stored:
         before = self.store.written
-        sink = Sink(self.store, CHUNKS)
+        sink = Sink(self.store, CHUNKS, None)
         found = None if self.value is None else Earlier(self.value, self.reader, sink, self.pool)
         stored = large.put_stream(KEY, b"", io.BytesIO(content), sink, self.pool, found)
         assert isinstance(stored.value, Large)

@@ -12,13 +12,16 @@ import pytest
 
 from publisher.diffs import LISTED, choose_listed, fit
 from puller import trust
-from puller.errors import HeadwaterError, Invalid, NotFound, Unsupported, Untrusted
+from puller.errors import HeadwaterError, Invalid, NotFound, SecretError, Unsupported, Untrusted
+from puller.secret import unlock
 from puller.wire import files, nodes
 from puller.wire import rows as wire
 from puller.wire.checksum import record_hash
+from puller.wire.cipher import Cipher, parse_secret
 from puller.wire.codec import decompress
 from puller.wire.head import MAX_WRITTEN, Head, format_head, parse_head
 from puller.wire.keys import decode_key
+from puller.wire.links import decode_links
 from tests.vectors import generate
 
 HERE = Path(generate.__file__).parent
@@ -104,6 +107,29 @@ def read_trust(v, data):
     assert pinned.number == head.trust
 
 
+def read_secret(v, data):
+    parse_secret(data.decode("latin-1"))
+
+
+def read_encrypted(v, data):
+    cipher = Cipher(parse_secret(VECTORS["encrypted"]["secret"]))
+    assert cipher.decrypt(data) == blob(v["frame"])
+    assert [[area, sha256.hex(), stored] for area, sha256, stored in decode_links(data)] == v["links"]
+    assert cipher.encrypt(blob(v["frame"]), decode_links(data)[::-1]) == data
+
+
+def read_sealed(v, data, secret=VECTORS["sealed"]["secret"]):
+    head = parse_head(data)
+    assert (head.kind, head.checksum, head.records) == ("", 0, 0) or head.encryption is None
+    try:
+        opened, _ = unlock(head, secret)
+    except SecretError as error:
+        raise Invalid(str(error)) from error
+    found = {"kind": opened.kind, "checksum": f"{opened.checksum:032x}", "records": opened.records}
+    assert found | {"version": opened.version} == {name: v[name] for name in [*found, "version"]}
+    assert parse_head(format_head(opened)) == head
+
+
 READERS = {name.removeprefix("read_"): reader for name, reader in list(globals().items()) if name.startswith("read_")}
 CASES = [(part, kind, v) for part in READERS for kind in ("good", "bad") for v in VECTORS[part][kind]]
 
@@ -139,7 +165,10 @@ def test_a_value_in_a_leaf_has_at_most_a_mebibyte():
         nodes.decode_leaf(nodes.encode_leaf([b"k"], [bytes(MIB + 1)]))
 
 
-@pytest.mark.parametrize("part", ["leaf", "index", "log", "head", "schema", "patch", "key_set", "trust"])
+PARTS = ["leaf", "index", "log", "head", "schema", "patch", "key_set", "trust", "secret", "encrypted", "sealed"]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_mutations_never_raise_anything_else(part):
     """Every byte of every good vector flipped, removed or doubled: read, or refused."""
     for v in VECTORS[part]["good"]:

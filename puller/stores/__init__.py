@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from publisher.stores.base import Store
-from publisher.stores.folder import FolderStore
 from puller.errors import UsageError
+from puller.stores.base import Store
+from puller.stores.folder import FolderStore
 
 
 def open_store(address: str) -> Store:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from publisher.stores.base import Store, Token
 from puller.errors import NotFound
+from puller.stores.base import Store, Token
 
 
 class DryStore:
@@ -26,6 +26,9 @@ class DryStore:
             if path not in self._files:
                 raise
             return self._files[path]
+
+    def size_of(self, path: str) -> int | None:
+        return len(self._files[path]) if path in self._files else self._inner.size_of(path)
 
     def put(self, path: str, data: bytes) -> None:
         with self._lock:

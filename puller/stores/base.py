@@ -26,6 +26,10 @@ class Store(Protocol):
         """The bytes of a file."""
         ...
 
+    def size_of(self, path: str) -> int | None:
+        """The number of bytes of a file; None where there is provably none."""
+        ...
+
     def put(self, path: str, data: bytes) -> None:
         """Write an immutable file whole; writing the same bytes again is harmless. Durable after `flush`."""
         ...
