@@ -11,9 +11,15 @@ __all__ = ["open"]
 
 
 def open(  # noqa: A001 - read as `publisher.open`
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    single_writer: bool = False,
 ) -> Dataset:
-    """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
+    """Open the dataset at `dest`, a local folder or s3://bucket/prefix, to read it and to publish batches of changes.
 
     Where there is none, an empty one (version 1) is created if `kind` is given: "bytes" or "table"; `name` is then its
     name (the last part of `dest`, if it is not given) and `interval` the seconds that pullers should wait between polls
@@ -21,9 +27,12 @@ def open(  # noqa: A001 - read as `publisher.open`
 
     Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead.
 
+    A bucket's service that ignores conditional writes is refused when a dataset is created there, because publishers could
+    overwrite each other's versions; `single_writer` says that no two ever publish there at a time.
+
     Raises NotFound where there is no dataset and no kind was given; UsageError for a kind or a name that is not the
     dataset's, or for the kind "files"; Refused for a folder that holds something else; Invalid for a damaged HEAD.
     """
     from publisher.dataset import open_dataset
 
-    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache)
+    return open_dataset(dest, name=name, kind=kind, interval=interval, cache=cache, single_writer=single_writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,45 @@ if TYPE_CHECKING:
 INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
 
 
+BUCKET_OPTIONS = {
+    "--endpoint-url": ("AWS_ENDPOINT_URL_S3", "URL", "The address of a service that is like S3, for s3:// addresses."),
+    "--region": ("AWS_DEFAULT_REGION", "NAME", "The bucket's region."),
+    "--profile": ("AWS_PROFILE", "NAME", "The AWS profile with the credentials."),
+}
+"""Options that boto3 knows as variables."""
+
+
+def _set_variable(_context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Hand an option to boto3, and to validators, by the environment: it stands above profiles there."""
+    if value is None:
+        return
+    if parameter.name == "profile":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            os.environ.pop(name, None)  # as with `aws --profile`, it stands above these
+    if parameter.name == "endpoint_url":
+        os.environ.pop("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", None)
+    os.environ[BUCKET_OPTIONS[parameter.opts[0]][0]] = value
+
+
+def of_buckets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where s3:// leads."""
+    for option, (_, metavar, text) in reversed(BUCKET_OPTIONS.items()):
+        command = click.option(option, metavar=metavar, help=text, expose_value=False, callback=_set_variable)(command)
+    return command
+
+
+single_writer_option = click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Use a bucket without conditional writes: nobody else publishes there meanwhile.",
+)
+max_age_option = click.option(
+    "--max-age",
+    type=click.IntRange(0, 86400),
+    help="Seconds that caches may keep a bucket's HEAD without asking (5, unless it was set before).",
+)
+
+
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
@@ -28,7 +68,7 @@ def main() -> None:
     \b
     Examples:
       publisher publish ./catalogue /srv/data/catalogue
-      publisher publish prices.jsonl /srv/data/prices --key sku
+      publisher publish prices.jsonl s3://bucket/prices --key sku
       publisher log /srv/data/prices
       publisher serve /srv/data/prices
     """
@@ -45,11 +85,22 @@ def main() -> None:
     show_default=True,
     help="Seconds that pullers should wait between polls.",
 )
+@single_writer_option
+@max_age_option
+@of_buckets
 @common
 def init_command(
-    dest: str, name: str | None, kind: str, interval: int, as_json: bool, quiet: bool, verbose: bool
+    dest: str,
+    name: str | None,
+    kind: str,
+    interval: int,
+    single_writer: bool,
+    max_age: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Create an empty dataset at DEST, a local folder. `publish` does this by itself where it is needed.
+    """Create an empty dataset at DEST, a local folder or s3://bucket/prefix. `publish` does this by itself where it is needed.
 
     \b
     Example:
@@ -59,7 +110,8 @@ def init_command(
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    head = create(open_store(dest), name or default_name(dest), kind, interval=interval)
+    store = open_store(dest, single_writer=single_writer, max_age=max_age)
+    head = create(store, name or default_name(dest), kind, interval=interval)
     out.result(f"{dest}: created the empty dataset {head.name} of kind {head.kind}", **_fields(head, dest))
 
 
@@ -78,6 +130,9 @@ def init_command(
 @click.option("--no-cache", is_flag=True, help="Read all of SOURCE, also files that look as they did when published.")
 @click.option("--validate", multiple=True, metavar="CMD", help="Publish only if this command ends with 0; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing; runs no validators.")
+@single_writer_option
+@max_age_option
+@of_buckets
 @common
 def publish_command(
     source: str,
@@ -92,6 +147,8 @@ def publish_command(
     no_cache: bool,
     validate: tuple[str, ...],
     dry_run: bool,
+    single_writer: bool,
+    max_age: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -99,7 +156,8 @@ def publish_command(
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
     SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
-    folder; where there is no dataset yet, one is created.
+    folder or s3://bucket/prefix; where there is no dataset yet, one is created. Credentials for buckets, and what else
+    boto3 knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -134,8 +192,9 @@ def publish_command(
             cached_for=None if no_cache else dest,
         )
 
+    store = open_store(dest, single_writer=single_writer, max_age=max_age)
     with out.progress() as progress:
-        outcome = publish(open_store(dest), find, default_name(dest), options, progress=progress)
+        outcome = publish(store, find, default_name(dest), options, progress=progress)
     out.warn_each("skipped ", [f"{skipped}: {reason}" for skipped, reason in outcome.report.skipped])
     if outcome.report.private:
         out.warn(
@@ -174,6 +233,7 @@ def _describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any
 
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("dest")
+@of_buckets
 @common
 def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what is published at DEST.
@@ -198,6 +258,7 @@ def status_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None
 @main.command("log", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option("-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many versions to show.")
+@of_buckets
 @common
 def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the newest versions at DEST, newest first. With --json, an object a line.
@@ -219,6 +280,7 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
 @click.argument("dest")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port (0: any).")
+@of_buckets
 @common
 def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Serve DEST over HTTP for trying things, with the right cache headers. Not for production.
@@ -250,7 +312,7 @@ def default_name(dest: str) -> str:
 def _check_apart(source: str, dest: str) -> None:
     from puller.errors import UsageError
 
-    if source == "-":
+    if source == "-" or dest.startswith("s3://"):
         return
     here, there = os.path.realpath(source), os.path.realpath(dest.removeprefix("file://"))
     if os.path.commonpath([here, there]) in (here, there):

@@ -41,12 +41,18 @@ LONGEST_PAUSE = 0.5
 
 
 def open_dataset(
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    single_writer: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
-    store = open_store(dest)
+    store = open_store(dest, single_writer=single_writer)
     head = read_head(store)[0]
     if head is None:
         if kind is None:
@@ -66,7 +72,7 @@ def open_dataset(
         raise _no_batches(head.kind)
     folder = cache_folder() if cache else None
     if folder is not None:
-        where = os.path.realpath(store.where)
+        where = store.where if "://" in store.where else os.path.realpath(store.where)
         folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
     return Dataset(store, folder, interval)
 
@@ -96,7 +102,7 @@ class Dataset:
         self._lock = threading.RLock()
         self._finder = Finder()
         self._hashes = Hashes(folder, self._finder)
-        self._pool: ThreadPoolExecutor = make_pool()
+        self._pool: ThreadPoolExecutor = make_pool(store.threads)
         self._schema: tuple[str, Schema] = ("", [])
         self._closed = False
         self._was = self._read()

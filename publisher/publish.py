@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
+from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, place, restart, swap
 from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
@@ -70,7 +70,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def check_unused(store: Store) -> None:
-    """Raise Refused if the store holds something that is no part of a dataset, or the history of one."""
+    """Raise Refused if the store holds something that is no part of a dataset, or the history of one, or cannot swap HEAD."""
     foreign = store.foreign()
     if foreign is not None:
         raise Refused(
@@ -83,6 +83,7 @@ def check_unused(store: Store) -> None:
             f"{store.where} has the history of a dataset, but no HEAD; nothing was written. If HEAD was lost, copy "
             f"{archived} to HEAD and publish again; to start anew, use another folder"
         )
+    store.probe()
 
 
 def _archive_order(path: str) -> tuple[int, ...]:
@@ -98,12 +99,12 @@ def create(
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
     check_name(name)
     check_unused(store)
-    with make_pool() as pool:
+    with make_pool(store.threads) as pool:
         tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
     first = first_head(name, kind, tree, 0, 0, interval, int(now()))
     store.flush()
     try:
-        store.swap_head(token, format_head(first), first.time)
+        place(store, token, first, format_head(first))
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
     return first
@@ -126,7 +127,7 @@ def publish(
     if options.dry_run:
         store = DryStore(store)
     for _ in range(ATTEMPTS):
-        with make_pool() as pool:
+        with make_pool(store.threads) as pool:
             try:
                 return _Publish(store, open_source, default_name, options, pool, progress, now).run()
             except Conflict:
@@ -205,7 +206,7 @@ class _Publish:
         )
         self._validate(None, outcome)
         self.store.flush()
-        self.store.swap_head(token, format_head(head), head.time)
+        place(self.store, token, head, format_head(head))
         self._remember(source, head)
         return outcome
 

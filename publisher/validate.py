@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from publisher.stores.base import Store
+from publisher.stores.folder import FolderStore
 from puller.console import rows_of
 from puller.errors import Rejected
 from puller.wire.head import HEAD, Head, format_head
@@ -47,7 +49,8 @@ def validate(
         "previous_version": None if was is None else was.version,
         "previous_records": None if was is None else rows_of(was.records, was.kind),
     }
-    with _candidate(store, new) as address:
+    candidate = _linked(store, new) if isinstance(store, FolderStore) else _served(store, new)
+    with candidate as address:
         environment = os.environ | {
             "HEADWATER_NAME": new.name,
             "HEADWATER_VERSION": str(new.version),
@@ -60,7 +63,7 @@ def validate(
 
 
 @contextlib.contextmanager
-def _candidate(store: Store, new: Head) -> Iterator[str]:
+def _linked(store: FolderStore, new: Head) -> Iterator[str]:
     """A folder that serves the new version: its HEAD, and links to the store's files. It goes in the end."""
     folder = tempfile.mkdtemp(prefix="headwater-candidate-")
     try:
@@ -73,6 +76,20 @@ def _candidate(store: Store, new: Head) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _served(store: Store, new: Head) -> Iterator[str]:
+    """The address of a server on this machine alone that serves the new version: its HEAD, and the store's files."""
+    from publisher.serve import make_server
+
+    store.flush()
+    with make_server(store, "127.0.0.1", 0, quiet=True, head=format_head(new)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _run(command: str, given: bytes, environment: dict[str, str]) -> int:
