@@ -94,10 +94,10 @@ def swap(was: Published, new: Next) -> Published:
     earlier version.
     """
     head, store = was.head, was.store
-    _check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
-    if not store.create(path, was.data):
+    if not store.create(path, was.data):  # a HEAD that was never superseded has no archived copy, but after a crash
+        _check_newest(was)
         archived = parse_head(store.get(path))
         if archived.publish_id != head.publish_id:
             raise HeadwaterError(

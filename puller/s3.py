@@ -104,6 +104,7 @@ class Place:
     @contextmanager
     def _telling(self, operation: str, path: str) -> Iterator[None]:
         import botocore.exceptions as errors
+        from botocore.parsers import ResponseParserError
 
         file = f"{self.where}/{path}".rstrip("/")
         try:
@@ -117,7 +118,12 @@ class Place:
             ) from error
         except errors.ParamValidationError as error:
             raise UsageError(f"{file} is no place in a bucket: {_line(error)}") from error
-        except (errors.HTTPClientError, errors.IncompleteReadError, errors.ResponseParserError) as error:
+        except (
+            errors.HTTPClientError,
+            errors.ConnectionError,
+            errors.IncompleteReadError,
+            ResponseParserError,
+        ) as error:
             raise Unavailable(f"{file}: {_line(error)}") from error
         except errors.BotoCoreError as error:
             raise FetchError(f"{file}: the request could not be made: {_line(error)}") from error

@@ -87,7 +87,7 @@ class Request:
 
 
 Fate = Callable[[Request], str]
-"""pass, refuse (503), fail (500, after it took effect), drop (before), lose (the answer), stall (and then lose it), truncate, corrupt."""
+"""pass, refuse (503), fail (500, after it took effect), drop (before), lose (the answer), stall (and lose it), truncate, corrupt."""
 
 
 class Proxy(ThreadingHTTPServer):
