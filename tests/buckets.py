@@ -87,7 +87,8 @@ class Request:
 
 
 Fate = Callable[[Request], str]
-"""pass, refuse (503), fail (500, after it took effect), drop (before), lose (the answer), stall (and lose it), truncate, corrupt."""
+"""pass, refuse (503), fail (500, after it took effect), drop (before), lose (the answer), stall and lose, truncate, corrupt,
+unknown (501), unconditional (without the condition)."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -156,6 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fate == "refuse":
             self.answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
             return
+        if fate == "unknown":
+            request.status = 501
+            self.answer(501, [], b"<Error><Code>NotImplemented</Code></Error>")
+            return
+        if fate == "unconditional":
+            del self.headers["If-Match"], self.headers["If-None-Match"]
         with self.server.conditional if request.is_conditional else contextlib.nullcontext():
             status, headers, data = self.forward(body)
         request.status, request.answer = status, {name.lower(): value for name, value in headers}

@@ -166,7 +166,7 @@ class Bucket:
     def url(self) -> str:
         return f"s3://{self.name}"
 
-    def keys(self) -> list[str]:
+    def listed(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 

@@ -114,7 +114,7 @@ class S3Store:
             return
         from publisher.stores.probe import find_fault
 
-        fault = find_fault(self._place, PROBE)
+        fault = self._kept(lambda: find_fault(self._place, PROBE))
         if fault is not None:
             raise Refused(
                 f"the service behind {self.where} does not keep to conditional writes ({fault}), so that publishers could "
