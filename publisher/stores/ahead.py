@@ -1,15 +1,19 @@
-"""Wraps a store that waits on a network: files are put many at once, while the publisher goes on."""
+"""Wraps a store that waits on a network: files are put many at once, while the publisher goes on, and diffs are not got twice."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from publisher.stores.base import Store, Token
+from puller.wire.codec import DIFFS
 
 BUDGET = 64 << 20
 """Bytes of files that may be under way at once."""
+RECENT = 16 << 20
+"""Bytes of diffs and logs that are remembered: the next version's are merged from them."""
 IDLE = 1.0
 """Seconds after which a thread that has nothing to do ends."""
 
@@ -31,14 +35,20 @@ class Ahead:
         self._under_way: dict[str, bytes] = {}
         self._queue: deque[str] = deque()
         self._bytes = 0
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._recent_bytes = 0
         self._running = 0
         self._idle = 0
         self._error: BaseException | None = None
 
     def get(self, path: str) -> bytes:
         with self._changed:
-            data = self._under_way.get(path)
-        return self._inner.get(path) if data is None else data
+            data = self._under_way.get(path) or self._recent.get(path)
+        if data is None:
+            data = self._inner.get(path)
+            with self._changed:
+                self._remember(path, data)
+        return data
 
     def put(self, path: str, data: bytes) -> None:
         with self._changed:
@@ -49,6 +59,7 @@ class Ahead:
             if path in self._under_way:
                 return
             self._under_way[path] = data
+            self._remember(path, data)
             self._bytes += len(data)
             self._queue.append(path)
             if self._idle < len(self._queue) and self._running < self._most:
@@ -86,6 +97,16 @@ class Ahead:
 
     def probe(self) -> None:
         self._inner.probe()
+
+    def _remember(self, path: str, data: bytes) -> None:
+        if not path.startswith(f"{DIFFS}/") or len(data) > RECENT // 4 or path in self._recent:
+            return
+        if hashlib.sha256(data).hexdigest() not in path:
+            return  # damaged: it may be better the next time
+        self._recent[path] = data
+        self._recent_bytes += len(data)
+        while self._recent_bytes > RECENT:
+            self._recent_bytes -= len(self._recent.popitem(last=False)[1])
 
     def _raise(self) -> None:
         """What went wrong stays known until HEAD is read again: nothing may be published that lacks a file."""

@@ -90,7 +90,9 @@ def distant(port: int) -> None:
         proxy.stdin.write("done\n")
         proxy.stdin.flush()
         average, most = proxy.stdout.readline().split()
-        print(f"| 1,000 puts, 30 ms late | {took:.2f} s | {float(average):.1f} under way on average, {most} at most, of {PUTS} |")
+        print(
+            f"| 1,000 puts, 30 ms late | {took:.2f} s | {float(average):.1f} under way on average, {most} at most, of {PUTS} |"
+        )
 
 
 if __name__ == "__main__":
