@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 import threading
 
 import boto3
 import pytest
 
 import publisher as library
+from publisher.serve import make_server
 from publisher.stores import PUTS, open_store
 from publisher.stores.base import StoreError
 from publisher.stores.s3 import S3Store
-from puller.errors import FetchError, Refused, Unavailable
+from puller.errors import FetchError, NotFound, Refused, Unavailable
 from puller.fetch import open_fetcher
 from puller.replica import Replica
 from tests.buckets import KEYS, NO_SETTINGS, s3_client, start_moto
@@ -237,3 +239,24 @@ def test_a_refused_action_is_named(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
         with pytest.raises(StoreError, match=r"s3:PutObject on arn:aws:s3:::data/x/.* is denied to these credentials"):
             library.open("s3://data/x", kind="bytes", cache=False)
+
+
+def test_validators_and_the_small_server_reach_into_the_bucket(bucket, tmp_path):
+    rows, dest = tmp_path / "rows.jsonl", f"{bucket.url}/data"
+    rows.write_text('{"a": 1}\n')
+    assert "would create" in publisher("publish", rows, dest, "--key", "a", "--dry-run").out
+    assert bucket.listed() == []
+    check = f'{sys.executable} -m puller.cli pull -q "$HEADWATER_CANDIDATE" {tmp_path}/check.db && test $HEADWATER_VERSION = 1'
+    publisher("publish", rows, dest, "--key", "a", "--validate", check)
+    assert (tmp_path / "check.db").exists()
+    rows.write_text('{"a": 1}\n{"a": 2}\n')
+    refused = publisher("publish", "--no-cache", rows, dest, "--validate", check, check=3)
+    assert "HEAD stays at version 1" in refused.err
+    with make_server(dest, "127.0.0.1", 0, quiet=True) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Replica(f"http://127.0.0.1:{server.server_address[1]}") as replica:
+            replica.pull()
+            assert list(replica) == [("data", 1)]
+        with pytest.raises(NotFound):
+            open_fetcher(f"http://127.0.0.1:{server.server_address[1]}").fetch("heads/1-7", 100)
+        server.shutdown()
