@@ -85,7 +85,7 @@ def _served(store: Store, new: Head) -> Iterator[str]:
 
     store.flush()
     with make_server(store, "127.0.0.1", 0, quiet=True, head=format_head(new)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from puller.errors import FetchError, NotFound, Unavailable, UsageError
@@ -163,6 +164,7 @@ def _client(connections: int) -> Any:
     """boto3's client for S3, set up by boto3's own chain. It sends each request once: the callers know which may be repeated."""
     try:
         import boto3
+        import botocore.session
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
@@ -179,7 +181,9 @@ def _client(connections: int) -> Any:
         "user_agent_extra": "headwater",
     }
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _descriptions())
+        session = boto3.session.Session(botocore_session=core)
         region = session.region_name or os.environ.get("AWS_REGION")
         client = session.client("s3", region_name=region, config=Config(**options))
         if ".amazonaws.com" not in client.meta.endpoint_url and not (client.meta.config.s3 or {}).get(
@@ -191,6 +195,14 @@ def _client(connections: int) -> Any:
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"the settings for AWS make no sense: {_line(error)}") from error
     return client
+
+
+@cache
+def _descriptions() -> Any:
+    """What boto3 knows of services, parsed once for all clients: that takes most of the time to make one."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _line(error: BaseException) -> str:

@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def start_proxy(upstream: int, fate: Fate = lambda _request: "pass", delay: float = 0.0) -> Iterator[Proxy]:
     server = Proxy(upstream, fate, delay)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,17 +172,21 @@ class Bucket:
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
 
+@cache
+def client_of(port: int) -> Any:
+    return s3_client(f"http://127.0.0.1:{port}")
+
+
 @contextmanager
 def bucket_at(port: int, request, monkeypatch) -> Iterator[Bucket]:
     name = f"b{abs(hash(request.node.nodeid)):x}"
     for variable, value in (KEYS | NO_SETTINGS).items():
         monkeypatch.setenv(variable, value)
-    client = s3_client(f"http://127.0.0.1:{port}")
+    client = client_of(port)
     client.create_bucket(Bucket=name)
     with start_proxy(port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield Bucket(name, proxy, client)
-    client.close()
 
 
 @pytest.fixture

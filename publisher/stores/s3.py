@@ -80,7 +80,7 @@ class S3Store:
         noted = max_age_of(answer.get("CacheControl") or "")
         self._noted_age = MAX_AGE if noted is None else noted
         self._noted_single = _MARK in {name.lower() for name in answer.get("Metadata") or ()}
-        return data, answer["ETag"]
+        return data, self._tag(answer)
 
     def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
         if self._single:
@@ -133,18 +133,24 @@ class S3Store:
         if path == HEAD and self._single:
             parameters["Metadata"] = {_MARK: "single"}
         if not self._takes_checksums:
-            return str(self._place.send("put_object", path, **parameters)["ETag"])
+            return self._tag(self._place.send("put_object", path, **parameters))
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         try:
-            return str(self._place.send("put_object", path, ChecksumSHA256=digest, **parameters)["ETag"])
+            return self._tag(self._place.send("put_object", path, ChecksumSHA256=digest, **parameters))
         except Refusal as error:
             if error.code in _DAMAGED:
                 raise Unavailable(f"{error}: it was damaged on the way") from error
             if error.status not in (400, 501):
                 raise
-            tag = str(self._place.send("put_object", path, **parameters)["ETag"])  # refused, so nothing was written
+            tag = self._tag(self._place.send("put_object", path, **parameters))  # refused, so nothing was written
             self._takes_checksums = False
             return tag
+
+    def _tag(self, answer: dict[str, Any]) -> Token:
+        tag = answer.get("ETag")
+        if not tag:
+            raise FetchError(f"the service behind {self.where} gives files no ETag, so HEAD cannot be swapped there")
+        return str(tag)
 
     def _created(self, path: str, data: bytes) -> bool:
         try:
