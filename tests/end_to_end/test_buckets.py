@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import ssl
+import subprocess
 import sys
 import threading
 
@@ -19,7 +21,7 @@ from publisher.stores.s3 import S3Store
 from puller.errors import FetchError, NotFound, Refused, Unavailable
 from puller.fetch import open_fetcher
 from puller.replica import Replica
-from tests.buckets import KEYS, NO_SETTINGS, s3_client, start_moto
+from tests.buckets import KEYS, NO_SETTINGS, s3_client, start_moto, start_proxy
 from tests.conftest import lines, publisher, puller, tree
 
 
@@ -211,11 +213,41 @@ def test_options_and_profiles_lead_to_the_bucket(bucket, tmp_path, monkeypatch):
     config.write_text("[profile it]\naws_access_key_id = of-the-profile\naws_secret_access_key = secret\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    options = ["--profile", "it", "--region", "eu-central-1", "--endpoint-url", bucket.proxy.url]
+    options = [
+        "--profile",
+        "it",
+        "--region",
+        "eu-central-1",
+        "--endpoint-url",
+        bucket.proxy.url.replace("127.0.0.1", "localhost"),
+    ]
     publisher("publish", rows, f"{bucket.url}/x", "--key", "a", *options)
     told = bucket.proxy.requests[-1].headers["authorization"]
     assert "Credential=of-the-profile/" in told
     assert "/eu-central-1/s3/aws4_request" in told
+    assert bucket.proxy.requests[-1].path == f"/{bucket.name}/x/HEAD"
+    assert bucket.proxy.requests[-1].headers["host"].startswith("localhost:")
+
+
+def test_a_service_like_s3_over_tls_gets_plain_puts(bucket, moto_port, tmp_path, monkeypatch):
+    """No chunked bodies and no trailers, which boto3 sends by default and others refuse."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", *names, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "cert"))
+    with start_proxy(moto_port) as proxy:
+        proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url.replace("http:", "https:"))
+        library.open(f"{bucket.url}/data", kind="bytes", cache=False).close()
+        with Replica(f"{bucket.url}/data") as replica:
+            replica.pull()
+        puts = [request.headers for request in proxy.requests if request.method == "PUT"]
+    assert puts
+    assert not [
+        headers for headers in puts if {"x-amz-trailer", "transfer-encoding", "content-encoding"} & set(headers)
+    ]
 
 
 def test_a_refused_action_is_named(tmp_path, monkeypatch):
