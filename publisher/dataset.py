@@ -203,6 +203,7 @@ class Dataset:
 
         Then raises Shrunk for a batch that deletes over half of the records, unless `allow_shrink` is given; Conflict if
         others kept coming first; a HeadwaterError where the dataset cannot be read or written. HEAD is as it was then.
+        Where the store fell silent in the middle of the swap, it is Unclear (publisher.stores.base), whose message says so.
         """
         pending = PendingRows() if self.kind == "table" else PendingBytes()
         return Batch(self, pending, allow_shrink=allow_shrink)

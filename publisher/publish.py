@@ -122,7 +122,7 @@ def publish(
     """Publish the state of a source as a new version, if it differs from the newest one.
 
     Another publisher that comes first makes this one start again, reading the source again. Raises
-    HeadwaterError; then HEAD is as it was.
+    HeadwaterError; then HEAD is as it was, unless the error is Unclear (publisher.stores.base).
     """
     if options.dry_run:
         store = DryStore(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -83,11 +84,12 @@ class S3Store:
         return data, self._tag(answer)
 
     def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
-        if self._single:
-            return self._replace_head(expected, data)
-        if self._noted_single:
-            self.probe()
         condition = {"IfNoneMatch": "*"} if expected == ABSENT else {"IfMatch": expected}
+        if self._single:
+            self._compare(expected)
+            condition = {}
+        elif self._noted_single:
+            self.probe()
         try:
             return self._send(HEAD, data, **condition)
         except (NotFound, Unavailable) as error:
@@ -103,7 +105,11 @@ class S3Store:
         return self._place.list(prefix)
 
     def delete(self, path: str) -> None:
-        self._kept(lambda: self._place.send("delete_object", path))
+        def remove() -> None:
+            with contextlib.suppress(NotFound):
+                self._place.send("delete_object", path)
+
+        self._kept(remove)
 
     def foreign(self) -> str | None:
         names = (path.rstrip("/") for path in self._place.list("", "/"))
@@ -163,14 +169,14 @@ class S3Store:
             raise
         return True
 
-    def _replace_head(self, expected: Token, data: bytes) -> Token:
+    def _compare(self, expected: Token) -> None:
+        """Raise Conflict if `expected` does not stand for HEAD."""
         try:
             current = self.read_head()[1]
         except NotFound:
             current = ABSENT
         if current != expected:
             raise Conflict(f"another publisher wrote to {self.where} in the meantime")
-        return self._kept(lambda: self._send(HEAD, data))
 
     def _kept(self, write: Callable[[], T]) -> T:
         """Do what may be repeated, until it is done."""
