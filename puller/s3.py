@@ -94,9 +94,10 @@ class Place:
                 page = next(found, None)
             if page is None:
                 return
-            keys = [item["Key"] for item in page.get("Contents", ())]
+            files = [item["Key"] for item in page.get("Contents", ())]
+            keys = [key for key in files if not key.endswith("/")]  # the others stand for folders in consoles
             keys += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            yield from (key[len(self.prefix) :] for key in keys if key != self.prefix)
+            yield from (key[len(self.prefix) :] for key in keys)
 
     def close(self) -> None:
         """Give up connections."""

@@ -143,8 +143,8 @@ def nginx(nginx_server, request) -> Nginx:
 
 @pytest.fixture(scope="session")
 def moto_port(tmp_path_factory) -> Iterator[int]:
-    """One S3 server, moto's, for all tests."""
-    with start_moto(tmp_path_factory.mktemp("moto")) as port:
+    """One S3 server, moto's, for all tests; its listings have pages of 50 names."""
+    with start_moto(tmp_path_factory.mktemp("moto"), MOTO_S3_DEFAULT_MAX_KEYS="50") as port:
         yield port
 
 

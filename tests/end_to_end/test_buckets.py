@@ -275,6 +275,12 @@ def test_a_refused_action_is_named(tmp_path, monkeypatch):
             library.open("s3://data/x", kind="bytes", cache=False)
 
 
+def test_folders_that_a_console_made_are_no_files(bucket):
+    for key in ("data/", "data/heads/"):
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=b"")
+    library.open(f"{bucket.url}/data", kind="bytes", cache=False).close()
+
+
 def test_validators_and_the_small_server_reach_into_the_bucket(bucket, tmp_path):
     rows, dest = tmp_path / "rows.jsonl", f"{bucket.url}/data"
     rows.write_text('{"a": 1}\n')
