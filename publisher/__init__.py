@@ -21,8 +21,9 @@ def open(  # noqa: A001 - read as `publisher.open`
     unsigned: bool = False,
     secret: str | None = None,
     encrypt: bool = False,
+    single_writer: bool = False,
 ) -> Dataset:
-    """Open the dataset at `dest`, a local folder, to read it and to publish batches of changes.
+    """Open the dataset at `dest`, a local folder or s3://bucket/prefix, to read it and to publish batches of changes.
 
     Where there is none, an empty one (version 1) is created if `kind` is given: "bytes" or "table"; `name` is then its
     name (the last part of `dest`, if it is not given) and `interval` the seconds that pullers should wait between polls
@@ -38,6 +39,9 @@ def open(  # noqa: A001 - read as `publisher.open`
 
     Without `cache`, no record hashes are kept on this machine, and the files of the dataset are read instead. What is kept
     has the keys of the records in the clear, and hashes of their values, also where the dataset is encrypted.
+
+    A bucket's service that ignores conditional writes is refused when a dataset is created there, because publishers could
+    overwrite each other's versions; `single_writer` says that no two ever publish there at a time.
 
     Raises NotFound where there is no dataset and no kind was given; UsageError for a kind or a name that is not the
     dataset's, or for the kind "files"; SecretError where the secret of an encrypted dataset is not at hand; Refused for a
@@ -55,4 +59,5 @@ def open(  # noqa: A001 - read as `publisher.open`
         unsigned=unsigned,
         secret=secret,
         encrypt=encrypt,
+        single_writer=single_writer,
     )

@@ -33,11 +33,14 @@ IN_FLIGHT = 64 << 20
 INDEX_LEAST, INDEX_MOST, INDEX_MASK = 256, 4096, 511
 
 
-def make_pool() -> ThreadPoolExecutor:
-    """Threads for compressing and writing; zstandard, hashlib and the system calls release the GIL."""
+def make_pool(least: int = 0) -> ThreadPoolExecutor:
+    """Threads for compressing, reading and writing; zstandard, hashlib and the system calls release the GIL.
+
+    There are at least as many as are given, for a store where each request waits (`Store.threads`).
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(max(2, os.cpu_count() or 1))
+    return ThreadPoolExecutor(max(2, os.cpu_count() or 1, least))
 
 
 def separator(before: bytes, first: bytes) -> bytes:

@@ -62,6 +62,45 @@ def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+BUCKET_OPTIONS = {
+    "--endpoint-url": ("AWS_ENDPOINT_URL_S3", "URL", "The address of a service that is like S3, for s3:// addresses."),
+    "--region": ("AWS_DEFAULT_REGION", "NAME", "The bucket's region."),
+    "--profile": ("AWS_PROFILE", "NAME", "The AWS profile with the credentials."),
+}
+"""Options that boto3 knows as variables."""
+
+
+def _set_variable(_context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Hand an option to boto3, and to validators, by the environment: it stands above profiles there."""
+    if value is None:
+        return
+    if parameter.name == "profile":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            os.environ.pop(name, None)  # as with `aws --profile`, it stands above these
+    if parameter.name == "endpoint_url":
+        os.environ.pop("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", None)
+    os.environ[BUCKET_OPTIONS[parameter.opts[0]][0]] = value
+
+
+def of_buckets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where s3:// leads."""
+    for option, (_, metavar, text) in reversed(BUCKET_OPTIONS.items()):
+        command = click.option(option, metavar=metavar, help=text, expose_value=False, callback=_set_variable)(command)
+    return command
+
+
+single_writer_option = click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Use a bucket without conditional writes: nobody else publishes there meanwhile.",
+)
+max_age_option = click.option(
+    "--max-age",
+    type=click.IntRange(0, 86400),
+    help="Seconds that caches may keep a bucket's HEAD without asking (5, unless it was set before).",
+)
+
+
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
@@ -70,7 +109,7 @@ def main() -> None:
     \b
     Examples:
       publisher publish ./catalogue /srv/data/catalogue
-      publisher publish prices.jsonl /srv/data/prices --key sku
+      publisher publish prices.jsonl s3://bucket/prices --key sku
       publisher log /srv/data/prices
       publisher serve /srv/data/prices
     """
@@ -91,6 +130,9 @@ def main() -> None:
 @unsigned_option
 @encrypt_option
 @secret_option
+@single_writer_option
+@max_age_option
+@of_buckets
 @common
 def init_command(
     dest: str,
@@ -101,11 +143,13 @@ def init_command(
     unsigned: bool,
     encrypt: bool,
     secret: str | None,
+    single_writer: bool,
+    max_age: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Create an empty dataset at DEST, a local folder. `publish` does this by itself where it is needed.
+    """Create an empty dataset at DEST, a local folder or s3://bucket/prefix. `publish` does this by itself where it is needed.
 
     The dataset is signed: its private key is made in the keys folder, and the public one, for pullers, is printed.
 
@@ -118,7 +162,7 @@ def init_command(
 
     out = console(as_json, quiet, verbose)
     keyring = _keyring_or_none(signing_key, unsigned=unsigned)
-    store, named = open_store(dest), name or default_name(dest)
+    store, named = open_store(dest, single_writer=single_writer, max_age=max_age), name or default_name(dest)
     made = create(store, named, kind, interval=interval, keyring=keyring, secret=secret, encrypt=encrypt)
     head = made.head
     created = f"{dest}: created the empty dataset {head.name} of kind {head.kind}{_encrypted(head, made.secret)}"
@@ -183,6 +227,9 @@ def _key_fields(signing: Signing | None) -> dict[str, Any]:
 @unsigned_option
 @encrypt_option
 @secret_option
+@single_writer_option
+@max_age_option
+@of_buckets
 @common
 def publish_command(
     source: str,
@@ -201,6 +248,8 @@ def publish_command(
     unsigned: bool,
     encrypt: bool,
     secret: str | None,
+    single_writer: bool,
+    max_age: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -208,8 +257,10 @@ def publish_command(
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
     SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
-    folder; where there is no dataset yet, one is created, and signed: its private key is made in the keys folder
-    ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is printed.
+    folder or s3://bucket/prefix; where there is no dataset yet, one is created, and signed: its private key is made in the keys
+    folder ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is printed.
+    Credentials for buckets, and what else boto3 knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID,
+    AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -252,9 +303,10 @@ def publish_command(
             cached_for=None if no_cache else dest,
         )
 
+    store = open_store(dest, single_writer=single_writer, max_age=max_age)
     with out.progress() as progress:
         outcome = publish(
-            open_store(dest),
+            store,
             find,
             default_name(dest),
             options,
@@ -310,6 +362,7 @@ def _encrypted(head: Head, kept: str | None) -> str:
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("dest")
 @secret_option
+@of_buckets
 @common
 def status_command(dest: str, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what is published at DEST.
@@ -338,6 +391,7 @@ def status_command(dest: str, secret: str | None, as_json: bool, quiet: bool, ve
 @click.argument("dest")
 @click.option("-n", "limit", type=click.IntRange(1), default=20, show_default=True, help="How many versions to show.")
 @secret_option
+@of_buckets
 @common
 def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the newest versions at DEST, newest first. With --json, an object a line.
@@ -361,6 +415,7 @@ def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet:
 @click.argument("dest")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port (0: any).")
+@of_buckets
 @common
 def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Serve DEST over HTTP for trying things, with the right cache headers. Not for production.
@@ -389,6 +444,7 @@ def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, v
 @click.option("--expires-in", type=Duration(), metavar="TIME", help="For how long HEAD is good, as 15m, 2h or 3d.")
 @click.option("--no-expires", "forever", is_flag=True, help="Let HEAD be good for ever again.")
 @signing_option
+@of_buckets
 @common
 def refresh_command(
     dest: str,
@@ -429,6 +485,7 @@ def refresh_command(
 @click.option("--root", "roots", multiple=True, metavar="FILE", help="The private key of a root; repeatable.")
 @secret_option
 @signing_option
+@of_buckets
 @common
 def restart_command(
     dest: str,
@@ -490,6 +547,7 @@ def key_new_command(file: str, name: str, as_json: bool, quiet: bool, verbose: b
 @key_group.command("show", epilog=EXIT_CODES)
 @click.argument("dest")
 @signing_option
+@of_buckets
 @common
 def key_show_command(dest: str, signing_key: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Print the public key to give to pullers, and who may sign at DEST.
@@ -532,6 +590,7 @@ def key_show_command(dest: str, signing_key: str | None, as_json: bool, quiet: b
 @root_option
 @secret_option
 @signing_option
+@of_buckets
 @common
 def key_rotate_command(
     dest: str,
@@ -570,6 +629,7 @@ def key_rotate_command(
 @root_option
 @secret_option
 @signing_option
+@of_buckets
 @common
 def key_revoke_command(
     dest: str,
@@ -631,7 +691,7 @@ def default_name(dest: str) -> str:
 def _check_apart(source: str, dest: str) -> None:
     from puller.errors import UsageError
 
-    if source == "-":
+    if source == "-" or dest.startswith("s3://"):
         return
     here, there = os.path.realpath(source), os.path.realpath(dest.removeprefix("file://"))
     if os.path.commonpath([here, there]) in (here, there):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.published import Published
-from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
-from puller.stores.base import Store
+from publisher.published import Published, read_head
+from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, Unavailable, UsageError
+from puller.stores.base import SUPERSEDED, Store, Token, Unclear
 from puller.wire import nodes
 from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS, DIFFS, Ref
@@ -22,6 +22,8 @@ from puller.wire.nodes import Diff, Log, Tree
 from puller.wire.strict import MAX_TIME
 
 INTERVAL = 30
+SWAPS = 8
+"""How often a swap of HEAD is sent that did not arrive."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,83 @@ def swap(was: Published, new: Next) -> Published:
     earlier version.
     """
     head, store = was.head, was.store
-    check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
-    if not store.create(path, was.data):
+    if not store.create(path, was.data):  # a HEAD that was never superseded has no archived copy, but after a crash
+        check_newest(was)
         archived = parse_head(store.get(path))
         if archived.publish_id != head.publish_id:
             raise HeadwaterError(
                 f"{path} in {store.where} is not the HEAD that stands there; nothing was published. "
                 "Two histories were mixed in this folder"
             )
-    data = was.sign(new.head)
-    token = store.swap_head(was.token, data, new.head.time)
-    return was.succeeded(new.head, data, token, new.log, new.diffs)
+    data, token = place(store, was.token, new.head, was.sign(new.head))
+    head = parse_head(data)
+    head = head if was.cipher is None else was.cipher.unseal(head)
+    return was.succeeded(head, data, token, new.log, new.diffs)
+
+
+def place(
+    store: Store,
+    expected: Token,
+    head: Head,
+    data: bytes,
+    *,
+    anew: bool = False,
+    sleep: Callable[[float], object] = time.sleep,
+) -> tuple[bytes, Token]:
+    """Make `head`, whose bytes are `data`, the newest HEAD, where `expected` still stands for the one before it.
+
+    An unclear outcome is resolved by reading. Returns the bytes of the HEAD that stands for the version now, which may
+    have been signed anew, and their token: SUPERSEDED, if a later version came already. Raises Conflict if another
+    publisher came first; Unclear if it could not be found out. Where the version is there already and its HEAD is written
+    `anew`, nothing but the very bytes counts as ours.
+    """
+    for attempt in range(SWAPS):
+        try:
+            return data, store.swap_head(expected, data, head.time)
+        except Unclear as error:
+            try:
+                found = _resolve(store, expected, head, data, anew=anew)
+            except Unavailable as silent:
+                raise _unknown(store, head, silent) from error
+            if found is not None:
+                return found
+            last = error
+        sleep(0.05 * 2**attempt)
+    raise _unknown(store, head, last) from last
+
+
+def _resolve(store: Store, expected: Token, head: Head, data: bytes, *, anew: bool) -> tuple[bytes, Token] | None:
+    """What became of a swap that `head` was sent with, as in `place`; None if it did not arrive, and may be sent again."""
+    newest, read, token = read_head(store)
+    if token == expected:
+        return None
+    if newest is None:
+        raise HeadwaterError(f"HEAD in {store.where} is gone; version {head.version} may have been published before")
+    at, ours = (newest.epoch, newest.version), (head.epoch, head.version)
+    if at <= ours:
+        if at == ours and (read == data if anew else newest.publish_id == head.publish_id):
+            return read, token
+        raise Conflict(f"another publisher wrote to {store.where} in the meantime")
+    path = archive_path(*ours)
+    try:
+        left = store.get(path)
+    except NotFound as error:
+        raise HeadwaterError(
+            f"it cannot be told whose version {head.version} was published to {store.where}: there are later ones, and {path} "
+            "is gone. Look at what is published before you publish again"
+        ) from error
+    if left != data if anew else parse_head(left).publish_id != head.publish_id:
+        raise Conflict(f"other publishers wrote to {store.where} in the meantime")
+    return data, SUPERSEDED
+
+
+def _unknown(store: Store, head: Head, error: HeadwaterError) -> Unclear:
+    return Unclear(
+        f"whether version {head.version} was published to {store.where} is not known ({error}). Publish again: it is found out "
+        "then, and nothing is published twice"
+    )
 
 
 def check_newest(was: Published) -> None:

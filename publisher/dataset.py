@@ -54,11 +54,12 @@ def open_dataset(
     unsigned: bool = False,
     secret: str | None = None,
     encrypt: bool = False,
+    single_writer: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
-    store = open_store(dest)
+    store = open_store(dest, single_writer=single_writer)
     keyring = Keyring(None if signing_key is None else read_key(signing_key))
     head = read_head(store)[0]
     if head is None:
@@ -82,7 +83,7 @@ def open_dataset(
         raise _no_batches(head.kind)
     folder = cache_folder() if cache else None
     if folder is not None:
-        where = os.path.realpath(store.where)
+        where = store.where if "://" in store.where else os.path.realpath(store.where)
         folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
     return Dataset(store, folder, interval, keyring, secret)
 
@@ -124,7 +125,7 @@ class Dataset:
         self._lock = threading.RLock()
         self._finder = Finder()
         self._hashes = Hashes(folder, self._finder)
-        self._pool: ThreadPoolExecutor = make_pool()
+        self._pool: ThreadPoolExecutor = make_pool(store.threads)
         self._schema: tuple[str, Schema] = ("", [])
         self._closed = False
         self._was = self._read()
@@ -225,7 +226,8 @@ class Dataset:
 
         Then raises NoKey where the private key that signs is not at hand; Shrunk for a batch that deletes over half of the
         records, unless `allow_shrink` is given; Conflict if others kept coming first; a HeadwaterError where the dataset
-        cannot be read or written. HEAD is as it was then.
+        cannot be read or written. HEAD is as it was then. Where the store fell silent in the middle of the swap, it is Unclear
+        (puller.stores.base), whose message says so.
         """
         pending = PendingRows() if self.kind == "table" else PendingBytes()
         return Batch(self, pending, allow_shrink=allow_shrink)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from publisher.build import make_pool
-from publisher.commit import damaged, expiry, lifetime
+from publisher.commit import damaged, expiry, lifetime, place
 from publisher.keys import Keyring, SigningKey
 from publisher.published import Published, read_head
 from publisher.signing import Signing, begin, following, newest_set, write_set
@@ -334,5 +334,5 @@ def _swap(was: Published, head: Head, signing: Signing | None, made: list[str] |
     was.store.flush()
     if head.epoch != was.head.epoch:
         was.store.create(archive_path(was.head.epoch, was.head.version), was.data)
-    was.store.swap_head(was.token, data, head.time)
+    place(was.store, was.token, head, data, anew=head.version == was.head.version and head.epoch == was.head.epoch)
     return Renewed(head, signing, made or [])

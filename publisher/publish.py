@@ -11,7 +11,7 @@ import msgspec
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, restart, swap
+from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, place, restart, swap
 from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Unsorted
@@ -85,7 +85,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def check_unused(store: Store) -> None:
-    """Raise Refused if the store holds something that is no part of a dataset, or the history of one."""
+    """Raise Refused if the store holds something that is no part of a dataset, or the history of one, or cannot swap HEAD."""
     foreign = store.foreign()
     if foreign is not None:
         raise Refused(
@@ -98,6 +98,7 @@ def check_unused(store: Store) -> None:
             f"{store.where} has the history of a dataset, but no HEAD; nothing was written. If HEAD was lost, copy "
             f"{archived} to HEAD and publish again; to start anew, use another folder"
         )
+    store.probe()
 
 
 def _archive_order(path: str) -> tuple[int, ...]:
@@ -133,14 +134,14 @@ def create(
     check_name(name)
     check_unused(store)
     locks = new_locks(name, secret, encrypt=encrypt)
-    with make_pool() as pool:
+    with make_pool(store.threads) as pool:
         tree = TreeBuilder(Sink(store, CHUNKS, locks.cipher), pool).finish()
     first = first_head(name, kind, tree, 0, 0, interval, int(now()), locks.cipher)
     kept = locks.keep()
     first, data, signing = _signed(store, first, keyring)
     store.flush()
     try:
-        store.swap_head(token, data, first.time)
+        place(store, token, first, data)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
     return Created(first, kept, signing)
@@ -171,12 +172,12 @@ def publish(
 
     `keyring` has the private key of a signed dataset (None: the user's own keys); one that is created is signed only if
     it is given. Another publisher that comes first makes this one start again, reading the source again. Raises
-    HeadwaterError; then HEAD is as it was.
+    HeadwaterError; then HEAD is as it was, unless the error is Unclear (puller.stores.base).
     """
     if options.dry_run:
         store = DryStore(store)
     for _ in range(ATTEMPTS):
-        with make_pool() as pool:
+        with make_pool(store.threads) as pool:
             try:
                 return _Publish(store, open_source, default_name, options, pool, progress, now, keyring).run()
             except Conflict:
@@ -272,8 +273,8 @@ class _Publish:
         self._validate(None, outcome, data)
         outcome.secret = locks.keep()
         self.store.flush()
-        self.store.swap_head(token, data, head.time)
         head = outcome.head
+        place(self.store, token, head, data)
         self._remember(source, head)
         return outcome
 

@@ -93,7 +93,8 @@ class Published:
     def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
         """The version that came next, with what is known of it, so that a further one costs no reading."""
         after = Published(self.store, self.reader.pool, head, data, token, self.cipher, self.keyring)
-        after.signing = self.signing
+        if head.trust == self.head.trust:
+            after.signing = self.signing
         after.reader = self.reader
         after.log = log
         after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -17,6 +18,7 @@ from puller.console import rows_of
 from puller.errors import Rejected
 from puller.secret import VARIABLE
 from puller.stores.base import Store
+from puller.stores.folder import FolderStore
 from puller.wire.head import HEAD, Head
 
 GRACE = 10
@@ -60,7 +62,8 @@ def validate(
         "previous_version": None if was is None else was.version,
         "previous_records": None if was is None else rows_of(was.records, was.kind),
     }
-    with _candidate(store, data) as address:
+    candidate = _linked(store, data) if isinstance(store, FolderStore) else _served(store, data)
+    with candidate as address:
         environment = os.environ | {
             "HEADWATER_NAME": new.name,
             "HEADWATER_VERSION": str(new.version),
@@ -75,7 +78,7 @@ def validate(
 
 
 @contextlib.contextmanager
-def _candidate(store: Store, data: bytes) -> Iterator[str]:
+def _linked(store: FolderStore, data: bytes) -> Iterator[str]:
     """A folder that serves the new version: its HEAD, and links to the store's files. It goes in the end."""
     folder = tempfile.mkdtemp(prefix="headwater-candidate-")
     try:
@@ -88,6 +91,20 @@ def _candidate(store: Store, data: bytes) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _served(store: Store, data: bytes) -> Iterator[str]:
+    """The address of a server on this machine alone that serves the new version: its HEAD, and the store's files."""
+    from publisher.serve import make_server
+
+    store.flush()
+    with make_server(store, "127.0.0.1", 0, quiet=True, head=data) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _run(command: str, given: bytes, environment: dict[str, str]) -> int:

@@ -130,7 +130,7 @@ def pull_command(
 ) -> int:
     """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
 
-    URL is http://, https://, file:// or a path. TARGET is a folder (kind files), a SQLite database
+    URL is http://, https://, s3://bucket/prefix, file:// or a path. TARGET is a folder (kind files), a SQLite database
     (*.db, *.sqlite; kinds table and bytes) or a JSON Lines file (*.jsonl; kind table).
 
     A signed dataset is verified by the key that --trust gives (`publisher key show` prints it), or by the one that is met

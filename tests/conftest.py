@@ -13,9 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.buckets import KEYS, NO_SETTINGS, Proxy, free_port, s3_client, start_moto, start_proxy, start_rclone
 
 ROOT = Path(__file__).parent.parent
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -72,12 +76,6 @@ class Nginx:
         lines = self.log.read_text().splitlines()
         os.truncate(self.log, 0)
         return [(path, int(status), int(size)) for path, status, size in map(str.split, lines)]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @contextmanager
@@ -152,6 +150,68 @@ def nginx(nginx_server, request) -> Nginx:
     root.mkdir()
     nginx_server.requests()
     return Nginx(root, f"{nginx_server.url}/{root.name}", nginx_server.log)
+
+
+@pytest.fixture(scope="session")
+def moto_port(tmp_path_factory) -> Iterator[int]:
+    """One S3 server, moto's, for all tests; its listings have pages of 50 names."""
+    with start_moto(tmp_path_factory.mktemp("moto"), MOTO_S3_DEFAULT_MAX_KEYS="50") as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def rclone_port(tmp_path_factory) -> Iterator[int]:
+    """One S3 server that ignores conditions, rclone's, for all tests."""
+    with start_rclone(tmp_path_factory.mktemp("rclone")) as port:
+        yield port
+
+
+@dataclass
+class Bucket:
+    """A bucket of a test's own, which the environment leads to; the proxy sees the requests."""
+
+    name: str
+    proxy: Proxy
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    def listed(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+@cache
+def client_of(port: int) -> Any:
+    return s3_client(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def bucket_at(port: int, request, monkeypatch) -> Iterator[Bucket]:
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    for variable, value in (KEYS | NO_SETTINGS).items():
+        monkeypatch.setenv(variable, value)
+    client = client_of(port)
+    client.create_bucket(Bucket=name)
+    with start_proxy(port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield Bucket(name, proxy, client)
+
+
+@pytest.fixture
+def bucket(moto_port, request, monkeypatch) -> Iterator[Bucket]:
+    """A bucket that keeps to conditional writes."""
+    with bucket_at(moto_port, request, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def careless_bucket(rclone_port, request, monkeypatch) -> Iterator[Bucket]:
+    """A bucket that ignores conditions."""
+    with bucket_at(rclone_port, request, monkeypatch) as found:
+        yield found
 
 
 def tree(path: Path) -> dict[str, tuple[str, bytes]]:

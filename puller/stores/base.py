@@ -5,10 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from puller.errors import HeadwaterError
+from puller.wire.head import HEAD
+
 Token = str
 """Stands for the bytes of a HEAD that was read; `ABSENT` for there being none."""
 
 ABSENT: Token = ""
+
+SUPERSEDED: Token = "superseded"
+"""Stands for a HEAD that another one has replaced already: no HEAD that is read has it."""
+
+OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust"})
+"""What lies at the top of a dataset."""
+
+
+class StoreError(HeadwaterError):
+    """The store cannot be written; what is published there stays as it was, if the message does not say otherwise."""
+
+
+class Unclear(HeadwaterError):
+    """A swap of HEAD was sent, and it is not known whether it took effect, or still will: only reading can tell."""
+
+    exit_code = 4
 
 
 class Store(Protocol):
@@ -21,9 +40,11 @@ class Store(Protocol):
     where: str
     written: int
     """Stored bytes of the files that were put."""
+    threads: int
+    """How many requests at once it takes to keep the store busy, beyond those that the processors need."""
 
     def get(self, path: str) -> bytes:
-        """The bytes of a file."""
+        """The bytes of a file, also of one that was put and is not durable yet."""
         ...
 
     def size_of(self, path: str) -> int | None:
@@ -31,25 +52,31 @@ class Store(Protocol):
         ...
 
     def put(self, path: str, data: bytes) -> None:
-        """Write an immutable file whole; writing the same bytes again is harmless. Durable after `flush`."""
+        """Write an immutable file whole; writing the same bytes again is harmless. Durable after `flush`.
+
+        It may be written later: then errors are raised by `flush`, too.
+        """
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file durably unless there is one at `path` already; say whether it was written."""
+        """Write a file durably unless there is one at `path` already; say whether it was written.
+
+        What is there already may be this very file, if an answer got lost on the way.
+        """
         ...
 
     def flush(self) -> None:
-        """Make everything that was put durable."""
+        """Make everything durable that was put since HEAD was read."""
         ...
 
     def read_head(self) -> tuple[bytes, Token]:
-        """The bytes of HEAD and their token."""
+        """The bytes of HEAD and their token. What failed to be written before is forgotten: it is put again."""
         ...
 
     def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
         """Replace HEAD durably if `expected` still stands for it. `time` is the HEAD's own, in Unix seconds.
 
-        Raises puller.errors.Conflict, and changes nothing, if it does not.
+        Raises puller.errors.Conflict, and changes nothing, if it does not; Unclear if that is not certain.
         """
         ...
 
@@ -63,4 +90,8 @@ class Store(Protocol):
 
     def foreign(self) -> str | None:
         """A name in the store that is no part of a dataset, or None. An unfinished dataset has none."""
+        ...
+
+    def probe(self) -> None:
+        """Find out whether the store swaps and creates as promised. Raises Refused if it does not."""
         ...

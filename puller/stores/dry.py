@@ -18,6 +18,7 @@ class DryStore:
         self._lock = threading.Lock()
         self.where = inner.where
         self.written = 0
+        self.threads = inner.threads
 
     def get(self, path: str) -> bytes:
         try:
@@ -56,3 +57,6 @@ class DryStore:
 
     def foreign(self) -> str | None:
         return self._inner.foreign()
+
+    def probe(self) -> None:
+        pass

@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from puller.durable import sync_files, sync_folder
-from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
-from puller.stores.base import ABSENT, Token
+from puller.errors import Conflict, FetchError, NotFound, Unavailable
+from puller.stores.base import ABSENT, OURS, StoreError, Token
 from puller.wire.head import HEAD
 
 _TEMPORARY = ".tmp-"
-_OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
-
-
-class StoreError(HeadwaterError):
-    """The store cannot be written; what is published there stays as it was, if the message does not say otherwise."""
+_OURS = OURS | {"lost+found"}
 
 
 class FolderStore:
     """Keeps a dataset in a folder that any web server can serve as it is."""
+
+    threads = 0
 
     def __init__(self, root: str) -> None:
         self.where = root
@@ -138,6 +136,9 @@ class FolderStore:
             return None
         except OSError as error:
             raise self._unread("the folder", error) from error
+
+    def probe(self) -> None:
+        pass  # a lock sees to it
 
     def _current(self) -> Token:
         try:

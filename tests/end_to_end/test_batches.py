@@ -141,7 +141,7 @@ def test_what_is_no_dataset_of_ours_is_refused(tmp_path, dest):
         publisher.open(str(foreign), kind="bytes")
     with pytest.raises(HeadwaterError, match="Not a directory"):
         publisher.open(str(foreign / "letter.txt"), kind="bytes")
-    with pytest.raises(UsageError, match="local folders"):
+    with pytest.raises(UsageError, match="local folder"):
         publisher.open("ftp://host/x", kind="bytes")
 
 

@@ -97,7 +97,7 @@ def test_exit_codes_of_puller(data, arguments, status):
     [
         (["publish", "{s}", "{s}/inside"], 2, "one in the other"),
         (["publish", "{d}/nothing", "{x}"], 1, "there is no"),
-        (["publish", "{s}", "s3://bucket/x"], 2, "local folders"),
+        (["publish", "{s}", "ftp://host/x"], 2, "local folder"),
         (["publish", "{s}", "{x}", "--name", "bad name"], 2, "--name"),
         (["publish", "{s}", "{d}", "--name", "other"], 2, "holds the dataset"),
         (["publish", "{s}", "{x}", "--key", "k"], 2, "--key"),
