@@ -19,7 +19,7 @@ from puller.wire.nodes import Diff, Log, Run, Tree, Value
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from puller.fetch import Answer
+    from puller.fetch import Answer, Check
     from puller.wire.rows import Schema
 
 
@@ -33,10 +33,12 @@ class StoreFetcher:
         self.requests = 0
         self.received = 0
 
-    def fetch(self, path: str, size: int) -> bytes:
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
         data = self._store.get(path)
         self.requests += 1
         self.received += len(data)
+        if check is not None:
+            check(data)
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:

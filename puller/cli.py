@@ -55,10 +55,20 @@ def main() -> None:
     """
 
 
+mirror_option = click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="URL",
+    help="A further address of the same dataset, used where the first fails or lags; repeatable.",
+)
+
+
 @main.command("pull", epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("target")
 @as_option
+@mirror_option
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
@@ -78,6 +88,7 @@ def pull_command(
     url: str,
     target: str,
     form: str | None,
+    mirrors: tuple[str, ...],
     adopt: bool,
     check: bool,
     overwrite: bool,
@@ -105,7 +116,7 @@ def pull_command(
 
     out = console(as_json, quiet, verbose)
     options = Options(overwrite=overwrite, adopt=adopt, check=check, dry_run=dry_run, version=number)
-    outcome = _pull(url, target, form, options, out)
+    outcome = _pull(url, target, form, options, out, mirrors)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
@@ -114,8 +125,9 @@ def pull_command(
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
 
-def _pull(url: str, path: str, form: str | None, options: Options, out: Console) -> Outcome:
+def _pull(url: str, path: str, form: str | None, options: Options, out: Console, mirrors: tuple[str, ...]) -> Outcome:
     from puller.fetch import open_fetcher
+    from puller.mirrors import Health
     from puller.pull import pull
     from puller.targets import open_target
 
@@ -127,10 +139,11 @@ def _pull(url: str, path: str, form: str | None, options: Options, out: Console)
         opened.append(open_target(path, None if head is None else head.kind, form))
         return opened[-1]
 
-    fetcher = open_fetcher(url)
+    health = Health()
+    fetcher = open_fetcher(url, mirrors, health)
     try:
         with out.progress() as progress:
-            outcome = pull(url, fetcher, find, options, progress=progress)
+            outcome = pull(url, fetcher, find, options, progress=progress, health=health)
     finally:
         fetcher.close()
         for old in opened:
@@ -240,9 +253,17 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
     "--repair", is_flag=True, help="Bring back what differs, over local edits, fetching as little as will do."
 )
 @click.option("--from", "source", metavar="URL", help="Where to repair from (default: where TARGET was pulled from).")
+@mirror_option
 @common
 def verify_command(
-    target: str, form: str | None, repair: bool, source: str | None, as_json: bool, quiet: bool, verbose: bool
+    target: str,
+    form: str | None,
+    repair: bool,
+    source: str | None,
+    mirrors: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Read everything in TARGET again and compare it with what was pulled.
 
@@ -272,7 +293,7 @@ def verify_command(
     repaired: dict[str, Any] = {}
     if not same and repair:
         options = Options(overwrite=True, version=state.version)
-        outcome = _pull(source or state.source, target, form, options, out)
+        outcome = _pull(source or state.source, target, form, options, out, mirrors)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (
             f"{target}: {what}; brought back to {state.dataset} version {state.version} by {outcome.plan.way}: "

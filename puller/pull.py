@@ -19,14 +19,17 @@ from puller.errors import (
     HeadwaterError,
     Invalid,
     LocalEdits,
+    Missing,
     Moved,
     NotFound,
     SchemaChanged,
     Stale,
     Unavailable,
     UsageError,
+    Withheld,
 )
-from puller.fetch import THREADS, Fetcher, shown, where
+from puller.fetch import THREADS, Fetcher, Patience, shown, where
+from puller.mirrors import Health
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
@@ -46,6 +49,9 @@ MOST_DAMAGED = 3
 """Damaged diffs that a pull goes round before it gives up."""
 MOST_NAMED = 10_000
 """Records that are named one by one when local edits are overwritten."""
+CHANGES = (Way.NOTHING, Way.PATCH, Way.DIFFS)
+MOST_ATTEMPTS = 8
+"""Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
@@ -101,11 +107,16 @@ def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | 
     """HEAD (None: not modified since it came with `etag`), and its tag. Raises Invalid, FetchError."""
     try:
         answer = fetcher.fetch_head(etag)
-        return (None if answer.data is None else parse_head(answer.data)), answer.etag
-    except NotFound as error:
-        raise NotFound(f"there is no dataset at {shown(address)} ({error}); check the address") from error
-    except Invalid as error:
-        raise type(error)(f"{shown(address)}: {error}") from error
+    except (NotFound, Withheld) as error:
+        what = "there is no dataset at" if isinstance(error, NotFound) else "no dataset can be read at"
+        raise type(error)(f"{what} {shown(address)} ({error}); check the address") from error
+    first: Invalid | None = None
+    for one in (answer, *answer.others):  # the newest first; one that is refused makes room for the next
+        try:
+            return (None if one.data is None else parse_head(one.data)), one.etag
+        except Invalid as error:
+            first = first or error
+    raise type(first)(f"{shown(address)}: {first}") from first  # type: ignore[misc]
 
 
 def pull(
@@ -117,24 +128,25 @@ def pull(
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
     watch: Watch | None = None,
+    health: Health | None = None,
+    patience: Callable[[], Patience] = Patience,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
-    `watch` notes what changes on the way.
+    `watch` notes what changes on the way. `health` is what the fetcher knows of its hosts: it is kept with the target.
+    `patience` says how long files that are missing on the host are waited for.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
+    health = health or Health()
     state = partial = None
+    closed = dict.fromkeys(CHANGES, Reason.OVERWRITE) if options.overwrite else {}
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
-    closed: dict[Way, Reason] = {}
-    if options.overwrite:
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
-    if state is not None and not target.is_there():
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
-    elif state is not None and options.check:
-        _check(target, state)
+    if state is not None:
+        closed |= _closed_by_what_is_there(target, state, options)
+        health.load(state.rests)
     current = int(now())
     fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
     try:
@@ -149,21 +161,45 @@ def pull(
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
+                puller.patience = patience
                 outcome = puller.run(head, etag, fresh)
                 if partial is not None:
                     partial.clear()
+                outcome.notes[:0] = health.notes
+                _remember_rests(target, options, health)
                 return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except HeadwaterError as error:
-        if not isinstance(error, Unavailable) and partial is not None:
+        if state is not None:
+            _remember_rests(target, options, health)
+        if not isinstance(error, (Unavailable, Missing, Withheld)) and partial is not None:
             partial.clear()
         if not isinstance(error, FetchError):
             raise
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
+
+
+def _remember_rests(target: Target, options: Options, health: Health) -> None:
+    """Keep with the target which hosts are to be left alone, also by the next process."""
+    if options.dry_run:
+        return
+    with contextlib.suppress(HeadwaterError):
+        state, rests = target.state(), health.dump()
+        if state is not None and state.rests != rests:
+            target.remember(msgspec.structs.replace(state, rests=rests))
+
+
+def _closed_by_what_is_there(target: Target, state: State, options: Options) -> dict[Way, Reason]:
+    """The ways that are closed before HEAD is known. Raises LocalEdits where that was asked to be checked."""
+    if not target.is_there():
+        return dict.fromkeys((*CHANGES, Way.RESYNC), Reason.DATA_MISSING)
+    if options.check:
+        _check(target, state)
+    return {}
 
 
 def _check(target: Target, state: State) -> None:
@@ -253,25 +289,38 @@ class _Pull:
         self.edited: list[str] = []
         self.way = Way.NOTHING
         self.watch: Watch | None = None
+        self.patience: Callable[[], Patience] = Patience
         self.notes: list[str] = []
 
     def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
         if head is None:
             assert self.state is not None
             return self._unchanged(self.state, Reason.CURRENT)
-        for attempt in range(3):
+        for attempt in range(MOST_ATTEMPTS):
+            last = attempt + 1 == MOST_ATTEMPTS
             try:
                 return self._by_some_way(head, etag, fresh)
             except Moved:
-                if attempt == 2:
+                if last:
                     raise
                 self.state = self.target.state()
-            except NotFound:
+            except (Missing, Withheld) as error:
                 newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
-                if attempt == 2 or newer is None or newer.order <= head.order:
+                if newer is not None and newer.order > head.order and not last:
+                    head, etag = newer, newer_etag
+                elif last or not self._go_on_without(error):
                     raise
-                head, etag = newer, newer_etag
         raise AssertionError("unreachable")
+
+    def _go_on_without(self, error: FetchError) -> bool:
+        """A file is missing, and HEAD is no newer: wait for it, then look for another way; say whether there is any."""
+        if self.way is not Way.PATCH and self.reader.patience is None and not self.reader.fetcher.is_local:
+            self.reader.patience = self.patience()
+            return True
+        if self.state is None or not self._close(error):
+            return False
+        self.notes.append(str(error))
+        return True
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         """Take the cheapest way; where it turns out to be closed, the next one."""
@@ -306,7 +355,7 @@ class _Pull:
         path = archive_path(newest.epoch, version)
         try:
             wanted = parse_head(self.reader.fetcher.fetch(path, MAX_HEAD))
-        except NotFound as error:
+        except (NotFound, Withheld) as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
         if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
             newest.name,
@@ -321,12 +370,12 @@ class _Pull:
         """Close the way that failed, or a part of it; say whether another is left to try."""
         if self.way is Way.PATCH:
             self.closed[Way.PATCH] = Reason.PATCH_FAILED
-        elif isinstance(error, Corrupt) and error.diff is not None:
+        elif isinstance(error, (Corrupt, FetchError)) and error.diff is not None:
             self.damaged.add(error.diff)
             return len(self.damaged) <= MOST_DAMAGED
         elif self.way is Way.DIFFS:
             self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
-        elif self.way is Way.RESYNC and not isinstance(error, Corrupt):
+        elif self.way is Way.RESYNC and isinstance(error, ChecksumMismatch):
             if self.trusting:
                 self.trusting = False
             else:
@@ -347,6 +396,7 @@ class _Pull:
                     self._remember(state, newest, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
+        self.way = Way.NOTHING
         whole = self.options.dry_run or Way.DIFFS in self.closed
         diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole)
         chosen = plan(position, head, diffs, closed=self.closed)

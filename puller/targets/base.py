@@ -42,6 +42,8 @@ class State(msgspec.Struct, frozen=True):
     """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
     ranges: bytes = b""
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
+    rests: dict[str, tuple[int, int]] = {}
+    """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
     format: int = STATE_FORMAT
 
     @property

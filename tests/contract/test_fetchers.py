@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from publisher.serve import make_server
-from puller.errors import FetchError, NotFound, Unavailable, UsageError
-from puller.fetch import FolderFetcher, HttpFetcher, Retrying, open_fetcher
+from puller.errors import FetchError, NotFound, Unavailable, UsageError, Withheld
+from puller.fetch import FolderFetcher, Retrying, open_fetcher
+from puller.http import HttpFetcher
 
 HEAD = b"headwater/1 test\n{}\n\n"
 NAME = "ab" * 32
@@ -158,11 +159,11 @@ def bad():
     [
         ("404", NotFound),
         ("410", NotFound),
-        ("403", FetchError),
+        ("403", Withheld),
         ("401", FetchError),
         ("400", FetchError),
         ("204", FetchError),
-        ("206", FetchError),
+        ("206", Unavailable),
         ("304", FetchError),
         ("500", Unavailable),
         ("503", Unavailable),
