@@ -45,8 +45,8 @@ class Health:
         now = self.now()
         with self._lock:
             for place, (until, failures) in rests.items():
-                if now - FORGET < until <= now + FORGET:
-                    self._rests.setdefault(place, (until, failures))
+                if until > now - FORGET:
+                    self._rests.setdefault(place, (min(until, now + FORGET), failures))
 
     def dump(self) -> dict[str, tuple[int, int]]:
         """What the next process should know."""
@@ -86,7 +86,8 @@ class Mirrors:
     """Wraps fetchers of the same dataset, by their addresses, the preferred one first.
 
     HEAD is asked of all places at once that are not left alone; the newest one comes first in the answer. A file is asked
-    of one place: the first that is not left alone and had the newest HEAD, then, if it fails or lacks the file, the next.
+    of one place: the first that is not left alone and had the newest HEAD, then, if it fails or lacks the file, the next;
+    of those that are left alone only if all others fail.
     """
 
     def __init__(self, fetchers: Mapping[str, Fetcher], health: Health | None = None) -> None:
@@ -126,9 +127,11 @@ class Mirrors:
         return replace(first, others=tuple(others))
 
     def _first(self, ask: Callable[[Fetcher], T]) -> T:
-        """What the first place that can gives. Raises the most hopeful of the errors if none can."""
+        """What the first place that can gives. Raises one error for all if none can."""
         errors: list[HeadwaterError] = []
         for place in self._in_turn():
+            if any(isinstance(error, NotFound) for error in errors) and self.health.rest(place)[0]:
+                break
             try:
                 found = ask(self._fetchers[place])
             except (FetchError, Corrupt) as error:
@@ -214,7 +217,7 @@ class Mirrors:
             self.health.failed(place, error)
 
     def _all_failed(self, errors: list[HeadwaterError]) -> HeadwaterError:
-        """One error for those of all places: what may pass over comes first."""
+        """One error for those of all places: absence is proven only if all say so."""
         if not errors:
             rest, place = min((self.health.rest(place)[0], place) for place in self._fetchers)
             until = time.strftime("%H:%M:%S", time.localtime(self.health.now() + rest))
@@ -222,12 +225,14 @@ class Mirrors:
         if len(errors) == 1:
             return errors[0]
         text = "; ".join(map(str, errors))
-        for kind in (Unavailable, Withheld, Corrupt):
-            found = [error for error in errors if isinstance(error, kind)]
-            if found:
-                waits = [error.retry_after for error in found if isinstance(error, Unavailable) and error.retry_after]
-                return Unavailable(text, min(waits, default=None)) if kind is Unavailable else kind(text)
-        return NotFound(text) if all(isinstance(error, NotFound) for error in errors) else FetchError(text)
+        if all(isinstance(error, NotFound) for error in errors):
+            return NotFound(text)
+        if any(isinstance(error, (NotFound, Withheld)) for error in errors):
+            return Withheld(text)
+        outages = [error for error in errors if isinstance(error, Unavailable)]
+        if outages:
+            return Unavailable(text, min((e.retry_after for e in outages if e.retry_after), default=None))
+        return (Corrupt if all(isinstance(error, Corrupt) for error in errors) else FetchError)(text)
 
 
 def _with_order(answer: Answer, order: Order) -> Answer:

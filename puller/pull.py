@@ -296,15 +296,19 @@ class _Pull:
         if head is None:
             assert self.state is not None
             return self._unchanged(self.state, Reason.CURRENT)
+        missing: FetchError | None = None
         for attempt in range(MOST_ATTEMPTS):
             last = attempt + 1 == MOST_ATTEMPTS
             try:
                 return self._by_some_way(head, etag, fresh)
+            except Invalid as error:
+                raise missing or error from error
             except Moved:
                 if last:
                     raise
                 self.state = self.target.state()
             except (Missing, Withheld) as error:
+                missing = error
                 newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
                 if newer is not None and newer.order > head.order and not last:
                     head, etag = newer, newer_etag
