@@ -20,6 +20,8 @@ TIMEOUT = 30.0
 """Seconds that a host has for the headers of an answer, and to be silent."""
 ATTEMPTS = 4
 THREADS = 8
+CONNECTIONS = 32
+"""Files that are asked of a remote host at once: what is far away is waited for, not worked on."""
 PATIENCE = 20.0
 """Seconds that a pull waits for files that are missing on the host."""
 

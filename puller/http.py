@@ -9,7 +9,9 @@ import ssl
 import threading
 import time
 import zlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
@@ -17,11 +19,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from puller.errors import Corrupt, FetchError, NotFound, Unavailable, UsageError, Withheld
-from puller.fetch import THREADS, TIMEOUT, Answer, Check, shown
+from puller.fetch import CONNECTIONS, TIMEOUT, Answer, Check, shown
 from puller.wire.head import HEAD, MAX_HEAD
 
 LONGEST_REST = 86_400
 """Seconds of a Retry-After that are honoured; more counts as this."""
+REDIRECTS = (301, 302, 303, 307, 308)
 _GZIP = b"\x1f\x8b"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|script|meta|title|\?xml|!--)", re.I)
 
@@ -145,38 +148,48 @@ class HttpFetcher:
     def close(self) -> None:
         self._pool.clear()
 
+    def look(self, path: str, headers: dict[str, str], limit: int) -> Look:
+        """What the host answers, not judged: redirects are not followed and the body is as it came, up to `limit` bytes."""
+        url = urljoin(self.base, path)
+        with self._asking(url, headers) as response:
+            return Look(response.status, response.headers, response.read(limit, decode_content=False))
+
     def _get(self, path: str, limit: int, headers: dict[str, str]) -> _Got:
         url = urljoin(self.base, path)
         for _ in range(4):
-            self.requests += 1
-            _time.end = time.monotonic() + self._timeout
-            try:
-                response = self._pool.request(
-                    "GET", url, headers=self._headers | headers, redirect=False, preload_content=False
-                )
-                whole = False
-                try:
-                    if response.status in (301, 302, 303, 307, 308):
-                        url = _redirect(url, response)
-                        continue
-                    _check(url, response, "If-None-Match" in headers)
-                    got = _Got(url, response)
-                    self._read(response, limit, got)
-                    whole = got.is_whole
-                    return got
-                finally:
-                    if not whole:
-                        response.close()
-                    response.release_conn()
-            except urllib3.exceptions.LocationParseError as error:
-                raise UsageError(f"{url} is not a proper address: {error}") from error
-            except ValueError as error:
-                raise Unavailable(f"{shown(url)}: the host's answer makes no sense ({error})") from error
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Unavailable(f"{url}: {_reason(error)}") from error
-            finally:
-                _time.end = float("inf")
+            with self._asking(url, headers) as response:
+                if response.status in REDIRECTS:
+                    url = _redirect(url, response)
+                    continue
+                _check(url, response, "If-None-Match" in headers)
+                got = _Got(url, response)
+                self._read(response, limit, got)
+                return got
         raise FetchError(f"{url}: too many redirects")
+
+    @contextmanager
+    def _asking(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        """An answer, whose connection can be used again if its body was read to the end."""
+        self.requests += 1
+        _time.end = time.monotonic() + self._timeout
+        try:
+            response = self._pool.request(
+                "GET", url, headers=self._headers | headers, redirect=False, preload_content=False
+            )
+            try:
+                yield response
+            finally:
+                if not response.closed:
+                    response.close()
+                response.release_conn()
+        except urllib3.exceptions.LocationParseError as error:
+            raise UsageError(f"{url} is not a proper address: {error}") from error
+        except ValueError as error:
+            raise Unavailable(f"{shown(url)}: the host's answer makes no sense ({error})") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unavailable(f"{url}: {_reason(error)}") from error
+        finally:
+            _time.end = float("inf")
 
     def _read(self, response: urllib3.BaseHTTPResponse, limit: int, got: _Got) -> None:
         """Read a body of at most `limit` bytes; one that was compressed on the way, though nobody asked, is undone."""
@@ -190,11 +203,18 @@ class HttpFetcher:
             left -= len(part)
             if time.monotonic() > _time.end:
                 raise Unavailable(f"{got.url}: the body came too slowly")
-        got.is_whole = left > 0
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self.received += len(data)
         plain = _gunzip(data, limit) if data.startswith(_GZIP) else None
         got.data = data[:limit] if plain is None else plain
+
+
+class Look(NamedTuple):
+    """An answer that is not judged."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class _Got:
@@ -206,13 +226,12 @@ class _Got:
         self.etag = response.headers.get("ETag")
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         self.encoding = "" if encoding == "identity" else encoding
-        self.is_whole = False
         self.data = b""
 
 
 def _manager(base: str, timeout: float) -> urllib3.PoolManager:
     options: dict[str, Any] = {
-        "maxsize": THREADS,
+        "maxsize": CONNECTIONS,
         "block": True,
         "retries": False,
         "timeout": urllib3.Timeout(connect=min(10.0, timeout), read=timeout),

@@ -28,7 +28,7 @@ from puller.errors import (
     UsageError,
     Withheld,
 )
-from puller.fetch import THREADS, Fetcher, Patience, shown, where
+from puller.fetch import CONNECTIONS, THREADS, Fetcher, Patience, shown, where
 from puller.mirrors import Health
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
@@ -155,7 +155,7 @@ def pull(
             target = find_target(head)
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS if fetcher.is_local else CONNECTIONS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
