@@ -322,6 +322,26 @@ def verify_command(
     return 0 if same or repaired else DIFFERS
 
 
+@main.command("doctor", epilog=EXIT_CODES)
+@click.argument("url")
+@common
+def doctor_command(url: str, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Look at how the dataset at URL is served, and say what is wrong and what to do about it.
+
+    Exits with 1 if there is a problem. Asks for one name that cannot exist, to see what is said of missing files.
+
+    \b
+    Example:
+      puller doctor https://data.example.org/catalogue
+    """
+    from puller.doctor import examine, fields, problems, told
+
+    findings, _ = examine(url)
+    wrong = problems(findings)
+    console(as_json, quiet, verbose).result(told(findings), url=url, problems=wrong, findings=fields(findings))
+    return 1 if wrong else 0
+
+
 def _held(path: str, form: str | None) -> tuple[Any, Any]:
     from puller.errors import TargetError
     from puller.targets import open_target

@@ -8,11 +8,15 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from publisher.stores.base import ABSENT, Token
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
 from puller.wire.head import HEAD
+
+if TYPE_CHECKING:
+    from puller.doctor import Finding
 
 _TEMPORARY = ".tmp-"
 _OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
@@ -130,6 +134,22 @@ class FolderStore:
             return None
         except OSError as error:
             raise self._unread("the folder", error) from error
+
+    def probe(self) -> Iterator[Finding]:
+        """Whether others, such as a web server, may read what is published."""
+        from puller.doctor import NOTE, OK, Finding
+
+        closed = []
+        for name, needed in (("", 0o005), (HEAD, 0o004), ("chunks", 0o005), ("diffs", 0o005)):
+            full = os.path.join(self.where, name)
+            with suppress(FileNotFoundError):
+                if os.stat(full).st_mode & needed != needed:
+                    closed.append(full)
+        if closed:
+            text = f"only some users may read {', '.join(closed)}: a web server that runs as another gets nothing"
+            yield Finding("rights", NOTE, text, f"chmod -R a+rX {self.where}, and publish with umask 022")
+        else:
+            yield Finding("rights", OK, "everybody on this machine may read what is published")
 
     def _current(self) -> Token:
         try:
