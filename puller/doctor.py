@@ -132,18 +132,19 @@ def _certificate_ends(url: str) -> float | None:
 
 def judge(facts: Facts) -> list[Finding]:
     """Findings from what a host answered. Pure."""
-    return [
+    found = [
         _tls(facts),
         _clock(facts),
-        _lag(facts),
         *_head_lifetime(facts),
         *_file_lifetime(facts),
         _encoding(facts),
         _tags(facts),
         _cors(facts),
         _missing(facts),
-        _ranges(facts),
     ]
+    if not any(look is not None and _encoded(look) for look in (facts.head, facts.again, facts.file)):
+        found += [_lag(facts), _ranges(facts)]  # bodies that were compressed say nothing about these
+    return found
 
 
 def _redirect(url: str, look: Look) -> Finding:
