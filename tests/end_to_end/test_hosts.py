@@ -234,6 +234,16 @@ def test_what_was_missing_is_asked_for_past_the_caches(versions):
         fetcher.close()
 
 
+def test_tags_are_not_taken_to_another_host(versions):
+    with hostile(versions[2]) as one, hostile(versions[2]) as two:
+        fetchers = [HttpFetcher(host.url) for host in (one, two)]
+        answer = fetchers[0].fetch_head(None)
+        assert fetchers[0].fetch_head(answer.etag).data is None
+        assert fetchers[1].fetch_head(answer.etag).data == answer.data
+        for fetcher in fetchers:
+            fetcher.close()
+
+
 def test_retry_after_is_honoured_by_the_next_process(versions, tmp_path):
     copy = tmp_path / "copy.db"
     with hostile(versions[2]) as host:
@@ -275,7 +285,8 @@ def test_the_newest_head_wins_and_new_files_are_not_asked_of_who_is_behind(versi
         assert copy.content() == state(4)
         assert behind.paths() == ["HEAD"]
         ahead.paths()
-        assert copy.pull(behind.url, ahead.url).plan.way == "nothing"
+        outcome = copy.pull(behind.url, ahead.url)
+        assert (outcome.plan.reason, outcome.notes) == ("current", []), "not modified is newer than what the other has"
         assert ahead.asked[0].headers["if-none-match"]
         assert "if-none-match" not in behind.asked[0].headers
         behind.root = versions[4]
