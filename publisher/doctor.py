@@ -16,10 +16,10 @@ from puller.wire.head import Head
 
 
 @runtime_checkable
-class Probing(Protocol):
+class Telling(Protocol):
     """A store that knows more of its own to look at."""
 
-    def probe(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Finding]:
         """Findings about the store. What it writes, it removes."""
         ...
 
@@ -39,8 +39,8 @@ def examine_store(store: Store, public_url: str | None = None) -> list[Finding]:
     if head is not None:
         time = head.time
         findings.append(_tried("compare-and-swap", lambda: _swap(store, data, time)))
-    if isinstance(store, Probing):
-        findings += store.probe()
+    if isinstance(store, Telling):
+        findings += store.findings()
     if public_url is not None:
         found, public = examine(public_url)
         findings += [*found, _same(head, public, public_url)]

@@ -346,7 +346,7 @@ _WORDS = {
     "NameResolutionError": "the host's name is unknown",
     "gaierror": "the host's name is unknown",
     "ConnectTimeoutError": "the host did not answer in time",
-    "ReadTimeoutError": "the host went silent",
+    "ReadTimeoutError": "the host was silent or too slow",
     "IncompleteRead": "the connection broke off in the middle of a file",
     "ProtocolError": "the connection broke off",
     "ProxyError": "the proxy does not let it through",

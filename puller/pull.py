@@ -165,7 +165,7 @@ def pull(
                 outcome = puller.run(head, etag, fresh)
                 if partial is not None:
                     partial.clear()
-                outcome.notes[:0] = health.notes
+                outcome.notes[:0] = dict.fromkeys(health.notes)
                 _remember_rests(target, options, health)
                 return outcome
             except BaseException:

@@ -135,7 +135,7 @@ class FolderStore:
         except OSError as error:
             raise self._unread("the folder", error) from error
 
-    def probe(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Finding]:
         """Whether others, such as a web server, may read what is published."""
         from puller.doctor import NOTE, OK, Finding
 
