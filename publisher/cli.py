@@ -683,6 +683,33 @@ def _tell(renewed: Renewed, dest: str, out: Console, done: str) -> None:
     out.result("\n".join(lines), **_fields(head, dest), **fields)
 
 
+@main.command("doctor", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option(
+    "--public-url", metavar="URL", help="Where DEST is served: that is looked at, too, as `puller doctor` does."
+)
+@of_buckets
+@common
+def doctor_command(dest: str, public_url: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Look at whether DEST can be published to safely, and say what is wrong and what to do about it.
+
+    Exits with 1 if there is a problem. Small files are written to DEST, which is made if it is not there, and removed
+    again; HEAD stays as it is.
+
+    \b
+    Example:
+      publisher doctor /srv/data/prices --public-url https://data.example.org/prices
+    """
+    from publisher.doctor import examine_store
+    from puller.doctor import fields, problems, told
+    from puller.stores import open_store
+
+    findings = examine_store(open_store(dest), public_url)
+    wrong = problems(findings)
+    console(as_json, quiet, verbose).result(told(findings), dest=dest, problems=wrong, findings=fields(findings))
+    return 1 if wrong else 0
+
+
 def default_name(dest: str) -> str:
     """The name of a dataset that is created at `dest`."""
     return os.path.basename(os.path.abspath(dest.removeprefix("file://")))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from publisher.keys import Keyring
     from publisher.signing import Signing
-    from puller.fetch import Answer
+    from puller.fetch import Answer, Check
     from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
@@ -37,10 +37,12 @@ class StoreFetcher:
         self.requests = 0
         self.received = 0
 
-    def fetch(self, path: str, size: int) -> bytes:
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
         data = self._store.get(path)
         self.requests += 1
         self.received += len(data)
+        if check is not None:
+            check(data)
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:

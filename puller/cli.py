@@ -85,10 +85,20 @@ def main() -> None:
     """
 
 
+mirror_option = click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="URL",
+    help="A further address of the same dataset, used where the first fails or lags; repeatable.",
+)
+
+
 @main.command("pull", epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("target")
 @as_option
+@mirror_option
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
@@ -113,6 +123,7 @@ def pull_command(
     url: str,
     target: str,
     form: str | None,
+    mirrors: tuple[str, ...],
     adopt: bool,
     check: bool,
     overwrite: bool,
@@ -160,7 +171,7 @@ def pull_command(
         max_staleness=max_staleness,
         secret=secret,
     )
-    outcome = _pull(url, target, form, options, out)
+    outcome = _pull(url, target, form, options, out, mirrors)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
@@ -216,8 +227,9 @@ def _met(outcome: Outcome, dry_run: bool) -> list[str]:
     ]
 
 
-def _pull(url: str, path: str, form: str | None, options: Options, out: Console) -> Outcome:
+def _pull(url: str, path: str, form: str | None, options: Options, out: Console, mirrors: tuple[str, ...]) -> Outcome:
     from puller.fetch import open_fetcher
+    from puller.mirrors import Health
     from puller.pull import pull
     from puller.targets import open_target
 
@@ -229,10 +241,11 @@ def _pull(url: str, path: str, form: str | None, options: Options, out: Console)
         opened.append(open_target(path, None if head is None else head.kind, form))
         return opened[-1]
 
-    fetcher = open_fetcher(url)
+    health = Health()
+    fetcher = open_fetcher(url, mirrors, health)
     try:
         with out.progress() as progress:
-            outcome = pull(url, fetcher, find, options, progress=progress)
+            outcome = pull(url, fetcher, find, options, progress=progress, health=health)
     finally:
         fetcher.close()
         for old in opened:
@@ -457,6 +470,7 @@ def _expires(state: State) -> str:
 @trust_option
 @staleness_option
 @secret_option
+@mirror_option
 @common
 def verify_command(
     target: str,
@@ -466,6 +480,7 @@ def verify_command(
     trust: tuple[str, ...],
     max_staleness: int | None,
     secret: str | None,
+    mirrors: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -501,7 +516,7 @@ def verify_command(
     repaired: dict[str, Any] = {}
     if not same and repair:
         options = Options(overwrite=True, version=state.version, trust=given, secret=secret)
-        outcome = _pull(source or state.source, target, form, options, out)
+        outcome = _pull(source or state.source, target, form, options, out, mirrors)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (
             f"{target}: {what}; brought back to {state.dataset} version {state.version} by {outcome.plan.way}: "
@@ -543,6 +558,26 @@ def _check_trust(state: State, target: str, given: list[Key]) -> None:
             Distrust.UNKNOWN_KEY if state.pins.key_set else Distrust.UNSIGNED,
             f"{target} trusts {' '.join(sorted(trusted)) or 'no key'}, not the one given; pull with --trust to look further back",
         )
+
+
+@main.command("doctor", epilog=EXIT_CODES)
+@click.argument("url")
+@common
+def doctor_command(url: str, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Look at how the dataset at URL is served, and say what is wrong and what to do about it.
+
+    Exits with 1 if there is a problem. Asks for one name that cannot exist, to see what is said of missing files.
+
+    \b
+    Example:
+      puller doctor https://data.example.org/catalogue
+    """
+    from puller.doctor import examine, fields, problems, told
+
+    findings, _ = examine(url)
+    wrong = problems(findings)
+    console(as_json, quiet, verbose).result(told(findings), url=url, problems=wrong, findings=fields(findings))
+    return 1 if wrong else 0
 
 
 def _held(path: str, form: str | None) -> tuple[Any, Any]:

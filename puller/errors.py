@@ -66,11 +66,27 @@ class TargetError(HeadwaterError):
 
 
 class FetchError(HeadwaterError):
-    """A file could not be had from the host."""
+    """A file could not be had from the host.
+
+    `diff` is the SHA-256 of the root of the diff that needs the file, where it is known.
+    """
+
+    diff: bytes | None = None
 
 
 class NotFound(FetchError):
     """The host says that the file does not exist (proven absence, never an outage)."""
+
+
+class Missing(NotFound):
+    """The host says that a file does not exist which the dataset names: it may come yet, or be gone."""
+
+
+class Withheld(FetchError):
+    """The host gives something else than the file (403, a web page); whether it is absent cannot be told.
+
+    S3 answers 403 for what is missing to whoever may not list the bucket.
+    """
 
 
 class Unavailable(FetchError):

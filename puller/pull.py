@@ -21,15 +21,19 @@ from puller.errors import (
     HeadwaterError,
     Invalid,
     LocalEdits,
+    Missing,
     Moved,
     NotFound,
     SchemaChanged,
+    SecretError,
     Stale,
     Unavailable,
     Untrusted,
     UsageError,
+    Withheld,
 )
-from puller.fetch import THREADS, Answer, Fetcher, shown, where
+from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, shown, where
+from puller.mirrors import Health
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
@@ -37,11 +41,11 @@ from puller.runs import bounded, live
 from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
-from puller.trust import Keeper, Pins, Staleness, identity, staleness
+from puller.trust import GetFile, Keeper, Pins, Staleness, identity, staleness
 from puller.wire.checksum import Hash, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
-from puller.wire.keyset import MAX_KEY_SET
+from puller.wire.keyset import MAX_KEY_SET, check_key_set
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
 from puller.wire.note import Key
 
@@ -53,6 +57,9 @@ MOST_DAMAGED = 3
 """Damaged diffs that a pull goes round before it gives up."""
 MOST_NAMED = 10_000
 """Records that are named one by one when local edits are overwritten."""
+CHANGES = (Way.NOTHING, Way.PATCH, Way.DIFFS)
+MOST_ATTEMPTS = 8
+"""Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
@@ -120,15 +127,27 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | None, Answer]:
-    """HEAD (None: not modified since it came with `etag`), and the host's answer. Raises Invalid, FetchError."""
+Found = tuple[Head | None, Answer]
+"""A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
+
+
+def read_heads(address: str, fetcher: Fetcher, etag: str | None) -> list[Found]:
+    """HEAD; several where the dataset has mirrors that differ, the newest first. Raises Invalid, FetchError."""
     try:
         answer = fetcher.fetch_head(etag)
-        return (None if answer.data is None else parse_head(answer.data)), answer
-    except NotFound as error:
-        raise NotFound(f"there is no dataset at {shown(address)} ({error}); check the address") from error
-    except Invalid as error:
-        raise type(error)(f"{shown(address)}: {error}") from error
+    except (NotFound, Withheld) as error:
+        what = "there is no dataset at" if isinstance(error, NotFound) else "no dataset can be read at"
+        raise type(error)(f"{what} {shown(address)} ({error}); check the address") from error
+    found: list[Found] = []
+    first: Invalid | None = None
+    for one in (answer, *answer.others):
+        try:
+            found.append((None if one.data is None else parse_head(one.data), one))
+        except Invalid as error:
+            first = first or error
+    if not found and first is not None:
+        raise type(first)(f"{shown(address)}: {first}") from first
+    return found
 
 
 def pull(
@@ -140,48 +159,53 @@ def pull(
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
     watch: Watch | None = None,
+    health: Health | None = None,
+    patience: Callable[[], Patience] = Patience,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
-    `watch` notes what changes on the way.
+    `watch` notes what changes on the way. `health` is what the fetcher knows of its hosts: it is kept with the target.
+    `patience` says how long files that are missing on the host are waited for.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
+    health = health or Health()
     state = partial = None
+    closed = dict.fromkeys(CHANGES, Reason.OVERWRITE) if options.overwrite else {}
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
-    closed: dict[Way, Reason] = {}
-    if options.overwrite:
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
-    if state is not None and not target.is_there():
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
-    elif state is not None and options.check:
-        _check(target, state)
+    if state is not None:
+        closed |= _closed_by_what_is_there(target, state, options)
+        health.load(state.rests)
     current = int(now())
     fresh = state is None or _must_read(state, options, current) or bool(closed)
     try:
-        head, answer = read_head(address, fetcher, None if fresh or state is None else state.etag)
-        opened, cipher = (None, None) if head is None else unlock(head, options.secret)
+        found = read_heads(address, fetcher, None if fresh or state is None else state.etag)
         if state is None:
-            target = find_target(opened)
+            target = find_target(_met_first(found, fetcher, options, patience))
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS if fetcher.is_local else CONNECTIONS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
-                puller = _Pull(address, Reader(fetcher, pool, keeping, cipher), target, state, options, progress, now)
+                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
-                outcome = puller.run(opened, answer, fresh)
+                puller.patience = patience
+                outcome = puller.run(found, fresh)
                 if partial is not None:
                     partial.clear()
+                outcome.notes[:0] = dict.fromkeys(health.notes)
+                _remember_rests(target, options, health)
                 return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except HeadwaterError as error:
-        if not isinstance(error, Unavailable) and partial is not None:
+        if state is not None:
+            _remember_rests(target, options, health)
+        if not isinstance(error, (Unavailable, Missing, Withheld)) and partial is not None:
             partial.clear()
         if not isinstance(error, FetchError | Untrusted):
             raise
@@ -190,10 +214,66 @@ def pull(
         raise
 
 
+def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience: Callable[[], Patience]) -> Head | None:
+    """The HEAD by which a target is made, opened: of several the first that is right. Raises Untrusted, SecretError."""
+    first: HeadwaterError | None = None
+    for head, answer in found:
+        try:
+            assert head is not None
+            assert answer.data is not None
+            opened, _ = unlock(head, options.secret)
+            if len(found) > 1:
+                Keeper(_key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
+        except (Invalid, SecretError) as error:
+            first = first or error
+        else:
+            return opened
+    assert first is not None
+    raise first
+
+
+def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
+    """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
+
+    def get(path: str) -> bytes:
+        waiting = None if fetcher.is_local else patience()
+        attempt = 0
+        while True:
+            try:
+                return fetcher.fetch(path, MAX_KEY_SET, check_key_set)
+            except Corrupt as error:
+                raise Untrusted(Distrust.KEY_SET_FORGED, f"{path}: {error}") from error
+            except (NotFound, Withheld):
+                if waiting is None or not waiting.wait(attempt):
+                    raise
+                attempt += 1
+
+    return get
+
+
 def _must_read(state: State, options: Options, now: int) -> bool:
     """Whether HEAD itself is needed, not only whether it changed."""
     unknown = bool(options.trust) and not state.pins.key_set
     return bool(options.version) or options.repin or unknown or not 0 <= now - state.read <= READ_AGAIN
+
+
+def _remember_rests(target: Target, options: Options, health: Health) -> None:
+    """Keep with the target which hosts are to be left alone, also by the next process."""
+    if options.dry_run:
+        return
+    with contextlib.suppress(HeadwaterError):
+        state, rests = target.state(), health.dump()
+        if state is not None and state.rests != rests:
+            target.remember(msgspec.structs.replace(state, rests=rests))
+
+
+def _closed_by_what_is_there(target: Target, state: State, options: Options) -> dict[Way, Reason]:
+    """The ways that are closed before HEAD is known. Raises LocalEdits where that was asked to be checked."""
+    if not target.is_there():
+        return dict.fromkeys((*CHANGES, Way.RESYNC), Reason.DATA_MISSING)
+    if options.check:
+        _check(target, state)
+    return {}
 
 
 def _check(target: Target, state: State) -> None:
@@ -283,35 +363,77 @@ class _Pull:
         self.edited: list[str] = []
         self.way = Way.NOTHING
         self.watch: Watch | None = None
+        self.patience: Callable[[], Patience] = Patience
         self.notes: list[str] = []
         self.accepted: dict[str, Any] = {}
         """What the state is to remember of the newest HEAD, once it was verified."""
         self.met = False
 
-    def run(self, head: Head | None, answer: Answer, fresh: bool) -> Outcome:
-        if head is None:
-            return self._not_modified()
+    def run(self, found: list[Found], fresh: bool) -> Outcome:
         try:
-            return self._to_newest(head, answer, fresh)
+            return self._to_newest(found, fresh)
         except HeadwaterError:
             self._remember_seen()
             raise
 
-    def _to_newest(self, head: Head, answer: Answer, fresh: bool) -> Outcome:
-        """Go to `head`, or to the one that has taken its place where files of it are gone."""
-        for attempt in range(3):
+    def _to_newest(self, found: list[Found], fresh: bool) -> Outcome:
+        """Go to the newest HEAD that is right, or to one that has taken its place where files of it are gone."""
+        missing: FetchError | None = None
+        head: Head | None = None
+        for attempt in range(MOST_ATTEMPTS):
+            last = attempt + 1 == MOST_ATTEMPTS
             try:
-                return self._accept(head, answer) or self._by_some_way(head, answer.etag, fresh)
+                head, answer, early = self._choose(found)
+                if head is None:
+                    return self._not_modified()
+                return early or self._by_some_way(head, answer.etag, fresh)
+            except Untrusted:
+                raise
+            except Invalid as error:
+                raise missing or error from error
             except Moved:
-                if attempt == 2:
+                if last:
                     raise
                 self.state = self.target.state()
-            except NotFound:
-                newer, again = read_head(self.address, self.reader.fetcher, None)
-                if attempt == 2 or newer is None or newer.order <= head.order:
+            except (Missing, Withheld) as error:
+                missing = error
+                newer = read_heads(self.address, self.reader.fetcher, None)
+                if not last and head is not None and any(new and new.order > head.order for new, _ in newer):
+                    found = newer
+                elif last or not self._go_on_without(error):
                     raise
-                (head, self.reader.cipher), answer = unlock(newer, self.options.secret), again
         raise AssertionError("unreachable")
+
+    def _choose(self, found: list[Found]) -> tuple[Head | None, Answer, Outcome | None]:
+        """The first HEAD that is right, opened, and with it an outcome if it is to be passed over.
+
+        There are several where a dataset has mirrors: one that lies makes room for the next. None: it was not modified.
+        """
+        first: HeadwaterError | None = None
+        for head, answer in found:
+            if head is None:
+                return None, answer, None
+            try:
+                opened, self.reader.cipher = unlock(head, self.options.secret)
+                early = self._accept(opened, answer)
+            except (Invalid, SecretError) as error:
+                first = first or error
+            else:
+                if first is not None:
+                    self.notes.append(str(first))
+                return opened, answer, early
+        assert first is not None
+        raise first
+
+    def _go_on_without(self, error: FetchError) -> bool:
+        """A file is missing, and HEAD is no newer: wait for it, then look for another way; say whether there is any."""
+        if self.way is not Way.PATCH and self.reader.patience is None and not self.reader.fetcher.is_local:
+            self.reader.patience = self.patience()
+            return True
+        if self.state is None or not self._close(error):
+            return False
+        self.notes.append(str(error))
+        return True
 
     def _not_modified(self) -> Outcome:
         """Nothing new: HEAD is the one that was verified before."""
@@ -325,7 +447,7 @@ class _Pull:
 
     def _keeper(self, state: State | None) -> Keeper:
         pins = None if state is None or self.options.repin else state.pins
-        return Keeper(lambda path: self.reader.fetcher.fetch(path, MAX_KEY_SET), pins, self.options.trust)
+        return Keeper(_key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
 
     def _accept(self, head: Head, answer: Answer) -> Outcome | None:
         """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
@@ -434,7 +556,7 @@ class _Pull:
         try:
             data = self.reader.fetcher.fetch(path, MAX_HEAD)
             wanted = parse_head(data)
-        except NotFound as error:
+        except (NotFound, Withheld) as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
         wanted, _ = unlock(wanted, self.options.secret)
         found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
@@ -447,12 +569,12 @@ class _Pull:
         """Close the way that failed, or a part of it; say whether another is left to try."""
         if self.way is Way.PATCH:
             self.closed[Way.PATCH] = Reason.PATCH_FAILED
-        elif isinstance(error, Corrupt) and error.diff is not None:
+        elif isinstance(error, (Corrupt, FetchError)) and error.diff is not None:
             self.damaged.add(error.diff)
             return len(self.damaged) <= MOST_DAMAGED
         elif self.way is Way.DIFFS:
             self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
-        elif self.way is Way.RESYNC and not isinstance(error, Corrupt):
+        elif self.way is Way.RESYNC and isinstance(error, ChecksumMismatch):
             if self.trusting:
                 self.trusting = False
             else:
@@ -473,6 +595,7 @@ class _Pull:
                     state = self._remember(state, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
+        self.way = Way.NOTHING
         whole = self.options.dry_run or Way.DIFFS in self.closed
         diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole)
         chosen = plan(position, head, diffs, closed=self.closed)

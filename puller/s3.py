@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from puller.errors import FetchError, NotFound, Unavailable, UsageError
-from puller.fetch import THREADS, TIMEOUT, Answer
+from puller.errors import FetchError, NotFound, Unavailable, UsageError, Withheld
+from puller.fetch import CONNECTIONS, TIMEOUT, Answer, Check
 from puller.wire.head import HEAD, MAX_HEAD
 
 _ADDRESS = re.compile(r"s3://([^/?#@]+)(/[^?#]*)?")
@@ -217,12 +217,15 @@ class S3Fetcher:
     is_local = False
 
     def __init__(self, address: str) -> None:
-        self._place = Place(address, THREADS)
+        self._place = Place(address, CONNECTIONS)
         self.requests = 0
         self.received = 0
 
-    def fetch(self, path: str, size: int) -> bytes:
-        return self._get(path, size + 1)[0]
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
+        data = self._get(path, size + 1)[0]
+        if check is not None:
+            check(data)
+        return data
 
     def fetch_head(self, etag: str | None) -> Answer:
         try:
@@ -238,6 +241,11 @@ class S3Fetcher:
 
     def _get(self, path: str, limit: int, **conditions: str) -> tuple[bytes, dict[str, Any]]:
         self.requests += 1
-        data, answer = self._place.read(path, limit, **conditions)
+        try:
+            data, answer = self._place.read(path, limit, **conditions)
+        except Refusal as error:
+            if error.status == 403:
+                raise Withheld(str(error)) from error
+            raise
         self.received += len(data)
         return data, answer

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from puller.errors import Corrupt, Invalid, NotFound, Stale
+from puller.errors import Corrupt, FetchError, Invalid, Missing, NotFound, Stale, Withheld
 from puller.partial import Partial
 from puller.runs import merge
 from puller.wire import nodes
@@ -34,7 +34,7 @@ from puller.wire.nodes import (
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from puller.fetch import Fetcher
+    from puller.fetch import Fetcher, Patience
     from puller.wire.cipher import Cipher
 
 BUDGET = 32 * 1024 * 1024
@@ -103,6 +103,8 @@ class Reader:
         self.pool = pool
         self.partial = partial
         self.cipher = cipher
+        self.patience: Patience | None = None
+        """Whether, and how long, files that are missing are waited for."""
         self.done = 0
         self._segments: dict[Segment, Log] = {}
         self._lock = threading.Lock()
@@ -141,12 +143,18 @@ class Reader:
 
     def _fetched(self, area: str, ref: Ref) -> bytes:
         path = path_of(area, ref.sha256)
-        try:
-            data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
-        except Corrupt as error:
-            raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
-        except NotFound as error:
-            raise NotFound(f"{error}, although the dataset names this file") from error
+        attempt = 0
+        while True:
+            try:
+                data = self.fetcher.fetch(path, min(ref.stored, MAX_STORED), lambda data: check_stored(ref, data))
+                break
+            except Corrupt as error:
+                raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
+            except (NotFound, Withheld) as error:
+                if self.patience is None or not self.patience.wait(attempt):
+                    kind = Missing if isinstance(error, NotFound) else Withheld
+                    raise kind(f"{error}, although the dataset names this file") from error
+            attempt += 1
         if self.partial is not None:
             self.partial.keep(ref, data)
         return data
@@ -198,7 +206,7 @@ class Reader:
         return run
 
     def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
-        """The records of a tree. Raises Corrupt, which names the tree if it is a diff's."""
+        """The records of a tree. Raises Corrupt, or a FetchError, which names the tree if it is a diff's."""
         leaves = self.leaves(area, tree)
         try:
             for _, run in ahead(
@@ -206,7 +214,7 @@ class Reader:
             ):
                 if run[0]:
                     yield run
-        except Corrupt as error:
+        except (Corrupt, FetchError) as error:
             error.diff = tree.ref.sha256 if area == DIFFS else None
             raise
 

@@ -92,7 +92,33 @@ def start_nginx(base: Path) -> Iterator[Nginx]:
 
 
 @contextmanager
-def run_nginx(base: Path, site: str, port: int) -> Iterator[Path]:
+def start_cache(base: Path, origin: str, *, valid: str, bypass: bool = False) -> Iterator[Nginx]:
+    """nginx as a cache before `origin`, which keeps what it is given as long as `valid` says, whatever the origin says.
+
+    `bypass`: whoever asks with Cache-Control is given what the origin has. A line of the log has the cache's status.
+    """
+    root, port = base / "cache", free_port()
+    root.mkdir(parents=True)
+    site = f"""
+proxy_cache_path {root} keys_zone=zone:1m inactive=1d;
+server {{
+    listen 127.0.0.1:{port};
+    location / {{
+        proxy_pass {origin};
+        proxy_http_version 1.1;
+        proxy_cache zone;
+        proxy_cache_valid {valid};
+        proxy_ignore_headers Cache-Control Expires;
+        {"proxy_cache_bypass $http_cache_control;" if bypass else ""}
+    }}
+}}
+"""
+    with run_nginx(base, site, port, log_format="$uri:$upstream_cache_status $status $body_bytes_sent") as log:
+        yield Nginx(root, f"http://127.0.0.1:{port}", log)
+
+
+@contextmanager
+def run_nginx(base: Path, site: str, port: int, log_format: str = "$uri $status $body_bytes_sent") -> Iterator[Path]:
     """nginx with `site` in its http block, until it listens on `port`; gives its access log. Everything is below `base`."""
     log = base / "access.log"
     base.mkdir(parents=True, exist_ok=True)
@@ -103,8 +129,8 @@ daemon off; pid {base}/nginx.pid; error_log {base}/error.log; worker_processes 1
 {"user root;" if os.geteuid() == 0 else ""}
 events {{ }}
 http {{
-    log_format short '$uri $status $body_bytes_sent';
-    access_log {log} short;
+    log_format short '{log_format}';
+    access_log {base}/access.log short;
     client_body_temp_path {base}/t1; proxy_temp_path {base}/t2; fastcgi_temp_path {base}/t3;
     uwsgi_temp_path {base}/t4; scgi_temp_path {base}/t5;
     sendfile on;

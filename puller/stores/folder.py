@@ -8,11 +8,15 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, NotFound, Unavailable
 from puller.stores.base import ABSENT, OURS, StoreError, Token
 from puller.wire.head import HEAD
+
+if TYPE_CHECKING:
+    from puller.doctor import Finding
 
 _TEMPORARY = ".tmp-"
 _OURS = OURS | {"lost+found"}
@@ -139,6 +143,22 @@ class FolderStore:
 
     def probe(self) -> None:
         pass  # a lock sees to it
+
+    def findings(self) -> Iterator[Finding]:
+        """Whether others, such as a web server, may read what is published."""
+        from puller.doctor import NOTE, OK, Finding
+
+        closed = []
+        for name, needed in (("", 0o005), (HEAD, 0o004), ("chunks", 0o005), ("diffs", 0o005)):
+            full = os.path.join(self.where, name)
+            with suppress(FileNotFoundError):
+                if os.stat(full).st_mode & needed != needed:
+                    closed.append(full)
+        if closed:
+            text = f"only some users may read {', '.join(closed)}: a web server that runs as another gets nothing"
+            yield Finding("rights", NOTE, text, f"chmod -R a+rX {self.where}, and publish with umask 022")
+        else:
+            yield Finding("rights", OK, "everybody on this machine may read what is published")
 
     def _current(self) -> Token:
         try:

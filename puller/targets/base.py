@@ -56,6 +56,8 @@ class State(msgspec.Struct, frozen=True):
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
     encryption: str = ""
     """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
+    rests: dict[str, tuple[int, int]] = {}
+    """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
     format: int = STATE_FORMAT
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from puller.errors import Invalid
+from puller.errors import Corrupt, Invalid, Unsupported
 from puller.wire.head import is_name
 from puller.wire.note import Key, Note, parse_key, split_note
 from puller.wire.strict import MAX_TIME, field, hexadecimal, integer, json_object
@@ -85,3 +85,13 @@ def _keys(fields: dict[str, Any], name: str) -> list[Key]:
     if min(len({(key.name, key.hash) for key in keys}), len({key.data for key in keys})) != len(keys):
         raise Invalid(f"key set has a key twice, or two of one name and hash, in {name!r}")
     return keys
+
+
+def check_key_set(data: bytes) -> None:
+    """Raise Corrupt for what is no key set at all: the host, or something on the way, may have damaged it."""
+    try:
+        parse_key_set(data)
+    except Unsupported:
+        return
+    except Invalid as error:
+        raise Corrupt(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import threading
@@ -10,12 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from publisher.serve import make_server
-from puller.errors import FetchError, NotFound, Unavailable, UsageError
-from puller.fetch import FolderFetcher, HttpFetcher, Retrying, open_fetcher
+from puller.errors import Corrupt, FetchError, NotFound, Unavailable, UsageError, Withheld
+from puller.fetch import FolderFetcher, Retrying, open_fetcher
+from puller.http import HttpFetcher
 from puller.s3 import S3Fetcher
 from tests.buckets import KEYS
 
-HEAD = b"headwater/1 test\n{}\n\n"
+FIELDS = {"epoch": 1, "version": 1, "time": 1, "kind": "bytes", "checksum": "0" * 32, "records": 0, "diffs": []}
+FIELDS |= {"snapshot": {"version": 1, "tree": ["0" * 64, 9, 9]}, "interval": 30, "publish_id": "0" * 32, "needs": []}
+
+
+def head_at(version):
+    return f"headwater/1 test\n{json.dumps(FIELDS | {'version': version, 'trust': 0})}\n\n".encode()
+
+
+HEAD = head_at(1)
 NAME = "ab" * 32
 FILE = f"chunks/ab/{NAME}.zst"
 DATA = bytes(range(256)) * 9000
@@ -42,7 +52,7 @@ class InBucket:
         self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
 
 
-@pytest.fixture(params=["folder", "file-url", "nginx", "serve", "s3", "s3 of rclone"])
+@pytest.fixture(params=["folder", "file-url", "nginx", "serve", "s3", "s3 of rclone", "mirrors", "mirrors-one-folder"])
 def host(request, nginx):
     if request.param.startswith("s3"):
         bucket = request.getfixturevalue("bucket" if request.param == "s3" else "careless_bucket")
@@ -64,6 +74,10 @@ def host(request, nginx):
         fetcher = open_fetcher(f"file://{root}")
     elif request.param == "nginx":
         fetcher = open_fetcher(nginx.url)
+    elif request.param == "mirrors":
+        fetcher = open_fetcher(nginx.url, [f"{nginx.url}/"])
+    elif request.param == "mirrors-one-folder":
+        fetcher = open_fetcher(str(root), [nginx.url])
     else:
         server = make_server(str(root), "127.0.0.1", 0, quiet=True)
         fetcher = open_fetcher(serve(server))
@@ -83,6 +97,20 @@ def test_gives_whole_files_and_shows_longer_ones(host):
     assert fetcher.received == 2 * len(DATA) + 1001
 
 
+def test_bytes_that_do_not_pass_the_check_are_not_returned(host):
+    _, fetcher = host
+    seen = []
+
+    def check(data):
+        seen.append(data)
+        raise Corrupt("damaged")
+
+    with pytest.raises(Corrupt):
+        fetcher.fetch(FILE, len(DATA), check)
+    assert set(seen) == {DATA}
+    assert fetcher.fetch(FILE, len(DATA), seen.append) == DATA
+
+
 def test_absence_is_not_found(host):
     root, fetcher = host
     with pytest.raises(NotFound):
@@ -98,11 +126,12 @@ def test_head_is_conditional(host):
     assert first.data == HEAD
     again = fetcher.fetch_head(first.etag)
     assert (again.data, again.etag) == (None, first.etag)
-    (root / "HEAD").write_bytes(HEAD + b"more")
+    (root / "HEAD").write_bytes(head_at(10))
     changed = fetcher.fetch_head(first.etag)
-    assert changed.data == HEAD + b"more"
+    assert changed.data == head_at(10)
     assert changed.etag != first.etag
-    assert fetcher.fetch_head(None).data == HEAD + b"more"
+    assert fetcher.fetch_head(None).data == head_at(10)
+    assert fetcher.fetch_head("a tag of another address").data == head_at(10)
 
 
 def test_many_threads_at_once(host):
@@ -185,11 +214,11 @@ def bad():
     [
         ("404", NotFound),
         ("410", NotFound),
-        ("403", FetchError),
+        ("403", Withheld),
         ("401", FetchError),
         ("400", FetchError),
         ("204", FetchError),
-        ("206", FetchError),
+        ("206", Unavailable),
         ("304", FetchError),
         ("500", Unavailable),
         ("503", Unavailable),

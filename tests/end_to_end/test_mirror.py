@@ -55,11 +55,11 @@ class Failing(FolderFetcher):
         self.answers = answers
         self.fetched = 0
 
-    def fetch(self, path, size):
+    def fetch(self, path, size, check=None):
         if self.requests >= self.answers:
             raise Unavailable("the host went away")
         self.fetched += path.endswith(".zst")
-        return super().fetch(path, size)
+        return super().fetch(path, size, check)
 
 
 @pytest.mark.parametrize(
@@ -350,12 +350,12 @@ def test_the_origin_moves_on_meanwhile(tmp_path):
     class Moving(FolderFetcher):
         moved = False
 
-        def fetch(self, path, size):
+        def fetch(self, path, size, check=None):
             if not self.moved and path.startswith("chunks"):
                 self.moved = True
                 publish(origin, 5, 1)
                 raise NotFound("collected")
-            return super().fetch(path, size)
+            return super().fetch(path, size, check)
 
     outcome = copy(origin, target, Moving(str(origin)))
     assert outcome.head.version == 4

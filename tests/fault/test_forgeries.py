@@ -18,7 +18,7 @@ from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.signing import following
 from puller.errors import Corrupt, Distrust, HeadwaterError, Untrusted
-from puller.fetch import open_fetcher
+from puller.fetch import Patience, open_fetcher
 from puller.pull import Options, pull
 from puller.stores import open_store
 from puller.targets import open_target
@@ -158,7 +158,9 @@ class Copy:
             return opened[-1]
 
         try:
-            return pull(self.server.url, fetcher, find, Options(**options), now=lambda: self.clock)
+            return pull(
+                self.server.url, fetcher, find, Options(**options), now=lambda: self.clock, patience=lambda: Patience(0)
+            )
         finally:
             fetcher.close()
             for target in opened:

@@ -15,7 +15,7 @@ from publisher import epochs
 from publisher.keys import new_key
 from publisher.signing import following
 from puller.errors import HeadwaterError, NotFound
-from puller.fetch import Answer
+from puller.fetch import Answer, Patience
 from puller.pull import Options, pull
 from puller.targets.memory import MemoryTarget
 from puller.trust import load
@@ -34,7 +34,7 @@ class Host:
     def __init__(self, files):
         self.files = files
 
-    def fetch(self, path, size):
+    def fetch(self, path, size, check=None):
         if path not in self.files:
             raise NotFound(path)
         return self.files[path][: size + 1]
@@ -108,12 +108,14 @@ def test_no_sequence_of_heads_takes_a_copy_back(served, data):
     honest, odd, lies, states = served
     target = MemoryTarget()
     first = data.draw(st.sampled_from(honest))
-    pull("memory", Host(first), lambda head: target, Options(), now=lambda: 2_000_000)
+    pull("memory", Host(first), lambda head: target, Options(), now=lambda: 2_000_000, patience=lambda: Patience(0))
     before = target.state()
     for files in data.draw(st.lists(st.one_of(*map(st.sampled_from, (honest, odd, lies))), max_size=12)):
         options = Options(overwrite=data.draw(st.booleans()), dry_run=data.draw(st.booleans()))
         with contextlib.suppress(HeadwaterError):
-            pull("memory", Host(files), lambda head: target, options, now=lambda: 2_000_000)
+            pull(
+                "memory", Host(files), lambda head: target, options, now=lambda: 2_000_000, patience=lambda: Patience(0)
+            )
         after = target.state()
         records = {key: value for keys, values in target.records() for key, value in zip(keys, values, strict=True)}
         assert after.position >= before.position
@@ -126,5 +128,7 @@ def test_no_sequence_of_heads_takes_a_copy_back(served, data):
             keys = json.loads(honest[-1][f"trust/{number}"].split(b"\n")[1])["keys"]
             assert open_note(files["HEAD"], keys)[1] == keys
         before = after
-    pull("memory", Host(honest[-1]), lambda head: target, Options(), now=lambda: 2_000_000)
+    pull(
+        "memory", Host(honest[-1]), lambda head: target, Options(), now=lambda: 2_000_000, patience=lambda: Patience(0)
+    )
     assert target.state().position == (3, 2)
