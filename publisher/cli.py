@@ -67,9 +67,17 @@ def init_command(
 @click.argument("source")
 @click.argument("dest")
 @click.option("--name", help="The dataset's name (a new dataset; default: the last part of DEST).")
-@click.option("--as", "form", type=click.Choice(["folder", "jsonl"]), help="What SOURCE is, if its name does not tell.")
+@click.option(
+    "--as", "form", type=click.Choice(["folder", "jsonl", "sqlite"]), help="What SOURCE is, if its name does not tell."
+)
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
-@click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="NAME",
+    help="A table of a database to publish, repeatable (default: all); else the name that the rows' table gets.",
+)
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(
@@ -85,7 +93,7 @@ def publish_command(
     name: str | None,
     form: str | None,
     key: tuple[str, ...],
-    table: str | None,
+    tables: tuple[str, ...],
     interval: int | None,
     strict: bool,
     allow_shrink: bool,
@@ -127,7 +135,7 @@ def publish_command(
             source,
             form,
             key=key,
-            table=table,
+            tables=tables,
             name=dataset,
             schema=schema,
             strict=strict,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from publisher.sources.base import Source
 from publisher.sources.statcache import StatCache
 from puller.errors import SourceError, UsageError
+from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
     from puller.wire.rows import Schema
@@ -25,9 +26,17 @@ def form_of(path: str) -> str:
                 f"{path} is a published dataset, not a source; to publish its files as they are, say --as folder"
             )
         return "folder"
-    if os.path.splitext(path)[1].lower() in (".jsonl", ".ndjson"):
-        return "jsonl"
-    raise UsageError(f"{path}: cannot tell what this is; name it *.jsonl, or say --as jsonl")
+    if is_database(path):
+        return "sqlite"
+    ending = os.path.splitext(path)[1].lower()
+    if ending in _ENDINGS:
+        return _ENDINGS[ending]
+    raise UsageError(
+        f"{path}: cannot tell what this is; name it {', '.join(f'*{one}' for one in _ENDINGS)}, or say with --as what it is"
+    )
+
+
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".db": "sqlite", ".sqlite": "sqlite", ".sqlite3": "sqlite"}
 
 
 def open_source(
@@ -35,7 +44,7 @@ def open_source(
     form: str | None,
     *,
     key: tuple[str, ...],
-    table: str | None,
+    tables: tuple[str, ...],
     name: str,
     schema: Schema,
     strict: bool,
@@ -50,11 +59,16 @@ def open_source(
     if form == "folder":
         from publisher.sources.folder import FolderSource
 
-        if key or table:
+        if key or tables:
             raise UsageError("--key and --table belong to tables; a folder has none")
         return FolderSource(path, strict=strict, cache=cache)
+    if form == "sqlite":
+        from publisher.sources.sqlite import SQLiteSource
+
+        return SQLiteSource(path, tables, key, schema, strict=strict, cache=cache)
     from publisher.sources.jsonl import JsonLinesSource
 
-    if table is None:
-        table = schema[0].name if len(schema) == 1 else name
+    if len(tables) > 1:
+        raise UsageError(f"{path} holds one table; --table names it, and is given once")
+    table = tables[0] if tables else schema[0].name if len(schema) == 1 else name
     return JsonLinesSource(path, key, table, schema, cache=cache)

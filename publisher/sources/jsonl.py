@@ -16,12 +16,12 @@ from typing import IO, Any
 import msgspec
 
 from publisher.sources import sorting
-from publisher.sources.base import Report, Unsorted
+from publisher.sources.base import Report, Unsorted, lazily
 from publisher.sources.sorting import Duplicate, Rows, Sorter
 from publisher.sources.statcache import StatCache, look, racy_since
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
-from puller.wire.codec import MAX_INLINE, MAX_KEY
+from puller.wire.codec import MAX_KEY
 from puller.wire.jsontext import MAX_DIGITS, MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
 from puller.wire.keys import decode_key, encode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
@@ -95,9 +95,7 @@ class JsonLinesSource:
         if not self._looks:
             self._look()
         for keys, values in self._ordered() if self._sorted else self._sort():
-            if max(map(len, values)) > MAX_INLINE:
-                values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
-            yield keys, values
+            yield keys, lazily(values)
 
     def lead(self) -> Run:
         schema = [] if self._columns.empty else [self._columns.table(self._table, self._old)]
@@ -315,17 +313,3 @@ class _Columns:
 def _fit(cells: Sequence[Any], types: set[type]) -> bool:
     numbers = cells if types == {int} else [value for value in cells if type(value) is int]
     return wire.fits_int64(max(numbers)) and wire.fits_int64(min(numbers))
-
-
-class LazyRow:
-    """A row over 1 MiB, given as a stream so that it is stored in pieces."""
-
-    prefix = b""
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def open(self) -> Any:
-        import io
-
-        return io.BytesIO(self._value)

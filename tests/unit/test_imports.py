@@ -63,7 +63,7 @@ def test_pure_modules_do_no_io(name):
 
 @pytest.mark.parametrize("path", modules("publisher"), ids=str)
 def test_publisher_uses_the_readers_half_only(path):
-    allowed = ("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms")
+    allowed = ("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "sqlitefile")
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used
 
