@@ -63,9 +63,10 @@ def open_source(
             raise UsageError("--key and --table belong to tables; a folder has none")
         return FolderSource(path, strict=strict, cache=cache)
     if form == "sqlite":
+        from publisher.sources.apart import apart
         from publisher.sources.sqlite import SQLiteSource
 
-        return SQLiteSource(path, tables, key, schema, strict=strict, cache=cache)
+        return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache))
     from publisher.sources.jsonl import JsonLinesSource
 
     if len(tables) > 1:

@@ -29,6 +29,8 @@ _STEP = 64
 """Rows that are fetched at once: few, because nothing says how large the next one is."""
 _BATCH, _BYTES = 512, 1 << 20
 _LARGE = 4 << 20
+_INTEGERS: set[type] = {int}
+"""What a rowid can be."""
 _PATIENCE = 60.0
 """Seconds that a writer may hold the lock for."""
 _CACHE = 16 << 10
@@ -155,21 +157,22 @@ class SQLiteSource:
         order = [*stored.key, *stored.values]
         seen: dict[int, set[type]] = {n: set() for n in order}
         self._seen[stored.name] = seen
+        if stored.by_rowid:
+            seen[stored.key[0]] = _INTEGERS
         head = len(stored.key)
-        for rows, values in _batches(db.execute(stored.select()), head):
+        for rows, values, size in _batches(db.execute(stored.select()), head):
             columns = list(zip(*rows, strict=True))
             for n, cells in zip(order, columns, strict=True):
-                seen[n].update(map(type, cells))
+                if seen[n] is not _INTEGERS:
+                    seen[n].update(map(type, cells))
             keys = encode_keys(stored.name, columns[:head])
-            if max(map(len, keys)) > MAX_KEY:
+            if not stored.by_rowid and max(map(len, keys)) > MAX_KEY:
                 raise SourceError(
                     f"table {stored.name!r} has a key of more than {MAX_KEY:,} bytes; nothing was published"
                 )
-            if (size := max(map(len, values))) > wire.MAX_ROW:
-                raise SourceError(
-                    f"table {stored.name!r} has a row of {size:,} bytes, over 256 MiB; nothing was published"
-                )
-            self.report.bytes_read += sum(map(len, values))
+            if size > wire.MAX_ROW and max(map(len, values)) > wire.MAX_ROW:
+                raise SourceError(f"table {stored.name!r} has a row of over 256 MiB; nothing was published")
+            self.report.bytes_read += size
             yield keys, values
 
     @contextlib.contextmanager
@@ -186,8 +189,8 @@ class SQLiteSource:
             ) from error
 
 
-def _batches(cursor: sqlite3.Cursor, head: int) -> Iterator[tuple[list[tuple[Any, ...]], list[bytes]]]:
-    """Rows, and the canonical bytes of what follows their first `head` cells."""
+def _batches(cursor: sqlite3.Cursor, head: int) -> Iterator[tuple[list[tuple[Any, ...]], list[bytes], int]]:
+    """Rows, and the canonical bytes of what follows their first `head` cells, with their size."""
     rest, final = itemgetter(slice(head, None)), itemgetter(-1)
     rows: list[tuple[Any, ...]] = []
     values: list[bytes] = []
@@ -201,10 +204,10 @@ def _batches(cursor: sqlite3.Cursor, head: int) -> Iterator[tuple[list[tuple[Any
         size += taken
         step = _STEP if taken < _LARGE else 1
         if len(rows) >= _BATCH or size >= _BYTES:
-            yield rows, values
+            yield rows, values, size
             rows, values, size = [], [], 0
     if rows:
-        yield rows, values
+        yield rows, values, size
 
 
 def _undecodable(db: sqlite3.Connection, stored: Stored) -> str:

@@ -67,8 +67,12 @@ def encode_key(table: str, key: Sequence[Scalar]) -> bytes:
 def encode_keys(table: str, columns: Sequence[Sequence[Scalar]]) -> list[bytes]:
     """The keys of many rows of one table, given the columns of its primary key; common forms take no call per row."""
     prefix = encode_element(table)
-    if len(columns) == 1 and set(map(type, columns[0])) == {str}:
-        return _text_keys(table, columns[0])  # type: ignore[arg-type]
+    if len(columns) == 1:
+        types = set(map(type, columns[0]))
+        if types == {str}:
+            return _text_keys(table, columns[0])  # type: ignore[arg-type]
+        if types == {int} and (keys := _integer_keys(prefix, columns[0])):  # type: ignore[arg-type]
+            return keys
     return list(map(b"".join, zip(repeat(prefix), *map(_elements, columns))))
 
 
@@ -81,6 +85,16 @@ def _text_keys(table: str, column: Sequence[str]) -> list[bytes]:
         return keys
     start = encode_element(table) + _TEXT_TAG
     return [start + _escape(text.encode()) + b"\0" for text in column]
+
+
+def _integer_keys(prefix: bytes, column: Sequence[int]) -> list[bytes] | None:
+    """Keys of integers that all have the same number of bytes, as those of neighbours do; None for others."""
+    least, most = min(column), max(column)
+    size = most.bit_length() + 7 >> 3
+    if least <= 0 or most > INT_MAX or least.bit_length() + 7 >> 3 != size:
+        return None
+    head = prefix + _TAG[_ZERO + size]
+    return list(map(head.__add__, map(int.to_bytes, column, repeat(size), repeat("big"))))  # type: ignore[arg-type]
 
 
 def _elements(column: Sequence[Scalar]) -> Iterable[bytes]:
