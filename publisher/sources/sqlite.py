@@ -241,13 +241,12 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
     with errors(path), contextlib.ExitStack() as stack:
         before = look(os.stat(path))
         fresh = not os.path.exists(f"{path}-wal")
-        ours = fresh and os.access(path, os.W_OK) and os.access(os.path.dirname(os.path.abspath(path)), os.W_OK)
         frozen = False
-        db = stack.enter_context(contextlib.closing(_connect(path, "mode=rw" if ours else "mode=ro")))
+        db = stack.enter_context(contextlib.closing(_connect(path, "mode=rw" if fresh else "mode=ro")))
         try:
             _begin(db)
         except sqlite3.OperationalError as error:
-            if not fresh or "unable to open" not in str(error):
+            if not fresh or os.path.exists(f"{path}-journal") or not _wants_log(error):
                 raise
             frozen = True
             db = stack.enter_context(contextlib.closing(_connect(path, "mode=ro&immutable=1")))
@@ -255,6 +254,11 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
         yield db
         if frozen and (look(os.stat(path)) != before or os.path.exists(f"{path}-wal")):
             raise SourceError(f"{path} was changed while it was read; nothing was published. Try again")
+
+
+def _wants_log(error: sqlite3.OperationalError) -> bool:
+    """Whether SQLite could not make the log of a database in WAL mode."""
+    return "unable to open" in str(error) or "readonly database" in str(error)
 
 
 def _connect(path: str, options: str) -> sqlite3.Connection:
