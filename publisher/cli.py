@@ -68,7 +68,10 @@ def init_command(
 @click.argument("dest")
 @click.option("--name", help="The dataset's name (a new dataset; default: the last part of DEST).")
 @click.option(
-    "--as", "form", type=click.Choice(["folder", "jsonl", "sqlite"]), help="What SOURCE is, if its name does not tell."
+    "--as",
+    "form",
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite"]),
+    help="What SOURCE is, if its name does not tell.",
 )
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
 @click.option(
@@ -78,6 +81,7 @@ def init_command(
     metavar="NAME",
     help="A table of a database to publish, repeatable (default: all); else the name that the rows' table gets.",
 )
+@click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(
@@ -94,6 +98,7 @@ def publish_command(
     form: str | None,
     key: tuple[str, ...],
     tables: tuple[str, ...],
+    detect_types: bool,
     interval: int | None,
     strict: bool,
     allow_shrink: bool,
@@ -139,6 +144,7 @@ def publish_command(
             name=dataset,
             schema=schema,
             strict=strict,
+            detect=detect_types,
             cached_for=None if no_cache else dest,
         )
 

@@ -36,7 +36,16 @@ def form_of(path: str) -> str:
     )
 
 
-_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".db": "sqlite", ".sqlite": "sqlite", ".sqlite3": "sqlite"}
+FORMS = ("folder", "jsonl", "csv", "tsv", "sqlite")
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+}
 
 
 def open_source(
@@ -48,6 +57,7 @@ def open_source(
     name: str,
     schema: Schema,
     strict: bool,
+    detect: bool = False,
     cached_for: str | None = None,
 ) -> Source:
     """The source at `path`. `schema` is what was published before, `name` the dataset's.
@@ -55,6 +65,8 @@ def open_source(
     With `cached_for`, the store's address, what did not change since it was published there is not read again.
     """
     form = form or form_of(path)
+    if detect and form not in ("csv", "tsv"):
+        raise UsageError("--detect-types is for CSV; other sources say of which type a value is")
     cache = None if cached_for is None or path == "-" else StatCache(cached_for, name, path)
     if form == "folder":
         from publisher.sources.folder import FolderSource
@@ -67,9 +79,14 @@ def open_source(
         from publisher.sources.sqlite import SQLiteSource
 
         return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache))
-    from publisher.sources.jsonl import JsonLinesSource
-
     if len(tables) > 1:
         raise UsageError(f"{path} holds one table; --table names it, and is given once")
     table = tables[0] if tables else schema[0].name if len(schema) == 1 else name
+    if form in ("csv", "tsv"):
+        from publisher.sources.apart import apart
+        from publisher.sources.delimited import DelimitedSource
+
+        return apart(DelimitedSource(path, key, table, schema, detect=detect, tabs=form == "tsv", cache=cache))
+    from publisher.sources.jsonl import JsonLinesSource
+
     return JsonLinesSource(path, key, table, schema, cache=cache)
