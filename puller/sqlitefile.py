@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from urllib.parse import quote as quote_path
 
 
 def is_database(path: str) -> bool:
@@ -31,3 +32,8 @@ def is_database(path: str) -> bool:
 def quote(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def address(path: str, options: str) -> str:
+    """The URI by which SQLite opens a file with options: `mode=ro`, `mode=rw` (never creates it), `immutable=1`."""
+    return f"file:{quote_path(os.fsencode(os.path.abspath(path)))}?{options}"

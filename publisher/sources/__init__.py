@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from publisher.sources.base import Source
-from publisher.sources.statcache import StatCache
+from publisher.sources.statcache import StatCache, identity
 from puller.errors import SourceError, UsageError
 from puller.sqlitefile import is_database
 
@@ -78,7 +78,8 @@ def open_source(
         from publisher.sources.apart import apart
         from publisher.sources.sqlite import SQLiteSource
 
-        return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache))
+        reader = None if cached_for is None else identity(cached_for, name)
+        return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache, reader=reader))
     if len(tables) > 1:
         raise UsageError(f"{path} holds one table; --table names it, and is given once")
     table = tables[0] if tables else schema[0].name if len(schema) == 1 else name

@@ -56,10 +56,18 @@ class Apart:
     def __init__(self, source: Table) -> None:
         self.where = source.where
         self._source = source
+        self._is_read = False
         self.report: Report = source.report
 
     def recall(self, state: bytes) -> list[bytes] | None:
-        return self._source.recall(state)
+        touched = self._source.recall(state)
+        self._is_read = touched is not None
+        return touched
+
+    @property
+    def expected(self) -> set[bytes] | None:
+        """As the source's own (publisher.sources.base.Tracked)."""
+        return getattr(self._source, "expected", None)
 
     def remember(self, state: bytes) -> None:
         self._source.remember(state)
@@ -69,6 +77,10 @@ class Apart:
 
     def runs(self) -> Iterator[Run]:
         """As the source's own; raises its errors."""
+        if self._is_read:
+            yield from self._source.runs()
+            self.report = self._source.report
+            return
         self.report = Report()
         with self._process() as pipe:
             while head := pipe.read(9):

@@ -28,6 +28,7 @@ class Report:
 
     skipped: list[tuple[str, str]] = field(default_factory=list)
     bytes_read: int = 0
+    warnings: list[str] = field(default_factory=list)
     private: int = 0
     """Files that not everybody may read."""
 
@@ -64,6 +65,14 @@ class Remembering(Protocol):
     def remember(self, state: bytes) -> None:
         """Note that what was read is published, as the state that `state` names."""
         ...
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A source that is told of changes, and reads everything now and then to see whether it was told of all."""
+
+    expected: set[bytes] | None
+    """The keys that it was told of, once `runs` is exhausted; None: nothing was checked."""
 
 
 class LazyRow:

@@ -56,16 +56,27 @@ class Stored:
         columns = ", ".join(self.expressions[n] for n in [*self.key, *self.values])
         return f"SELECT {columns} FROM main.{quote(self.name)}{order}"
 
-    def table(self, seen: Mapping[int, set[type]], old: Table | None) -> Table:
-        """The table with the types that hold what was `seen` in each column, and stay where they can."""
+    def table(self, seen: Mapping[int, set[type]], old: Table | None, *, partly: bool = False) -> Table:
+        """The table with the types that hold what was `seen` in each column, and stay where they can.
+
+        `partly`: not all rows were seen, and those that were have keys that the published key has room for.
+        """
         known = {} if old is None else {column.name: column.type for column in old.columns}
         columns = []
         for n, column in enumerate(self.columns):
-            settle = _key_type if n in self.key else _value_type
-            columns.append(
-                Column(column.name, settle(column.type, known.get(column.name, ""), seen.get(n, set()) - {type(None)}))
-            )
+            before, found = known.get(column.name, ""), seen.get(n, set()) - {type(None)}
+            if n in self.key:
+                kind = before if partly else _key_type(column.type, before, found)
+            else:
+                kind = _value_type(column.type, before, found)
+            columns.append(Column(column.name, kind))
         return Table(self.name, columns, self.key, self.indexes)
+
+    def keeps_key(self, seen: Mapping[int, set[type]], old: Table) -> bool:
+        """Whether the key of some rows fits the types that the published table's key has."""
+        known = {column.name: column.type for column in old.columns}
+        types = [(known.get(self.columns[n].name, ""), seen[n]) for n in self.key]
+        return all(kind != "" and wire.widened(kind, found) == kind for kind, found in types)
 
 
 def _key_type(declared: str, before: str, seen: set[type]) -> str:

@@ -9,16 +9,17 @@ import time
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
-from urllib.parse import quote as quote_path
 
 import msgspec
 
-from publisher.sources import sorting
+from publisher.sources import sorting, tracking
 from publisher.sources.base import Report, Unsorted, lazily
 from publisher.sources.catalogue import Stored, in_key_order, in_schema_order, read_catalogue
 from publisher.sources.sorting import Duplicate, Rows, Sorter
 from publisher.sources.statcache import StatCache, look, racy_since
+from publisher.sources.tracking import Standing
 from puller.errors import Invalid, SourceError
+from puller.sqlitefile import address
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_KEY, encode
 from puller.wire.keys import decode_key, encode_keys
@@ -59,6 +60,7 @@ class SQLiteSource:
         strict: bool = False,
         memory: int = sorting.MEMORY,
         cache: StatCache | None = None,
+        reader: str | None = None,
     ) -> None:
         self.where = path
         self._wanted = list(wanted)
@@ -70,18 +72,84 @@ class SQLiteSource:
         self._looks: dict[bytes, bytes] = {}
         self._unsettled = False
         self._sorting = False
+        self._reader = None if reader is None or key else msgspec.msgpack.encode((reader, self._wanted))
+        self._at: Standing | None = None
+        self._now: tuple[int, int] | None = None
+        self._touched: tuple[list[bytes], list[bytes]] | None = None
+        self.expected: set[bytes] | None = None
         self._tables: list[Stored] = []
         self._seen: dict[str, dict[int, set[type]]] = {}
+        self._state = b""
         self.report = Report()
 
     def recall(self, state: bytes) -> list[bytes] | None:
+        """Where triggers note what changes, the rows are read at once, in the transaction that says which they are."""
         known = None if self._cache is None else self._cache.load(state)
         self._look()
-        return [] if self._looks and known == self._looks else None
+        if self._looks and known == self._looks:
+            return []
+        self._state = state
+        if self._reader is None:
+            return None
+        with reading(self.where) as db:
+            self._survey(db)
+            if self._at is None or self._at.since >= tracking.EVERY:
+                return None
+            return self._read_touched(db)
 
     def remember(self, state: bytes) -> None:
+        if self._reader is not None and self._now is not None:
+            since = 0 if self._touched is None or self._at is None else self._at.since + 1
+            now = Standing(state, *self._now, since)
+            if self._at is None or now != msgspec.structs.replace(self._at, since=since):
+                with contextlib.suppress(sqlite3.Error):  # the next publish reads everything then
+                    tracking.settle(self.where, self._reader, now)
+                return
         if self._cache is not None and self._looks:
             self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)
+
+    def _survey(self, db: sqlite3.Connection) -> list[Stored]:
+        """Read what tables there are, and where the dataset stands if all their changes are noted; in schema order."""
+        tables, skipped = read_catalogue(db, self._wanted, self._key)
+        if skipped and self._strict:
+            raise SourceError(f"{skipped[0][0]} cannot be published: {skipped[0][1]}; nothing was published")
+        self.report.skipped = skipped
+        self._tables = in_schema_order(tables, self._old)
+        self._seen = {}
+        self._at = self._now = self._touched = self.expected = None
+        why = tracking.why_untracked(db, tables) if self._reader is not None else ""
+        if why:
+            self.report.warnings.append(f"not all changes are tracked, so everything was read: {why}")
+        if why is None and self._reader is not None:
+            self._now = tracking.newest(db)
+            at = tracking.standing(db, self._reader)
+            known = at is not None and (at.state, at.schema) == (self._state, self._now[1])
+            self._at = at if known else None
+        return tables
+
+    def _read_touched(self, db: sqlite3.Connection) -> list[bytes] | None:
+        """Read the rows that were touched since the dataset was published; None if reading all is as good."""
+        assert self._at is not None
+        assert self._now is not None
+        if self._now[0] - self._at.seq > tracking.MOST:
+            return None
+        old = {table.name: table for table in self._old}
+        keys: dict[bytes, bytes | None] = {}
+        for stored in self._tables:
+            head = len(stored.key)
+            heads, cursor = tracking.changed_rows(db, stored, self._at.seq)
+            keys |= dict.fromkeys(_keys(stored, heads))
+            with self._errors_of(db, stored):
+                seen = self._seen[stored.name] = {n: set() for n in range(len(stored.columns))}
+                for rows, values, _ in _batches(cursor, head):
+                    for n, cells in zip([*stored.key, *stored.values], zip(*rows, strict=True), strict=True):
+                        seen[n].update(map(type, cells))
+                    keys |= zip(_keys(stored, rows), values, strict=True)
+            if stored.name not in old or not stored.keeps_key(seen, old[stored.name]):
+                return None
+        found = sorted(key for key, value in keys.items() if value is not None)
+        self._touched = found, [keys[key] or b"" for key in found]
+        return sorted(keys)
 
     def _look(self) -> None:
         """What the database and its log look like before they are read: a commit writes to one of them."""
@@ -95,16 +163,17 @@ class SQLiteSource:
 
     def runs(self) -> Iterator[Run]:
         """In one read transaction; raises Unsorted if a table that began in key order does not go on so."""
-        self.report = Report()
+        self.report = Report() if self._touched is None else self.report
         if not self._looks:
             self._look()
+        if self._touched is not None:
+            if self._touched[0]:
+                yield self._touched[0], lazily(self._touched[1])
+            return
         with reading(self.where) as db:
-            tables, skipped = read_catalogue(db, self._wanted, self._key)
-            if skipped and self._strict:
-                raise SourceError(f"{skipped[0][0]} cannot be published: {skipped[0][1]}; nothing was published")
-            self.report.skipped = skipped
-            self._tables = in_schema_order(tables, self._old)
-            self._seen = {}
+            tables = self._survey(db)
+            if self._at is not None:
+                self.expected = tracking.touched_keys(db, tables, self._at.seq)
             for stored in in_key_order(tables):
                 with self._errors_of(db, stored):
                     for keys, values in self._in_order(db, stored):
@@ -112,7 +181,8 @@ class SQLiteSource:
 
     def lead(self) -> Run:
         old = {table.name: table for table in self._old}
-        tables = [stored.table(self._seen[stored.name], old.get(stored.name)) for stored in self._tables]
+        partly = self._touched is not None
+        tables = [stored.table(self._seen[stored.name], old.get(stored.name), partly=partly) for stored in self._tables]
         value = wire.encode_schema(tables)
         try:
             wire.decode_schema(value)
@@ -189,6 +259,11 @@ class SQLiteSource:
             ) from error
 
 
+def _keys(stored: Stored, rows: list[tuple[Any, ...]]) -> list[bytes]:
+    """The keys of rows whose first cells are those of the key."""
+    return encode_keys(stored.name, list(zip(*rows, strict=True))[: len(stored.key)]) if rows else []
+
+
 def _batches(cursor: sqlite3.Cursor, head: int) -> Iterator[tuple[list[tuple[Any, ...]], list[bytes], int]]:
     """Rows, and the canonical bytes of what follows their first `head` cells, with their size."""
     rest, final = itemgetter(slice(head, None)), itemgetter(-1)
@@ -262,8 +337,7 @@ def _wants_log(error: sqlite3.OperationalError) -> bool:
 
 
 def _connect(path: str, options: str) -> sqlite3.Connection:
-    address = f"file:{quote_path(os.fsencode(os.path.abspath(path)))}?{options}"
-    return sqlite3.connect(address, uri=True, isolation_level=None, timeout=_PATIENCE)
+    return sqlite3.connect(address(path, options), uri=True, isolation_level=None, timeout=_PATIENCE)
 
 
 def _begin(db: sqlite3.Connection) -> None:
