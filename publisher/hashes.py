@@ -35,9 +35,13 @@ class Hashes:
     the cache may be moved on by another process meanwhile, but not beyond the version that is asked for.
     """
 
-    def __init__(self, folder: str | None, finder: Finder) -> None:
-        """`folder` is where this dataset's cache is kept; None: there is to be none."""
+    def __init__(self, folder: str | None, finder: Finder, *, eager: bool = False) -> None:
+        """`folder` is where this dataset's cache is kept; None: there is to be none.
+
+        `eager`: many lookups will follow, in processes of their own, so the cache is worth making at once.
+        """
         self._folder = folder
+        self._eager = eager
         self._finder = finder
         self._spent = 0
         self._cache: Cache | None = None
@@ -118,7 +122,7 @@ class Hashes:
         whole = node_bytes(was.reader, CHUNKS, was.head.snapshot, was.sizes) + sum(_sizes(was, was.chain))
         steps = [whole] if way is None else _sizes(was, way)
         self._spent += self._finder.cost(was, keys)
-        if self._spent <= READY * min(whole, sum(steps)) + SMALL:
+        if not self._eager and self._spent <= READY * min(whole, sum(steps)) + SMALL:
             return False
         if way is None or sum(steps) > whole or max(steps) > WIDEST:
             self.forget()

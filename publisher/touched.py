@@ -29,7 +29,7 @@ class Touched:
 
     def __init__(self, was: Published, source: Source, keys: Sequence[bytes]) -> None:
         self._was = was
-        self._hashes = Hashes(cache_of(was.store.where, was.head.name), Finder())
+        self._hashes = Hashes(cache_of(was.store.where, was.head.name), Finder(), eager=True)
         self._records: Records = dict.fromkeys(keys)
         for found, values in source.runs():
             whole = [value if isinstance(value, bytes) else value.open().read() for value in values]  # type: ignore[union-attr]
