@@ -111,8 +111,8 @@ def publish_command(
 ) -> None:
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
-    SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
-    folder; where there is no dataset yet, one is created.
+    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV or TSV, or "-" for JSON Lines from
+    standard input (CSV: --as csv). DEST is a local folder; where there is no dataset yet, one is created.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -125,6 +125,8 @@ def publish_command(
       publisher publish ./catalogue /srv/data/catalogue
       publisher publish prices.jsonl /srv/data/prices --key sku
       publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
+      publisher publish app.db /srv/data/app --table users --table groups
+      publisher publish list.csv /srv/data/list --key sku --detect-types
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
     from publisher.publish import Options, publish
