@@ -130,6 +130,8 @@ def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
                 return [(key[size:-1].decode(),) for key in keys]
             except UnicodeDecodeError as error:
                 raise Invalid("a text in a key is not UTF-8") from error
+    if (numbers := _decode_integers(prefix, keys)) is not None:
+        return numbers
     rows = []
     for key in keys:
         name, values = decode_key(key)
@@ -137,6 +139,23 @@ def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
             raise Invalid(f"a key of table {name!r} stands among those of {table!r}")
         rows.append(values)
     return rows
+
+
+def _decode_integers(prefix: bytes, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]] | None:
+    """Keys of one integer each, all above 0 and of the same number of bytes; None for others.
+
+    The keys ascend: what the first and the last one begin with, all do.
+    """
+    start = len(prefix)
+    size = keys[0][start] - _ZERO if keys and keys[0][start:] else 0
+    head = prefix + keys[0][start : start + 1] if 1 <= size <= 8 else b""
+    if not head or not (keys[0].startswith(head) and keys[-1].startswith(head)):
+        return None
+    if set(map(len, keys)) != {len(head) + size} or keys[0][len(head)] == 0:
+        return None
+    digits = map(itemgetter(slice(len(head), None)), keys)
+    numbers: list[int] = list(map(int.from_bytes, digits, repeat("big")))  # type: ignore[arg-type]
+    return list(zip(numbers)) if numbers[-1] <= INT_MAX else None
 
 
 def table_range(table: str) -> tuple[bytes, bytes]:
