@@ -18,7 +18,7 @@ def form_of(path: str) -> str:
     """Which form of source `path` is. Raises SourceError if there is nothing, UsageError for another kind of file."""
     if path == "-":
         return "jsonl"
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         raise SourceError(f"there is no {path}; nothing was published")
     if os.path.isdir(path):
         if os.path.exists(os.path.join(path, "HEAD")) and os.path.isdir(os.path.join(path, "chunks")):
@@ -26,8 +26,11 @@ def form_of(path: str) -> str:
                 f"{path} is a published dataset, not a source; to publish its files as they are, say --as folder"
             )
         return "folder"
-    if is_database(path):
-        return "sqlite"
+    try:
+        if is_database(path):
+            return "sqlite"
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}; nothing was published") from error
     ending = os.path.splitext(path)[1].lower()
     if ending in _ENDINGS:
         return _ENDINGS[ending]

@@ -405,3 +405,17 @@ def test_a_large_database_is_read_by_a_process_that_ends_with_the_publish(tmp_pa
     database(path, "INSERT INTO item(id, sku) VALUES(3, CAST(x'ff' AS TEXT))")
     with pytest.raises(SourceError, match="of the row with the key"):
         read(open_it())
+
+
+def test_a_source_is_known_by_what_it_is_and_as_overrides(tmp_path):
+    path = database(tmp_path / "odd.name", "CREATE TABLE t(k INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)")
+    assert publisher("publish", path, tmp_path / "one", "--json").json["kind"] == "table"
+    (tmp_path / "rows.txt").write_text("k,v\n1,2\n")
+    assert "cannot tell what this is" in publisher("publish", tmp_path / "rows.txt", tmp_path / "two", check=2).err
+    publisher("publish", tmp_path / "rows.txt", tmp_path / "two", "--as", "csv", "--key", "k")
+    (tmp_path / "gone.db").symlink_to(tmp_path / "nothing")
+    assert "there is no" in publisher("publish", tmp_path / "gone.db", tmp_path / "three", check=1).err
+    assert "--detect-types is for CSV" in publisher("publish", path, tmp_path / "one", "--detect-types", check=2).err
+    assert "--table names it" in publisher(
+        "publish", tmp_path / "rows.txt", tmp_path / "two", "--as", "csv", "--table", "a", "--table", "b", check=2
+    ).err  # fmt: skip
