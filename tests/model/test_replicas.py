@@ -62,7 +62,7 @@ class Replicas(RuleBasedStateMachine):
                 self.source(),
                 None,
                 key=self.key,
-                table=None,
+                tables=(),
                 name=name,
                 schema=schema,
                 strict=True,
