@@ -18,7 +18,7 @@ from typing import NamedTuple
 from puller.durable import sync_folder
 from puller.errors import Invalid
 from puller.runs import live
-from puller.wire.checksum import MODULUS, record_hashes
+from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.nodes import Large, Run, Value
 
 Mark = bytes
@@ -55,11 +55,9 @@ def marks(keys: Sequence[bytes], values: Sequence[Value]) -> list[Mark | None]:
     """The mark of each record; None for a deleted one."""
     hashes = record_hashes(keys, values)
     if set(map(type, values)) == {bytes}:
-        firsts = [n.to_bytes(16, "big") for n in hashes if n is not None]
-        return list(map(add, firsts, [hashlib.sha256(v).digest()[:16] for v in values]))  # type: ignore[arg-type]
+        return list(map(add, hashes, [hashlib.sha256(v).digest()[:16] for v in values]))  # type: ignore[arg-type]
     return [
-        None if n is None else n.to_bytes(16, "big") + _sha256(value)[:16]
-        for n, value in zip(hashes, values, strict=True)
+        None if digest is None else digest + _sha256(value)[:16] for digest, value in zip(hashes, values, strict=True)
     ]
 
 
@@ -69,7 +67,7 @@ def _sha256(value: Value) -> bytes:
 
 def hash_sum(found: Iterable[Mark]) -> int:
     """The sum of the record hashes in some marks."""
-    return sum(int.from_bytes(one[:16], "big") for one in found)
+    return sum_hashes([one[:16] for one in found])
 
 
 class Cache:

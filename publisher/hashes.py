@@ -219,4 +219,5 @@ def cache_of(where: str, name: str) -> str | None:
     folder = cache_folder()
     if folder is None:
         return None
-    return os.path.join(folder, f"{name}-{hashlib.sha256(os.fsencode(os.path.realpath(where))).hexdigest()[:16]}")
+    where = where if "://" in where else os.path.realpath(where)
+    return os.path.join(folder, f"{name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")

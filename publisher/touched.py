@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from publisher.build import Sink, TreeBuilder
+from publisher.build import TreeBuilder
 from publisher.commit import Next, follow
 from publisher.hashes import Changes, Hashes, cache_of
 from publisher.large import put_stream
@@ -18,6 +19,7 @@ from puller.wire.nodes import Diff
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from publisher.build import Sink
     from publisher.published import Published
     from publisher.sources.base import Source
     from publisher.tables import Records
@@ -35,7 +37,11 @@ class Touched:
             whole = [value if isinstance(value, bytes) else value.open().read() for value in values]  # type: ignore[union-attr]
             self._records.update(zip(found, whole, strict=True))
         self._records.update(zip(*source.lead(), strict=True))  # type: ignore[arg-type]
-        self.changes = Changes(self._records, self._hashes, was)
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What differs. Raises Conflict if HEAD was replaced."""
+        return Changes(self._records, self._hashes, self._was)
 
     def next(self, interval: int | None, now: Callable[[], float]) -> Next:
         """Put the diff, and make the version that it leads to."""
@@ -43,7 +49,7 @@ class Touched:
             return self._next(interval, now)
         except ChecksumMismatch:  # a hash in the cache was wrong
             self._hashes.forget(for_good=True)
-            self.changes = Changes(self._records, self._hashes, self._was)
+            del self.changes
             return self._next(interval, now)
 
     def committed(self, after: Published) -> None:
@@ -55,16 +61,16 @@ class Touched:
         self._hashes.close()
 
     def _next(self, interval: int | None, now: Callable[[], float]) -> Next:
-        was, changes = self._was, self.changes
-        head, pool = was.head, was.reader.pool
-        builder = TreeBuilder(Sink(was.store, DIFFS), pool)
-        builder.add(changes.keys, [self._put(key) for key in changes.keys])
+        was, changes, head = self._was, self.changes, self._was.head
+        builder = TreeBuilder(was.sink(DIFFS), was.reader.pool)
+        chunks = was.sink(CHUNKS)
+        builder.add(changes.keys, [self._put(key, chunks) for key in changes.keys])
         diff = Diff(head.version, head.version + 1, builder.finish())
         checksum = (head.checksum + changes.sum) % MODULUS
         return follow(was, diff, checksum, head.records + changes.grown, interval=interval, now=now)
 
-    def _put(self, key: bytes) -> Value:
+    def _put(self, key: bytes, chunks: Sink) -> Value:
         value = self._records[key]
         if value is None or len(value) <= MAX_INLINE:
             return value
-        return put_stream(key, b"", io.BytesIO(value), Sink(self._was.store, CHUNKS), self._was.reader.pool).value
+        return put_stream(key, b"", io.BytesIO(value), chunks, self._was.reader.pool).value

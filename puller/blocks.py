@@ -69,7 +69,8 @@ class Edit:
     def put(self, keys: list[bytes], values: list[bytes | None]) -> list[bytes | None]:
         """Take changes, None deletes; return what the old state holds under their keys."""
         if not self._old.blocks:
-            self._append(keys, values)
+            for run in live([(keys, values)]):  # type: ignore[list-item]
+                self.append(*run)  # type: ignore[arg-type]
             return [None] * len(keys)
         before: list[bytes | None] = []
         start = 0
@@ -81,19 +82,19 @@ class Edit:
             start = stop
         return before
 
+    def append(self, keys: list[bytes], values: list[bytes]) -> None:
+        """Take records above all that were taken before; the old state must be empty."""
+        self._keys += keys
+        self._values += values
+        if len(self._keys) >= MOST:
+            self._flush()
+
     def finish(self) -> Blocks:
         """The next state."""
         self._flush()
         for block in self._old.blocks[self._next :]:
             self._add(*block)
         return Blocks(self._done)
-
-    def _append(self, keys: list[bytes], values: list[bytes | None]) -> None:
-        for run_keys, run_values in live([(keys, list(values))]):
-            self._keys += run_keys
-            self._values += run_values  # type: ignore[arg-type]
-        if len(self._keys) >= MOST:
-            self._flush()
 
     def _move_to(self, key: bytes) -> None:
         """Take up the block where `key` belongs; those before it stay as they are."""

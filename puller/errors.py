@@ -5,6 +5,8 @@ A message says what happened, what was kept, and what to do next.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class HeadwaterError(Exception):
     """Base of all errors raised on purpose. `exit_code` is the command's exit status."""
@@ -16,6 +18,10 @@ class UsageError(HeadwaterError):
     """The command, or a combination of its arguments, makes no sense."""
 
     exit_code = 2
+
+
+class SecretError(UsageError):
+    """The secret of an encrypted dataset is missing, damaged or another one's, or was given for one that is not encrypted."""
 
 
 class Refused(HeadwaterError):
@@ -45,6 +51,10 @@ class Shrunk(Refused):
 
 class Rejected(Refused):
     """A validator did not let a new version pass."""
+
+
+class NoKey(Refused):
+    """The private key that would have to sign is not here, or is not one that the dataset's key set names."""
 
 
 class SourceError(HeadwaterError):
@@ -80,6 +90,29 @@ class Invalid(HeadwaterError):
     """What was read breaks the format (SPEC.md); nothing of it was used."""
 
     exit_code = 5
+
+
+class Distrust(StrEnum):
+    """Why a HEAD or a key set is not believed (SPEC 7.4, 7.5)."""
+
+    UNSIGNED = "unsigned"
+    UNKNOWN_KEY = "unknown-key"
+    BAD_SIGNATURE = "bad-signature"
+    OTHER_DATASET = "other-dataset"
+    KEY_SET_ROLLBACK = "key-set-rollback"
+    KEY_SET_FORGED = "key-set-forged"
+    KEY_SET_SKIPPED = "key-set-skipped"
+    EPOCH = "epoch"
+    FORK = "fork"
+    EXPIRED = "expired"
+
+
+class Untrusted(Invalid):
+    """What the host serves is not what the trusted keys signed, or not what they may sign. `reason` names what is wrong."""
+
+    def __init__(self, reason: Distrust, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Corrupt(Invalid):

@@ -13,7 +13,7 @@ from puller.errors import Moved, TargetError
 from puller.forms import Form, form_of
 from puller.runs import Cursor, spans
 from puller.targets.base import Opening, Reading
-from puller.wire.checksum import record_hashes
+from puller.wire.checksum import Hash, record_hashes
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, decode_schema
 
@@ -24,7 +24,7 @@ _BATCH, _BATCH_BYTES = 512, 4 << 20
 
 Event = tuple[bytes, bytes | None, bytes | None]
 """A wire key, its old value and its new one; None: absent."""
-Hashes = list[int | None]
+Hashes = list[Hash | None]
 
 
 class Change(NamedTuple):

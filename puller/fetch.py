@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from puller.errors import FetchError, HeadwaterError, NotFound, Unavailable, UsageError
@@ -305,14 +305,27 @@ class Retrying:
         self._inner.close()
 
     def _again(self, ask: Callable[[], Any]) -> Any:
-        for attempt in range(self._attempts):
-            try:
-                return ask()
-            except Unavailable as error:
-                if attempt + 1 == self._attempts or (error.retry_after or 0) > TIMEOUT:
-                    raise
-                self._sleep(max(error.retry_after or 0.0, 0.2 * 2**attempt * (0.5 + self._jitter())))
-        raise AssertionError("unreachable")
+        return again(ask, self._attempts, self._sleep, self._jitter)
+
+
+T = TypeVar("T")
+
+
+def again(
+    ask: Callable[[], T],
+    attempts: int = ATTEMPTS,
+    sleep: Callable[[float], object] = time.sleep,
+    jitter: Callable[[], float] = random.random,
+) -> T:
+    """What `ask` gives; while it is Unavailable, it is asked again after growing, jittered pauses."""
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except Unavailable as error:
+            if attempt + 1 == attempts or (error.retry_after or 0) > TIMEOUT:
+                raise
+            sleep(max(error.retry_after or 0.0, 0.2 * 2**attempt * (0.5 + jitter())))
+    raise AssertionError("unreachable")
 
 
 def shown(address: str) -> str:
@@ -329,7 +342,7 @@ def where(address: str) -> str:
 
 
 def open_fetcher(address: str) -> Fetcher:
-    """The fetcher for an address: http(s)://, file://, or a path. Raises UsageError for another scheme."""
+    """The fetcher for an address: http(s)://, s3://, file://, or a path. Raises UsageError for another scheme."""
     parts = urlsplit(address)
     if parts.scheme in ("http", "https"):
         if not parts.netloc or parts.query or parts.fragment:
@@ -339,6 +352,10 @@ def open_fetcher(address: str) -> Fetcher:
         if parts.netloc not in ("", "localhost"):
             raise UsageError(f"{address} names another machine; file:// reads local folders only")
         return FolderFetcher(unquote(parts.path))
+    if parts.scheme == "s3":
+        from puller.s3 import S3Fetcher
+
+        return Retrying(S3Fetcher(address))
     if "://" in address:
-        raise UsageError(f"{address}: {parts.scheme}:// is not supported; use http(s)://, file:// or a path")
+        raise UsageError(f"{address}: {parts.scheme}:// is not supported; use http(s)://, s3://, file:// or a path")
     return FolderFetcher(address)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from puller.errors import (
     ChecksumMismatch,
     Corrupt,
+    Distrust,
     FetchError,
     HeadwaterError,
     Invalid,
@@ -24,19 +26,24 @@ from puller.errors import (
     SchemaChanged,
     Stale,
     Unavailable,
+    Untrusted,
     UsageError,
 )
-from puller.fetch import THREADS, Fetcher, shown, where
+from puller.fetch import THREADS, Answer, Fetcher, shown, where
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
 from puller.runs import bounded, live
+from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
-from puller.wire.checksum import record_hashes
+from puller.trust import Keeper, Pins, Staleness, identity, staleness
+from puller.wire.checksum import Hash, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
+from puller.wire.keyset import MAX_KEY_SET
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
+from puller.wire.note import Key
 
 if TYPE_CHECKING:
     from puller.events import Watch
@@ -56,7 +63,12 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest).
+    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
+    (None: where it is otherwise found, see `puller.secret.unlock`).
+
+    `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
+    what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
+    old the newest HEAD may be, in seconds, before the outcome says that it is stale.
     """
 
     overwrite: bool = False
@@ -64,6 +76,11 @@ class Options:
     check: bool = False
     dry_run: bool = False
     version: int | None = None
+    trust: Sequence[Key] = ()
+    repin: bool = False
+    allow_expired: bool = False
+    max_staleness: int | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -82,6 +99,12 @@ class Outcome:
     received: int = 0
     notes: list[str] = field(default_factory=list)
     """What went wrong on the way and was got over."""
+    pins: Pins = field(default_factory=Pins)
+    """Whom the target trusts now; no key set where the dataset is not signed."""
+    met: bool = False
+    """Whether this was the first contact, or the first with a signed HEAD: `pins` are new."""
+    stale: Staleness | None = None
+    """Why what is held may be old, though nothing is wrong with it."""
 
     @property
     def changed(self) -> bool:
@@ -97,11 +120,11 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | None, str | None]:
-    """HEAD (None: not modified since it came with `etag`), and its tag. Raises Invalid, FetchError."""
+def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | None, Answer]:
+    """HEAD (None: not modified since it came with `etag`), and the host's answer. Raises Invalid, FetchError."""
     try:
         answer = fetcher.fetch_head(etag)
-        return (None if answer.data is None else parse_head(answer.data)), answer.etag
+        return (None if answer.data is None else parse_head(answer.data)), answer
     except NotFound as error:
         raise NotFound(f"there is no dataset at {shown(address)} ({error}); check the address") from error
     except Invalid as error:
@@ -136,20 +159,21 @@ def pull(
     elif state is not None and options.check:
         _check(target, state)
     current = int(now())
-    fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
+    fresh = state is None or _must_read(state, options, current) or bool(closed)
     try:
-        head, etag = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        head, answer = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        opened, cipher = (None, None) if head is None else unlock(head, options.secret)
         if state is None:
-            target = find_target(head)
+            target = find_target(opened)
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
-                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
+                puller = _Pull(address, Reader(fetcher, pool, keeping, cipher), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
-                outcome = puller.run(head, etag, fresh)
+                outcome = puller.run(opened, answer, fresh)
                 if partial is not None:
                     partial.clear()
                 return outcome
@@ -159,11 +183,17 @@ def pull(
     except HeadwaterError as error:
         if not isinstance(error, Unavailable) and partial is not None:
             partial.clear()
-        if not isinstance(error, FetchError):
+        if not isinstance(error, FetchError | Untrusted):
             raise
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
+
+
+def _must_read(state: State, options: Options, now: int) -> bool:
+    """Whether HEAD itself is needed, not only whether it changed."""
+    unknown = bool(options.trust) and not state.pins.key_set
+    return bool(options.version) or options.repin or unknown or not 0 <= now - state.read <= READ_AGAIN
 
 
 def _check(target: Target, state: State) -> None:
@@ -195,7 +225,7 @@ class _Sums:
     records: int
 
     def take(
-        self, keys: list[bytes], hashes: Sequence[int | None], before: Sequence[int | None], *, anew: bool = False
+        self, keys: list[bytes], hashes: Sequence[Hash | None], before: Sequence[Hash | None], *, anew: bool = False
     ) -> None:
         """Count a run in the place of what was there before it; `anew` where runs come in order to an empty place."""
         if anew:
@@ -254,24 +284,121 @@ class _Pull:
         self.way = Way.NOTHING
         self.watch: Watch | None = None
         self.notes: list[str] = []
+        self.accepted: dict[str, Any] = {}
+        """What the state is to remember of the newest HEAD, once it was verified."""
+        self.met = False
 
-    def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
+    def run(self, head: Head | None, answer: Answer, fresh: bool) -> Outcome:
         if head is None:
-            assert self.state is not None
-            return self._unchanged(self.state, Reason.CURRENT)
+            return self._not_modified()
+        try:
+            return self._to_newest(head, answer, fresh)
+        except HeadwaterError:
+            self._remember_seen()
+            raise
+
+    def _to_newest(self, head: Head, answer: Answer, fresh: bool) -> Outcome:
+        """Go to `head`, or to the one that has taken its place where files of it are gone."""
         for attempt in range(3):
             try:
-                return self._by_some_way(head, etag, fresh)
+                return self._accept(head, answer) or self._by_some_way(head, answer.etag, fresh)
             except Moved:
                 if attempt == 2:
                     raise
                 self.state = self.target.state()
             except NotFound:
-                newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
+                newer, again = read_head(self.address, self.reader.fetcher, None)
                 if attempt == 2 or newer is None or newer.order <= head.order:
                     raise
-                head, etag = newer, newer_etag
+                (head, self.reader.cipher), answer = unlock(newer, self.options.secret), again
         raise AssertionError("unreachable")
+
+    def _not_modified(self) -> Outcome:
+        """Nothing new: HEAD is the one that was verified before."""
+        state = self.state
+        assert state is not None
+        pins = self._keeper(state).proven(state.pins) if self.options.trust else state.pins
+        if not self.options.dry_run and (pins is not state.pins or state.behind is not None):
+            self.state = state = msgspec.structs.replace(state, pins=pins, behind=None)
+            self.target.remember(state)
+        return self._unchanged(state, Reason.CURRENT)
+
+    def _keeper(self, state: State | None) -> Keeper:
+        pins = None if state is None or self.options.repin else state.pins
+        return Keeper(lambda path: self.reader.fetcher.fetch(path, MAX_KEY_SET), pins, self.options.trust)
+
+    def _accept(self, head: Head, answer: Answer) -> Outcome | None:
+        """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
+
+        Raises Untrusted. What is remembered is stored with the next state, or where that fails, by itself.
+        """
+        state, options = self.state, self.options
+        assert answer.data is not None
+        verified = hashlib.sha256(answer.data).hexdigest()
+        if state is not None:
+            self._check_same(state, head)
+            if self._is_older(state, head):
+                return self._older(state, head, answer.data)
+        if state is not None and state.verified == verified and not (options.trust or options.repin):
+            pins = state.pins
+        else:
+            pins = self._keeper(state).accept(head, answer.data)
+        if state is not None:
+            self._check_seen(state, head)
+        if (state is None or options.repin) and not options.allow_expired and self._is_past(head.expires):
+            raise Untrusted(
+                Distrust.EXPIRED,
+                f"HEAD of {head.name!r} is expired: whoever serves it may hold back newer ones. Take it with --allow-expired",
+            )
+        self.met = state is None or options.repin or bool(pins.key_set and not state.pins.key_set)
+        self.accepted = {
+            "pins": pins,
+            "seen": head.order,
+            "seen_as": identity(head),
+            "verified": verified,
+            "expires": head.expires,
+            "behind": None,
+        }
+        return None
+
+    def _is_past(self, expires: int | None) -> bool:
+        return expires is not None and int(self.now()) > expires
+
+    def _may_go_back(self, state: State) -> bool:
+        """Whether the user said that history may be another one. A signed one can tell that itself, by a new epoch."""
+        return self.options.repin or (self.options.overwrite and not state.pins.key_set)
+
+    def _is_older(self, state: State, head: Head) -> bool:
+        """Whether HEAD is older than the one that was seen, and not refused for being unsigned anyway."""
+        unsigned = bool(state.pins.key_set) and not head.trust
+        return head.order < state.seen and not self._may_go_back(state) and not unsigned
+
+    def _older(self, state: State, head: Head, data: bytes) -> Outcome:
+        """Pass over a HEAD that is older than one seen before: a cache lags behind, or somebody plays old ones back."""
+        pins, keeper = state.pins, self._keeper(state)
+        if self.options.trust and not pins.key_set:
+            keeper.accept(head, data)
+        elif self.options.trust:
+            pins = keeper.proven(pins)
+        really = "run `publisher restart`" if state.pins.key_set else "pull with --overwrite"
+        self.notes.append(
+            f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
+            f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
+            f"really set back, {really}"
+        )
+        if (state.behind is None or pins is not state.pins) and not self.options.dry_run:
+            behind = int(self.now()) if state.behind is None else state.behind
+            self.state = state = msgspec.structs.replace(state, behind=behind, pins=pins)
+            self.target.remember(state)
+        return self._unchanged(state, Reason.OLDER_HEAD)
+
+    def _remember_seen(self) -> None:
+        """Remember the newest HEAD though it could not be applied: nobody is to take the copy back before it."""
+        state = self.state
+        if state is None or not self.accepted or self.options.dry_run or self.accepted["verified"] == state.verified:
+            return
+        with contextlib.suppress(HeadwaterError, OSError):
+            self.target.remember(msgspec.structs.replace(state, **self.accepted, etag=None))
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         """Take the cheapest way; where it turns out to be closed, the next one."""
@@ -305,16 +432,15 @@ class _Pull:
             raise UsageError(f"there is no version {version} yet; the newest is {newest.version}; nothing was changed")
         path = archive_path(newest.epoch, version)
         try:
-            wanted = parse_head(self.reader.fetcher.fetch(path, MAX_HEAD))
+            data = self.reader.fetcher.fetch(path, MAX_HEAD)
+            wanted = parse_head(data)
         except NotFound as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
-            newest.name,
-            newest.kind,
-            newest.epoch,
-            version,
-        ):
+        wanted, _ = unlock(wanted, self.options.secret)
+        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
             raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
+        self._keeper(self.state).archived(wanted, data, self.accepted["pins"])
         return wanted
 
     def _close(self, error: HeadwaterError) -> bool:
@@ -338,13 +464,13 @@ class _Pull:
     def _to(self, head: Head, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         state = self.state
         if state is not None:
-            if (early := self._check_same(state, newest)) is not None:
-                return early
             self._check_fork(state, head)
             if state.position == (head.epoch, head.version) and Way.NOTHING not in self.closed:
                 tag = etag if head is newest else None
-                if not self.options.dry_run and (state.etag != tag or fresh):
-                    self._remember(state, newest, tag, fresh)
+                if not self.options.dry_run and (
+                    state.etag != tag or fresh or self.accepted["verified"] != state.verified
+                ):
+                    state = self._remember(state, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
         whole = self.options.dry_run or Way.DIFFS in self.closed
@@ -355,33 +481,47 @@ class _Pull:
         changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
         return self._outcome(chosen, head, position, changes)
 
-    def _check_same(self, state: State, head: Head) -> Outcome | None:
-        """Refuse another dataset; pass over a HEAD that is older than one seen before."""
+    def _check_same(self, state: State, head: Head) -> None:
+        """Refuse another dataset."""
         if (state.dataset, state.kind) != (head.name, head.kind):
-            raise Invalid(
+            raise Untrusted(
+                Distrust.OTHER_DATASET,
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
-                f"{head.name!r} of kind {head.kind}; nothing was changed. Use another target"
+                f"{head.name!r} of kind {head.kind}; use another target",
             )
-        if head.order < state.seen and not self.options.overwrite:
-            self.notes.append(
-                f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
-                f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
-                "really set back, pull with --overwrite"
+        if state.encryption != (head.encryption or ""):
+            held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))
+            raise Untrusted(
+                Distrust.OTHER_DATASET,
+                f"{self.target.where} holds {head.name!r} as it was published {held}; what the host serves is {served}. Nothing "
+                "was changed. Ask the publisher; if that is meant, pull into another target",
             )
-            return self._unchanged(state, Reason.OLDER_HEAD)
-        return None
+
+    def _check_seen(self, state: State, head: Head) -> None:
+        """Refuse another HEAD for the version that was seen, though perhaps never held (SPEC 7.4)."""
+        same = state.seen[:2] == head.order[:2] and state.seen_as not in ("", identity(head))
+        if same and not self._may_go_back(state):
+            raise self._fork(state, head)
 
     def _check_fork(self, state: State, head: Head) -> None:
         """Refuse another HEAD for the version that is held (SPEC 7.4)."""
         same = state.position == (head.epoch, head.version)
         known = (state.publish_id, state.checksum, state.records, state.snapshot)
         served = (head.publish_id, f"{head.checksum:032x}", head.records, head.snapshot.ref.sha256.hex())
-        forked = known != served
-        if same and forked and not self.options.overwrite:
-            raise Invalid(
-                f"the host serves another version {head.version} of {head.name!r} than the one held: history was forked. "
-                "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
-            )
+        if same and known != served:
+            if not self._may_go_back(state):
+                raise self._fork(state, head)
+            self.closed |= dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
+
+    def _fork(self, state: State, head: Head) -> Untrusted:
+        word = (
+            "pull with --repin --trust KEY" if state.pins.key_set else "to take the host's word, pull with --overwrite"
+        )
+        return Untrusted(
+            Distrust.FORK,
+            f"the host serves another version {head.version} of {head.name!r} than the one seen before: history was "
+            f"forked. Ask the publisher; {word}",
+        )
 
     def _trees(self, head: Head, chosen: Plan) -> Iterator[Run]:
         """The newest value of each key in what a plan reads, deletions as None."""
@@ -479,7 +619,7 @@ class _Pull:
             ranges = Ranges.load(state.ranges)
         if f"{ranges.checksum:032x}" != state.checksum:
             ranges = Ranges()
-            ranges.change([b""], [int(state.checksum, 16)])
+            ranges.change([b""], [bytes.fromhex(state.checksum)])
         return ranges
 
     def _noted(self, kind: str, runs: Iterator[Run]) -> Iterator[Run]:
@@ -511,7 +651,6 @@ class _Pull:
 
     def _new_state(self, head: Head, newest: Head, etag: str | None, ranges: Ranges) -> State:
         now = int(self.now())
-        seen = newest.order if self.state is None or self.options.overwrite else max(self.state.seen, newest.order)
         return State(
             dataset=head.name,
             kind=head.kind,
@@ -522,18 +661,21 @@ class _Pull:
             records=head.records,
             time=head.time,
             publish_id=head.publish_id,
-            seen=seen,
+            **self.accepted,
             etag=etag if head is newest else None,
             read=now,
             pulled=now,
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
             ranges=ranges.dump(),
+            encryption=head.encryption or "",
         )
 
-    def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:
+    def _remember(self, state: State, etag: str | None, fresh: bool) -> State:
         read = int(self.now()) if fresh else state.read
-        self.target.remember(msgspec.structs.replace(state, seen=max(state.seen, head.order), etag=etag, read=read))
+        state = msgspec.structs.replace(state, **self.accepted, etag=etag, read=read)
+        self.target.remember(state)
+        return state
 
     def _unchanged(self, state: State, reason: Reason) -> Outcome:
         fetcher = self.reader.fetcher
@@ -548,7 +690,14 @@ class _Pull:
             requests=fetcher.requests,
             received=fetcher.received,
             notes=self.notes,
+            pins=state.pins,
+            met=self.met,
+            stale=self._stale(state.seen[2], state.expires, state.behind, state.interval),
         )
+
+    def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> Staleness | None:
+        most = self.options.max_staleness
+        return staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
 
     def _outcome(self, chosen: Plan, head: Head, before: tuple[int, int] | None, changes: Changes) -> Outcome:
         return Outcome(
@@ -563,4 +712,7 @@ class _Pull:
             requests=self.reader.fetcher.requests,
             received=self.reader.fetcher.received,
             notes=self.notes,
+            pins=self.accepted["pins"],
+            met=self.met,
+            stale=self._stale(self.accepted["seen"][2], self.accepted["expires"], None, head.interval),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
-from puller.wire.checksum import MODULUS, sum_hashes
+from puller.wire.checksum import MODULUS, Hash, sum_hashes
 from puller.wire.codec import decoder, encode
 
 MOST = 4096
@@ -31,7 +31,7 @@ class Ranges:
         """The sum over all ranges."""
         return sum(self._sums) % MODULUS
 
-    def extend(self, keys: Sequence[bytes], hashes: Sequence[int | None]) -> None:
+    def extend(self, keys: Sequence[bytes], hashes: Sequence[Hash | None]) -> None:
         """Take a run of records above all that were taken before; mostly it becomes a range of its own."""
         if not keys:
             return
@@ -46,7 +46,7 @@ class Ranges:
             self._sums = [a + b for a, b in zip(self._sums[::2], [*self._sums[1::2], 0], strict=False)]
             self._joined, self._last = 2 * self._joined, self._joined + self._last
 
-    def change(self, keys: Sequence[bytes], hashes: Sequence[int | None], before: Sequence[int | None] = ()) -> None:
+    def change(self, keys: Sequence[bytes], hashes: Sequence[Hash | None], before: Sequence[Hash | None] = ()) -> None:
         """Put the hashes of a run, in key order, in the place of those `before`; None stands for no record."""
         if keys and not self._bounds:
             self._bounds, self._sums = [b""], [0]

@@ -10,12 +10,12 @@ from puller.errors import LocalEdits
 from puller.ranges import Bounds, overlaps
 from puller.runs import Cursor, overlay
 from puller.tree import Leaf, Reader, ahead
-from puller.wire.checksum import record_hashes, sum_hashes
+from puller.wire.checksum import Hash, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS
 from puller.wire.nodes import Run, Tree, Value, is_ascending
 from puller.wire.rows import SCHEMA_KEY
 
-Hashed = tuple[list[bytes], list[int]]
+Hashed = tuple[list[bytes], list[Hash]]
 """Keys in strictly ascending order, and the hash of the record that is held under each."""
 
 _AFTER_SCHEMA = b"\0"
@@ -131,10 +131,10 @@ def differences(held: Hashed, wanted: Run, *, whole: bool) -> Run:
     """The records of `wanted` that are not held; with `whole`, deletions of all else that is held, too."""
     if not wanted[0] and not whole:
         return [], []
-    known: dict[bytes, int] = dict(zip(*held, strict=True))
+    known: dict[bytes, Hash] = dict(zip(*held, strict=True))
     hashes = record_hashes(*wanted)
     changed: dict[bytes, Value] = {
-        key: value for key, value, number in zip(*wanted, hashes, strict=True) if known.get(key) != number
+        key: value for key, value, digest in zip(*wanted, hashes, strict=True) if known.get(key) != digest
     }
     if not whole:
         return list(changed), list(changed.values())

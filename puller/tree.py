@@ -13,7 +13,7 @@ from puller.partial import Partial
 from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
-from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
+from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, decompress, path_of
 from puller.wire.nodes import (
     AnyPiece,
     Diff,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from puller.fetch import Fetcher
+    from puller.wire.cipher import Cipher
 
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
@@ -86,12 +87,22 @@ class Leaf:
 
 
 class Reader:
-    """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read."""
+    """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read.
 
-    def __init__(self, fetcher: Fetcher, pool: ThreadPoolExecutor, partial: Partial | None = None) -> None:
+    `cipher` decrypts them, where the dataset is encrypted.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        pool: ThreadPoolExecutor,
+        partial: Partial | None = None,
+        cipher: Cipher | None = None,
+    ) -> None:
         self.fetcher = fetcher
         self.pool = pool
         self.partial = partial
+        self.cipher = cipher
         self.done = 0
         self._segments: dict[Segment, Log] = {}
         self._lock = threading.Lock()
@@ -140,9 +151,19 @@ class Reader:
             self.partial.keep(ref, data)
         return data
 
+    def frame(self, area: str, ref: Ref) -> bytes:
+        """The frame in a file (SPEC 4.1), decrypted where the dataset is encrypted (SPEC 11.3)."""
+        stored = self.stored(area, ref)
+        if self.cipher is None:
+            return stored
+        try:
+            return self.cipher.decrypt(stored)
+        except Corrupt as error:
+            raise Corrupt(f"{path_of(area, ref.sha256)}: {error}; nothing of it was used") from error
+
     def load(self, area: str, ref: Ref) -> bytes:
         """The raw bytes of a file."""
-        return unseal(ref, self.stored(area, ref))
+        return decompress(self.frame(area, ref), ref.raw)
 
     def leaves(self, area: str, tree: Tree) -> Iterator[Leaf]:
         """The leaves of a tree in key order; its indexes are read on the way."""
@@ -330,7 +351,7 @@ class Reader:
 
     def piece(self, piece: AnyPiece, held: Held | None = None, old: Old | None = None) -> bytes:
         """The content of a piece; what `held` gives of it and of its bases is not fetched, and `old` gives ranges."""
-        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held, old)
+        return nodes.build_piece(piece, lambda ref: self.frame(CHUNKS, ref), held, old)
 
 
 def _work(piece: AnyPiece) -> int:

@@ -115,7 +115,7 @@ class Writer:
             below.append(Sublist(ref.sha256, ref.stored, ref.raw, sum(piece.raw for piece in group)))
         ref = self.put(CHUNKS, encode(below))
         entries = msgspec.Raw(encode([Sublist(ref.sha256, ref.stored, ref.raw, len(content))]))
-        digest = record_hash(key, content).to_bytes(16, "big")
+        digest = record_hash(key, content)
         return Large(len(content), digest, hashlib.sha256(content).digest(), 2, entries)
 
     def patched(self, value: Large, content: bytes, old: bytes) -> PatchedLarge:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from publisher.publish import Options, Outcome, publish
 from publisher.sources.base import Report
-from publisher.stores import open_store
+from puller.stores import open_store
 from puller.wire.codec import MAX_INLINE
 
 

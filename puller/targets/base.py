@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from puller.errors import Invalid, Moved
+from puller.trust import Pins
+from puller.wire.checksum import Hash
 from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
@@ -40,8 +42,20 @@ class State(msgspec.Struct, frozen=True):
     interval: int = 30
     snapshot: str = ""
     """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
+    pins: Pins = Pins()
+    """Whom the copy trusts (SPEC 7.5)."""
+    seen_as: str = ""
+    """What HEADs of the seen epoch and version must have in common (`puller.trust.identity`)."""
+    verified: str = ""
+    """SHA-256 of the bytes of the seen HEAD: the same bytes need not be verified again."""
+    expires: int | None = None
+    """When the seen HEAD expires, in Unix seconds."""
+    behind: int | None = None
+    """Since when the host serves an older HEAD than the seen one, in Unix seconds; None: it does not."""
     ranges: bytes = b""
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
+    encryption: str = ""
+    """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
     format: int = STATE_FORMAT
 
     @property
@@ -113,7 +127,7 @@ class Changes:
 
 def count(changes: Changes, keys: list[bytes], values: list[Value], *, opening: Opening) -> None:
     """Count a run into `changes`; the schema of a table is no row."""
-    deleted = values.count(None)
+    deleted = 0 if opening.replace else values.count(None)
     schema = int(opening.kind == "table" and bool(keys) and not keys[0])
     changes.deleted += deleted
     changes.written += len(keys) - deleted - schema
@@ -126,14 +140,14 @@ class Writer(Protocol):
     the new state at once; leaving the writer's context without it leaves the target as it was.
     """
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         """Take a run, with the hashes of its records; a value of None deletes.
 
         Returns the record hashes of what was held under its keys (None: nothing); all None where `replace` is set.
         """
         ...
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         """The keys of all that is held, in order, with the hashes of their records; a table's schema first, alone.
 
         What is edited counts as it is now where the target reads its data for it, or is told to `overwrite`; a hash is

@@ -28,7 +28,7 @@ from puller.targets.edits import DELETE, FOLDER, KEEP, PLACE, Edits
 from puller.targets.reading import Connections
 from puller.targets.staging import Stager, make_parents, place_file, place_folder, remove_folder
 from puller.wire import files
-from puller.wire.checksum import MODULUS
+from puller.wire.checksum import MODULUS, Hash
 from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Large, Run, Value
 
@@ -419,7 +419,7 @@ class _NewWriter:
         self._changes = Changes()
         os.mkdir(self._top)
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         files.check_records(keys, values)
         try:
             rows = list(map(self._write, keys, values, hashes))
@@ -430,16 +430,15 @@ class _NewWriter:
         self._changes.written += len(rows)
         return [None] * len(keys)
 
-    def _write(self, key: bytes, value: Value, number: int | None) -> tuple[Any, ...]:
+    def _write(self, key: bytes, value: Value, digest: Hash | None) -> tuple[Any, ...]:
         assert value is not None
-        assert number is not None
+        assert digest is not None
         if self._empty and not self._empty.isdisjoint(files.parents(key)):
             raise Invalid(
                 f"the dataset has both an empty folder and paths below it ({os.fsdecode(key)}); nothing was written"
             )
         make_parents(self._top, key, self._made)
         path = self._top + b"/" + key
-        digest = number.to_bytes(16, "big")
         if isinstance(value, Large):
             kind, parts = self._stager.write_large(path, key, value)
             held.stage(self._db, key, parts)
@@ -450,7 +449,7 @@ class _NewWriter:
         self._stager.write(path, kind, value)
         return key, digest, kind, len(value) - 1, self._mtime
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         return iter(())
 
     def values(self, keys: Sequence[bytes]) -> list[Value]:
@@ -479,15 +478,14 @@ class _Writer:
         self._differing: dict[bytes, bytes | None] = {}
         """The hash of what lies at paths that hold something else than was noted; None: nothing."""
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         files.check_records(keys, values)
         mtime = self._opening.time * 1_000_000_000
         rows: list[tuple[Any, ...]] = []
-        for key, value, number in zip(keys, values, hashes, strict=True):
-            if value is None or number is None:
+        for key, value, digest in zip(keys, values, hashes, strict=True):
+            if value is None or digest is None:
                 rows.append((key, DELETE, None, None, None, None, None))
                 continue
-            digest = number.to_bytes(16, "big")
             if isinstance(value, Large):
                 rows.append(self._put_large(key, value, digest))
                 continue
@@ -513,24 +511,21 @@ class _Writer:
         held.stage(self._db, key, parts)
         return key, PLACE, self._number, digest, kind, size, mtime
 
-    def _before(self, key: bytes) -> int | None:
+    def _before(self, key: bytes) -> Hash | None:
         row = self._db.execute("SELECT path, hash, kind FROM files WHERE path = ?", (key,)).fetchone()
-        found = None if row is None else self._hash(*row)
-        return None if found is None else int.from_bytes(found, "big")
+        return None if row is None else self._hash(*row)
 
     def _hash(self, path: bytes, noted: bytes, kind: bytes) -> bytes | None:
         """The hash of what is held at a path: as noted, or of what lies there now if that may be lost."""
         return self._target.disk.hash_of(path, kind) if self._opening.overwrite else noted
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         rows = self._db.execute("SELECT path, hash, kind FROM files ORDER BY path")
         while batch := rows.fetchmany(_BATCH):
             found = [(row[0], self._hash(*row)) for row in batch]
             self._differing.update(one for one, row in zip(found, batch, strict=True) if one[1] != row[1])
-            yield (
-                [path for path, number in found if number is not None],
-                [int.from_bytes(number, "big") for _, number in found if number is not None],
-            )
+            there = [(path, digest) for path, digest in found if digest is not None]
+            yield [path for path, _ in there], [digest for _, digest in there]
 
     def values(self, keys: Sequence[bytes]) -> list[Value]:
         return [self._small(files.check_path(key)) for key in keys]

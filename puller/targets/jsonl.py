@@ -21,7 +21,7 @@ from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.runs import Cursor, live, overlay
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Run, Value
@@ -232,7 +232,7 @@ class _Writer:
         if held is not None and held.schema and not opening.replace:
             self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
         plain: list[Value] = list(whole(self._opening, keys, values))
         before: dict[bytes, Value] = {}
@@ -260,7 +260,7 @@ class _Writer:
             for run in live([overlay(parts) if parts[1][0] else parts[0]]):
                 self._write(*run)
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         for keys, values in self._target.records():
             yield keys, record_hashes(keys, values)  # type: ignore[misc]
 

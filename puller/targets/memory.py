@@ -14,7 +14,7 @@ from puller.errors import Invalid
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import files
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY
@@ -89,7 +89,7 @@ class _Writer:
         self._changes = Changes()
         self._paths: list[bytes] = []
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
         plain = whole(self._opening, keys, values)
         if self._opening.kind == "files":
@@ -99,10 +99,12 @@ class _Writer:
             if plain[0] is None:
                 raise Invalid("the dataset deletes its schema")
             wire.decode_schema(plain[0])
-        before = self._edit.put(keys, plain)
-        return [None] * len(keys) if self._opening.replace else record_hashes(keys, before)
+        if self._opening.replace:
+            self._edit.append(keys, plain)  # type: ignore[arg-type]
+            return [None] * len(keys)
+        return record_hashes(keys, self._edit.put(keys, plain))
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         bounds = [(SCHEMA_KEY, b"\0"), (b"\0", None)] if self._opening.kind == "table" else [(b"", None)]
         for lower, upper in bounds:
             for keys, values in self._old.runs(lower, upper):

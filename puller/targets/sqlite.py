@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -22,7 +23,7 @@ from puller.sqlitefile import quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.reading import Connections
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, record_hashes, run_sum
+from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE, MAX_KEY
 from puller.wire.keys import decode_key, decode_keys, encode_element
 from puller.wire.nodes import Run, Value
@@ -32,6 +33,10 @@ BOOKKEEPING = "_headwater"
 RECORDS = "records"
 MAGIC = b"SQLite format 3\0"
 _BATCH = 2000
+_CELLS = 300
+"""Cells that one INSERT takes at most where its rows are small; each statement costs as much as some rows do."""
+_SMALL = 64 << 10
+"""Bytes of a row up to which it is small: SQLite copies all that it is given for a statement."""
 _TYPES = {
     "int64": "INTEGER",
     "float64": "REAL",
@@ -384,10 +389,10 @@ class Form:
         parts = [f"{name} {kind}".rstrip() for name, kind in zip(self.columns, kinds, strict=True)]
         return f"CREATE TABLE {self.name} ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
 
-    def insert(self, *, replace: bool) -> str:
-        """INSERT; with `replace`, over the row with the same key."""
+    def insert(self, rows: int, *, replace: bool) -> str:
+        """INSERT of some rows; with `replace`, over those with the same keys."""
         columns, marks = ", ".join(self.columns), ", ".join("?" * len(self.columns))
-        into = f"INSERT INTO {self.name} ({columns}) VALUES ({marks})"
+        into = f"INSERT INTO {self.name} ({columns}) VALUES {', '.join([f'({marks})'] * rows)}"
         if not replace:
             return into
         rest = [self.columns[n] for n in self.table.value_columns]
@@ -457,10 +462,10 @@ class _Writer:
         if opening.replace:
             self._drop_all(ours)
 
-    def put(self, keys: list[bytes], values: list[Value], hashes: list[int | None]) -> list[int | None]:
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
         given = len(keys)
-        before: list[int | None] = []
+        before: list[Hash | None] = []
         if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
             if not self._opening.replace:
                 before += record_hashes(keys[:1], [_schema_value(self._db)])
@@ -471,7 +476,7 @@ class _Writer:
         self._apply(keys, values)
         return before or [None] * given
 
-    def held(self) -> Iterator[tuple[list[bytes], list[int]]]:
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         self._comparing = True
         for keys, values in _records_held(self._db, self._opening.kind):
             yield keys, record_hashes(keys, values)  # type: ignore[misc]
@@ -553,8 +558,8 @@ class _Writer:
             self._insert(form, keys, values)
 
     def _insert(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
-        rows = wire.full_rows(form.table, keys, values)
-        heads = [[row[n] for row in rows] for n in form.table.key]
+        columns = wire.full_columns(form.table, keys, values)
+        heads = [columns[n] for n in form.table.key]
         if any(None in head for head in heads):
             if form.is_rowid:
                 raise TargetError(
@@ -564,12 +569,23 @@ class _Writer:
             if not self._opening.replace:
                 nulls = [head for head in zip(*heads, strict=True) if None in head]
                 self._db.executemany(f"DELETE FROM {form.name} WHERE {form.where()}", nulls)
-        bound = form.bind(rows)
-        self._db.executemany(form.insert(replace=not self._opening.replace), bound)
+        bound = form.bind(list(zip(*columns, strict=True)))
+        self._insert_rows(form, bound, small=max(map(len, values)) <= _SMALL)
         if _may_differ(form, values):
             _, again = wire.records_of(form.table, [form.unbind(_held(form, row)) for row in bound])
             exact = [("row", k, v) for k, v, found in zip(keys, values, again, strict=True) if v != found]
             self._db.executemany(f"REPLACE INTO {BOOKKEEPING} VALUES (?, ?, ?)", exact)
+
+    def _insert_rows(self, form: Form, rows: list[tuple[Any, ...]], *, small: bool) -> None:
+        """Insert rows, several a statement where they are small."""
+        replace = not self._opening.replace
+        some = max(1, _CELLS // len(form.columns)) if small else 1
+        many = len(rows) // some * some
+        cells = list(chain.from_iterable(rows[:many]))
+        width = some * len(form.columns)
+        statements = [cells[n : n + width] for n in range(0, len(cells), width)]
+        self._db.executemany(form.insert(some, replace=replace), statements)
+        self._db.executemany(form.insert(1, replace=replace), rows[many:])
 
     def _change_schema(self, value: bytes | None) -> None:
         """Take up a schema. Raises SchemaChanged where rows under the old one could not be found any more."""

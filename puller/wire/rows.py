@@ -67,7 +67,7 @@ class Table(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 Schema = list[Table]
 _decode_schema = decoder(list[Table])
-_decode_rows = decoder(list[list[Any]])
+_decode_rows = decoder(list[tuple[Any, ...]])
 
 
 def encode_schema(schema: Schema) -> bytes:
@@ -131,7 +131,7 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
     Raises Invalid unless every row is canonical and of the columns' types (SPEC 9.3).
     """
     joined = _array_header(len(values)) + b"".join(values)
-    rows: list[list[Any]] = _decode_rows(joined)
+    rows: list[tuple[Any, ...]] = _decode_rows(joined)
     if list(map(encode, rows)) != list(values):
         raise Invalid(f"table {table.name!r} has a row that is not in its shortest form")
     columns = [table.columns[n] for n in table.value_columns]
@@ -142,8 +142,7 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
             raise Invalid(f"table {table.name!r} has a row with more than {width} values")
         if any(row and row[-1] is None for row in rows):
             raise Invalid(f"table {table.name!r} has a row that ends in nil")
-        for row in rows:
-            row.extend([None] * (width - len(row)))
+        rows = [row + (None,) * (width - len(row)) for row in rows]
     elif width and None in map(itemgetter(-1), rows):
         raise Invalid(f"table {table.name!r} has a row that ends in nil")
     cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * width
@@ -216,6 +215,11 @@ def table_prefix(key: bytes) -> bytes:
 
 def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> list[tuple[Any, ...]]:
     """The rows of one table, whose keys ascend, with all columns in column order."""
+    return list(zip(*full_columns(table, keys, values), strict=True))
+
+
+def full_columns(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Sequence[Any]]:
+    """All columns of rows of one table, whose keys ascend, in column order."""
     heads = decode_keys(table.name, keys)
     if set(map(len, heads)) - {len(table.key)}:
         raise Invalid(f"table {table.name!r} has a key with a wrong number of values")
@@ -225,7 +229,7 @@ def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> l
         columns[n] = cells
     for n, column in zip(table.value_columns, decode_columns(table, values), strict=True):
         columns[n] = column
-    return list(zip(*columns, strict=True))
+    return columns
 
 
 def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:

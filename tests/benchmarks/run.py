@@ -1,10 +1,14 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [tables] [C] [memory] [start]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [ROW ...]
+
+A ROW is A, B, tables, C, encrypted, memory, start or signed.
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
 and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
 --rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median. `memory` has no rival: it times
-pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them.
+pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them. The rival of
+`encrypted` is the same without encryption. `signed` needs no data: it is the CPU time of polls that find nothing new, of a
+signed dataset beside an unsigned one.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, tables, C, memory, start; all of them by default")
+    parser.add_argument(
+        "data", nargs="*", help="A, B, tables, C, encrypted, memory, start, signed; all of them by default"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -69,6 +75,7 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
@@ -81,10 +88,14 @@ def main() -> None:
             tables(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "encrypted" in arguments.data:
+            encrypted(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "memory" in arguments.data:
             memory(nginx.root, nginx.url, arguments.rounds)
         if not arguments.data or "start" in arguments.data:
             start(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "signed" in arguments.data:
+            signed(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
 
 
@@ -157,6 +168,28 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
     )
     behind(root, url, scratch, rounds)
     unchanged(scratch, rounds)
+
+
+def encrypted(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """A: what encryption costs, and a mirror against curl of the same files."""
+    tree, out = DATA / "A/tree", scratch / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    publish = f"{PUBLISHER} publish {tree}"
+    compare("A publish, encrypted / plain", f"{publish} {out}/a --encrypt", f"{publish} {out}/a", clean, rounds)
+    subprocess.run(
+        f"{publish} {root}/encrypted --encrypt; {publish} {root}/open", shell=True, check=True, stdout=sys.stderr
+    )
+    pull = f"{PULLER} pull {url}"
+    compare("A pull, encrypted / plain", f"{pull}/encrypted {out}/copy", f"{pull}/open {out}/copy", clean, rounds)
+    names = [path.relative_to(root) for path in (root / "encrypted").rglob("*") if path.is_file()]
+    lines = "".join(f'url = "{url}/{name}"\noutput = "{out}/{name}"\n' for name in names)
+    (scratch / "names").write_text(lines)
+    curl = f"curl -sf --parallel --parallel-max 8 --create-dirs -K {scratch}/names"
+    compare("A mirror / `curl --parallel`", f"{PULLER} mirror {url}/encrypted {out}/mirror", curl, clean, rounds)
 
 
 def behind(root: Path, url: str, scratch: Path, rounds: int) -> None:
@@ -319,7 +352,7 @@ def tracked(scratch: Path) -> None:
 import random, sqlite3, statistics, sys, time
 from publisher.publish import Options, publish
 from publisher.sources import open_source, tracking
-from publisher.stores import open_store
+from puller.stores import open_store
 path, dest = sys.argv[1:]
 db = sqlite3.connect(path)
 db.execute("CREATE TABLE t(k TEXT PRIMARY KEY, v TEXT, n INT)")
@@ -428,6 +461,37 @@ def start(root: Path, url: str, scratch: Path, rounds: int) -> None:
     pull = f"{PULLER} pull {url}/few {scratch}/few-copy"
     subprocess.run(f"{PUBLISHER} publish -q {source} {root}/few; {pull}", shell=True, check=True, stdout=sys.stderr)
     compare("pull, nothing new / Python", pull, bare, lambda: None, rounds)
+
+
+def signed(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """CPU time of a poll that finds nothing new, of a signed dataset and of an unsigned one: processes, and a replica's polls."""
+    import puller
+
+    source = scratch / "rows.jsonl"
+    source.write_text("".join(f'{{"k": {n}, "v": "value {n}"}}\n' for n in range(1000)))
+    times: dict[tuple[str, str], list[float]] = {}
+    replicas = {}
+    for name, flag in (("signed", ""), ("unsigned", "--unsigned")):
+        publish = f"{PUBLISHER} publish -q {source} {root}/poll-{name} --key k --name poll {flag}"
+        subprocess.run(f"{publish}; {PULLER} pull -q {url}/poll-{name} {scratch}/{name}.db", shell=True, check=True)
+        replicas[name] = puller.Replica(f"{url}/poll-{name}", str(scratch / f"{name}-replica.db"))
+        replicas[name].pull()
+    for _ in range(rounds * 10):
+        for name, replica in replicas.items():
+            process = subprocess.Popen([*PULLER.split(), "pull", "-q", f"{url}/poll-{name}", f"{scratch}/{name}.db"])
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            process.returncode = 0
+            times.setdefault(("process", name), []).append(usage.ru_utime + usage.ru_stime)
+            began = time.process_time()
+            for _ in range(10):
+                replica.pull()
+            times.setdefault(("replica", name), []).append((time.process_time() - began) / 10)
+    for what in ("process", "replica"):
+        us, them = (statistics.median(times[what, name]) * 1000 for name in ("signed", "unsigned"))
+        print(
+            f"| poll, nothing new, signed / unsigned: CPU of a {what} | {us:.2f} ms | {them:.2f} ms | {us - them:+.2f} ms |"
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import pytest
 from publisher.serve import make_server
 from puller.errors import FetchError, NotFound, Unavailable, UsageError
 from puller.fetch import FolderFetcher, HttpFetcher, Retrying, open_fetcher
+from puller.s3 import S3Fetcher
+from tests.buckets import KEYS
 
 HEAD = b"headwater/1 test\n{}\n\n"
 NAME = "ab" * 32
@@ -24,8 +26,33 @@ def serve(server):
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-@pytest.fixture(params=["folder", "file-url", "nginx", "serve"])
+class InBucket:
+    """A file in a bucket, as a path would be one in a folder."""
+
+    def __init__(self, bucket, key):
+        self.bucket, self.key = bucket, key
+
+    def __truediv__(self, name):
+        return InBucket(self.bucket, f"{self.key}/{name}")
+
+    def write_bytes(self, data):
+        self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=data)
+
+    def unlink(self):
+        self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
+
+
+@pytest.fixture(params=["folder", "file-url", "nginx", "serve", "s3", "s3 of rclone"])
 def host(request, nginx):
+    if request.param.startswith("s3"):
+        bucket = request.getfixturevalue("bucket" if request.param == "s3" else "careless_bucket")
+        place = InBucket(bucket, "a/b")
+        (place / FILE).write_bytes(DATA)
+        (place / "HEAD").write_bytes(HEAD)
+        fetcher = open_fetcher(f"{bucket.url}/a/b")
+        yield place, fetcher
+        fetcher.close()
+        return
     root = nginx.root
     (root / "chunks/ab").mkdir(parents=True)
     (root / FILE).write_bytes(DATA)
@@ -181,6 +208,42 @@ def test_errors_of_hosts(bad, path, error):
     assert bad.fetch("found", 100) == b"found"
 
 
+@pytest.mark.parametrize(
+    ("fate", "error"),
+    [
+        ("drop", Unavailable),
+        ("lose", Unavailable),
+        ("refuse", Unavailable),
+        ("fail", Unavailable),
+        ("truncate", Unavailable),
+    ],
+)
+def test_errors_of_buckets(bucket, fate, error):
+    bucket.client.put_object(Bucket=bucket.name, Key="x", Body=DATA)
+    fetcher = S3Fetcher(bucket.url)
+    bucket.proxy.fate = lambda _request: fate
+    with pytest.raises(error):
+        fetcher.fetch("x", len(DATA))
+    bucket.proxy.fate = lambda _request: "pass"
+    assert fetcher.fetch("x", len(DATA)) == DATA
+    assert bucket.proxy.count() == 2
+    fetcher.close()
+
+
+def test_what_a_bucket_refuses_is_no_absence(bucket, monkeypatch):
+    fetcher = S3Fetcher("s3://no-such-bucket/x")
+    with pytest.raises(FetchError, match="there is no bucket no-such-bucket at http") as caught:
+        fetcher.fetch_head(None)
+    assert not isinstance(caught.value, NotFound)
+    fetcher.close()
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    fetcher = S3Fetcher(bucket.url)
+    with pytest.raises(FetchError, match="no AWS credentials were found"):
+        fetcher.fetch_head(None)
+    fetcher.close()
+
+
 def test_redirects_within_the_origin_are_followed(bad):
     assert bad.fetch("same", 100) == b"found"
 
@@ -254,7 +317,9 @@ def test_an_unreadable_folder_is_no_absence(tmp_path):
         FolderFetcher(str(tmp_path)).fetch_head(None)
 
 
-@pytest.mark.parametrize("address", ["s3://b/x", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"])
+@pytest.mark.parametrize(
+    "address", ["s3://", "s3://b/x?y=1", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"]
+)
 def test_addresses_that_cannot_be(address):
     with pytest.raises(UsageError):
         open_fetcher(address)

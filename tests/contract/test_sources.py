@@ -305,7 +305,7 @@ import sys
 from pathlib import Path
 from publisher.publish import Options, publish
 from publisher.sources.jsonl import JsonLinesSource
-from publisher.stores import open_store
+from puller.stores import open_store
 path, dest = sys.argv[1:]
 publish(open_store(dest), lambda _, old: JsonLinesSource(path, ["key"], "t", old, memory=8 << 20), "data", Options())
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))

@@ -16,7 +16,7 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source
-from publisher.stores import open_store
+from puller.stores import open_store
 from tests.conftest import puller, tree
 
 

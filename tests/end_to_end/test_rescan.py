@@ -11,8 +11,8 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source, statcache
-from publisher.stores import open_store
 from puller.errors import Refused
+from puller.stores import open_store
 from tests.conftest import publisher, puller, tree
 
 

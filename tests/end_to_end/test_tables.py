@@ -219,6 +219,19 @@ def test_a_large_row_travels_in_pieces(tmp_path):
     assert sqlite_rows(tmp_path / "r.db", "d")[1]["text"] == "changed"
 
 
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 350])
+def test_sqlite_holds_every_row_whatever_their_number(tmp_path, count):
+    rows = [{"k": n, "a": f"text {n}", "b": n / 2} for n in range(count)]
+    publisher("publish", write(tmp_path / "r.jsonl", rows), tmp_path / "d", "--key", "k")
+    puller("pull", tmp_path / "d", tmp_path / "r.db")
+    assert sqlite_rows(tmp_path / "r.db", "d") == rows
+    changed = [{**row, "a": "changed"} for row in rows] + [{"k": count, "a": "new", "b": 0.5}]
+    publisher("publish", write(tmp_path / "r.jsonl", changed), tmp_path / "d")
+    puller("pull", tmp_path / "d", tmp_path / "r.db")
+    assert sqlite_rows(tmp_path / "r.db", "d") == changed
+    assert puller("verify", tmp_path / "r.db").status == 0
+
+
 def test_columns_that_differ_by_case_only(tmp_path):
     rows = [{"id": 1, "ID": "upper", "Id": 2.5}]
     publisher("publish", write(tmp_path / "r.jsonl", rows), tmp_path / "d", "--key", "id")

@@ -13,7 +13,7 @@ import pytest
 from publisher.publish import Options, publish
 from publisher.sources import open_source, tracking
 from publisher.sources.sqlite import SQLiteSource
-from publisher.stores import open_store
+from puller.stores import open_store
 from tests.conftest import publisher, puller
 
 TABLES = """

@@ -11,11 +11,11 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source
-from publisher.stores.folder import FolderStore
 from puller.errors import HeadwaterError
 from puller.fetch import FolderFetcher
 from puller.pull import Options as PullOptions
 from puller.pull import pull
+from puller.stores.folder import FolderStore
 from puller.targets import open_target
 from tests.conftest import tree
 

@@ -14,8 +14,8 @@ import publisher
 from publisher import cache
 from publisher.cache import Cache, Place, Unusable, mark
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
 from puller.errors import Invalid
+from puller.stores.folder import FolderStore
 from tests.states import read_head, state_of
 
 RECORDS = {b"key%05d" % n: b"value %d" % n * 5 for n in range(2000)}

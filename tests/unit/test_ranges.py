@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from puller import ranges as module
 from puller.errors import Invalid
 from puller.ranges import Ranges, overlaps
-from puller.wire.checksum import record_hash, record_hashes, run_sum
+from puller.wire.checksum import MODULUS, record_hash, record_hashes, run_sum, sum_hashes
 
 
 def runs(state, r):
@@ -64,6 +64,12 @@ def test_an_edit_lies_in_a_range_that_differs(seed):
     if state:
         assert all(overlaps(suspects, key, key + b"\0") for key in really)
         assert bool(suspects) == bool(really)
+
+
+@given(st.lists(st.none() | st.binary(min_size=16, max_size=16) | st.just(b"\xff" * 16), max_size=70))
+def test_sums_are_those_of_the_numbers(hashes):
+    numbers = [int.from_bytes(digest, "big") for digest in hashes if digest is not None]
+    assert sum_hashes(hashes) == sum(numbers) % MODULUS
 
 
 def test_ranges_stay_few(monkeypatch):

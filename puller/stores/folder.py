@@ -9,21 +9,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from publisher.stores.base import ABSENT, Token
 from puller.durable import sync_files, sync_folder
-from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
+from puller.errors import Conflict, FetchError, NotFound, Unavailable
+from puller.stores.base import ABSENT, OURS, StoreError, Token
 from puller.wire.head import HEAD
 
 _TEMPORARY = ".tmp-"
-_OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
-
-
-class StoreError(HeadwaterError):
-    """The store cannot be written; what is published there stays as it was, if the message does not say otherwise."""
+_OURS = OURS | {"lost+found"}
 
 
 class FolderStore:
     """Keeps a dataset in a folder that any web server can serve as it is."""
+
+    threads = 0
 
     def __init__(self, root: str) -> None:
         self.where = root
@@ -35,6 +33,14 @@ class FolderStore:
         try:
             with open(os.path.join(self.where, path), "rb") as file:
                 return file.read()
+        except OSError as error:
+            raise self._unread(path, error) from error
+
+    def size_of(self, path: str) -> int | None:
+        try:
+            return os.stat(os.path.join(self.where, path)).st_size
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise self._unread(path, error) from error
 
@@ -82,7 +88,7 @@ class FolderStore:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX)
                 if self._current() != expected:
-                    raise Conflict(f"another publisher wrote to {self.where} in the meantime")
+                    raise Conflict(f"somebody else wrote to {self.where} in the meantime")
                 temporary = self._write(full, data, durable=True)
                 with _or_discard(temporary):
                     os.utime(temporary, (time, time))
@@ -130,6 +136,9 @@ class FolderStore:
             return None
         except OSError as error:
             raise self._unread("the folder", error) from error
+
+    def probe(self) -> None:
+        pass  # a lock sees to it
 
     def _current(self) -> Token:
         try:

@@ -1,0 +1,465 @@
+"""Mirrors: the files of a dataset as they are, to serve onward; encrypted ones without their secret (SPEC 11.4)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable
+from puller.fetch import THREADS, Fetcher, shown
+from puller.plan import route
+from puller.tree import ahead
+from puller.wire import nodes
+from puller.wire.codec import CHUNKS, DIFFS, Ref, check_ref, check_stored, decompress, path_of
+from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
+from puller.wire.links import decode_links
+from puller.wire.nodes import Diff, Entry, Large, Log, Segment, Sublist, Tree
+
+MARK = ".tmp-mirror"
+"""Lies in the copy while it is written: as long as it does, a file that is there need not be whole, nor all that it needs."""
+MAX_TRUST = 65_536
+ATTEMPTS = 3
+MAX_NESTING = 32
+"""Files below files: logs, indexes, a leaf, lists and a piece are at most 30 (SPEC 5)."""
+MOST_ARCHIVED = 4096
+"""Superseded HEADs that one run copies."""
+
+
+class Destination(Protocol):
+    """Where a mirror writes: the part of a store (`puller.stores`) that it needs."""
+
+    where: str
+
+    def get(self, path: str) -> bytes: ...
+    def size_of(self, path: str) -> int | None: ...
+    def put(self, path: str, data: bytes) -> None: ...
+    def create(self, path: str, data: bytes) -> bool: ...
+    def flush(self) -> None: ...
+    def read_head(self) -> tuple[bytes, str]: ...
+    def swap_head(self, expected: str, data: bytes, time: int) -> str: ...
+    def delete(self, path: str) -> None: ...
+    def foreign(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to mirror.
+
+    `keep_versions`: how many versions before the newest are to be pullable from the copy, where the origin still has
+    them; `check`: every file of the copy is read again, and fetched again where it is damaged.
+    """
+
+    keep_versions: int = 0
+    check: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a run did: positions as (epoch, version, time), files and their stored bytes that were copied."""
+
+    head: Head
+    before: tuple[int, int, int] | None
+    after: tuple[int, int, int]
+    files: int = 0
+    bytes: int = 0
+    archived: int = 0
+    requests: int = 0
+    received: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the copy has another HEAD now, or files that it lacked."""
+        return self.before != self.after or bool(self.files or self.archived)
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+class Node(NamedTuple):
+    """A file to copy, and what gives the files that it refers to from its stored bytes; None: there are none."""
+
+    area: str
+    ref: Ref
+    below: Callable[[bytes], Iterable[Node]] | None
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return path_of(self.area, self.ref.sha256)
+
+
+def mirror(
+    address: str,
+    fetcher: Fetcher,
+    destination: Destination,
+    options: Options,
+    *,
+    progress: Progress = _silent,
+) -> Outcome:
+    """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, HEAD last, and never an older one.
+
+    Nothing is deleted: files that no HEAD names any more are for garbage collection. Raises NotOurs where something else
+    lies there; Invalid for another dataset, a forked one, or damaged files; FetchError where the origin, another
+    HeadwaterError where the destination cannot be used. HEAD of the copy is then as it was, and what was copied stays for
+    the next run.
+    """
+    foreign = destination.foreign()
+    if foreign is not None:
+        raise NotOurs(
+            f"{destination.where} holds something that is no part of a dataset ({foreign}); nothing was written. Mirror into "
+            "a folder of its own"
+        )
+    for attempt in range(ATTEMPTS):
+        try:
+            with ThreadPoolExecutor(THREADS) as pool:
+                try:
+                    return _Mirror(address, fetcher, destination, options, pool, progress).run()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        except (NotFound, Conflict) as error:
+            if attempt + 1 == ATTEMPTS or isinstance(error, _NoDataset):
+                raise
+    raise AssertionError("unreachable")
+
+
+class _NoDataset(NotFound):
+    """There is no HEAD at the address."""
+
+
+class _Mirror:
+    def __init__(
+        self,
+        address: str,
+        fetcher: Fetcher,
+        destination: Destination,
+        options: Options,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+    ) -> None:
+        self.address = address
+        self.fetcher = fetcher
+        self.destination = destination
+        self.options = options
+        self.pool = pool
+        self.progress = progress
+        self.trusting = True
+        self.seen: set[tuple[str, bytes]] = set()
+        self.heads: dict[int, tuple[bytes, Head] | None] = {}
+        self.files = 0
+        self.bytes = 0
+        self.lock = threading.Lock()
+
+    def run(self) -> Outcome:
+        data, head = self._newest()
+        held, token = self._held()
+        outcome = Outcome(head, None if held is None else held.order, head.order)
+        unfinished = self.destination.size_of(MARK) is not None
+        if held is not None:
+            self._check_same(held, head)
+            if head.order < held.order:
+                outcome.head, outcome.after = held, held.order
+                outcome.notes.append(
+                    f"the host serves version {head.version} of epoch {head.epoch}, older than version {held.version} of "
+                    f"epoch {held.epoch} that is held; kept what is held. A cache may lag behind"
+                )
+                return self._told(outcome)
+            if held.order == head.order and not (unfinished or self.options.check or self._lacks_versions(head)):
+                return self._told(outcome)
+        self.trusting = not (unfinished or self.options.check)
+        self.destination.put(MARK, b"this mirror is being written\n")
+        self.destination.flush()
+        try:
+            self._copy(head, data, token, outcome)
+        except (FetchError, Invalid, Conflict):  # each file came after those that it needs, and none is half written
+            self.pool.shutdown(cancel_futures=True)
+            self._end()
+            raise
+        self._end()
+        return self._told(outcome)
+
+    def _end(self) -> None:
+        self.destination.flush()
+        self.destination.delete(MARK)
+
+    def _copy(self, head: Head, data: bytes, token: str, outcome: Outcome) -> None:
+        self._complete(_roots(head))
+        for number in range(1, head.trust + 1):
+            self._copy_key_set(number)
+        found = self._archived(head)
+        self.destination.flush()
+        for path, archived in reversed(found):  # oldest first: a run looks no further than the newest that is there
+            outcome.archived += self.destination.create(path, archived)
+        if outcome.before != outcome.after:
+            self.destination.swap_head(token, data, head.time)
+
+    def _told(self, outcome: Outcome) -> Outcome:
+        outcome.files, outcome.bytes = self.files, self.bytes
+        outcome.requests, outcome.received = self.fetcher.requests, self.fetcher.received
+        return outcome
+
+    def _newest(self) -> tuple[bytes, Head]:
+        try:
+            data = self.fetcher.fetch_head(None).data
+            assert data is not None
+            return data, parse_head(data)
+        except NotFound as error:
+            raise _NoDataset(f"there is no dataset at {shown(self.address)} ({error}); check the address") from error
+        except Invalid as error:
+            raise type(error)(f"{shown(self.address)}: {error}") from error
+
+    def _held(self) -> tuple[Head | None, str]:
+        try:
+            data, token = self.destination.read_head()
+        except NotFound:
+            return None, ""
+        return parse_head(data), token
+
+    def _check_same(self, held: Head, head: Head) -> None:
+        """Refuse another dataset, and another history of the same one (SPEC 7.4, 11)."""
+        where = self.destination.where
+        if (held.name, held.encryption) != (head.name, head.encryption) or held.kind != head.kind:
+            raise Invalid(
+                f"{where} mirrors the dataset {held.name!r}, the host serves another one, {head.name!r}; nothing was changed. "
+                "Mirror it to another place"
+            )
+        then: Head | None = head
+        if held.epoch == head.epoch and held.version < head.version:
+            older = self._older(head, held.version)
+            then = None if older is None else older[1]
+        elif (held.epoch, held.version) != (head.epoch, head.version):
+            then = None
+        if then is not None and _identity(held) != _identity(then):
+            raise Invalid(
+                f"the host serves another version {held.version} of {held.name!r} than the one in {where}: history was forked. "
+                "Nothing was changed. Ask the publisher"
+            )
+
+    def _older(self, head: Head, version: int) -> tuple[bytes, Head] | None:
+        """The HEAD of an earlier version of the same epoch, and its bytes, if the origin still has it."""
+        if version not in self.heads:
+            path = archive_path(head.epoch, version)
+            self.heads[version] = None
+            try:
+                data = self.fetcher.fetch(path, MAX_HEAD)
+            except Unavailable:
+                raise
+            except FetchError:  # some hosts deny what is missing
+                return None
+            found = parse_head(data)
+            wanted = (head.name, head.encryption, head.epoch, version)
+            if (found.name, found.encryption, found.epoch, found.version) != wanted:
+                raise Invalid(f"{path} on the host is not the HEAD of version {version}; {self._stays()}")
+            self.heads[version] = data, found
+        return self.heads[version]
+
+    def _lacks_versions(self, head: Head) -> bool:
+        """Whether superseded HEADs that are to be kept are not there."""
+        oldest = max(head.version - self.options.keep_versions, 1)
+        paths = (archive_path(head.epoch, version) for version in range(oldest, head.version))
+        return any(self.destination.size_of(path) is None for path in paths)
+
+    def _copy_key_set(self, number: int) -> None:
+        path = f"trust/{number}"
+        if self.destination.size_of(path) is None:
+            data = self.fetcher.fetch(path, MAX_TRUST)
+            if len(data) > MAX_TRUST:
+                raise Invalid(f"{path} on the host is larger than 64 KiB; nothing of it was used")
+            self.destination.create(path, data)
+
+    def _archived(self, head: Head) -> list[tuple[str, bytes]]:
+        """Superseded HEADs that the copy lacks, the newest first, down to the first that it has, or has not all files of.
+
+        The files of as many versions as are to be kept are copied for it.
+        """
+        found: list[tuple[str, bytes]] = []
+        oldest = max(head.version - MOST_ARCHIVED, 1)
+        for version in range(head.version - 1, oldest - 1, -1):
+            path = archive_path(head.epoch, version)
+            keep = version >= head.version - self.options.keep_versions
+            if self.destination.size_of(path) is not None:
+                if keep:
+                    continue
+                break
+            older = self._older(head, version)
+            if older is not None and keep:
+                self._complete_way(older[1])
+            if older is None or not self._has_way(older[1]):
+                break
+            found.append((path, older[0]))
+        return found
+
+    def _complete_way(self, head: Head) -> None:
+        """Copy what the origin still has of a version's snapshot, diffs and log."""
+        for node in _roots(head):
+            with contextlib.suppress(NotFound):
+                self._complete([node])
+
+    def _has_way(self, head: Head) -> bool:
+        """Whether the copy has a version's snapshot, and diffs of its own list that lead from there to it."""
+        if not self._has(CHUNKS, head.snapshot.ref):
+            return False
+        diffs = [diff for diff in head.diffs if self._has(DIFFS, diff.tree.ref)]
+        if head.log is not None and self._has(DIFFS, head.log):
+            return True
+        return route(head.snapshot_version, head.version, diffs) is not None
+
+    def _has(self, area: str, ref: Ref) -> bool:
+        return self.destination.size_of(path_of(area, ref.sha256)) == ref.stored
+
+    def _complete(self, wanted: Iterable[Node], nesting: int = 0) -> None:
+        """Copy files that are missing, each after all that it refers to: so what is there is complete.
+
+        Files are fetched ahead, within the budget of `puller.tree.ahead`, on each level of a tree.
+        """
+        if nesting > MAX_NESTING:
+            raise Invalid(f"files refer to each other more than {MAX_NESTING} deep; {self._stays()}")
+        for node, found in ahead(self.pool, iter(wanted), self._look, lambda node: node.ref.stored):
+            if found is not None:
+                data, below, there = found
+                self._complete(below, nesting + 1)
+                if not there:
+                    self._put(node, data)
+                self.progress("mirror", self.bytes, 0)
+
+    def _look(self, node: Node) -> tuple[bytes, Sequence[Node], bool] | None:
+        """A file that refers to others: its bytes, these files, and whether it is there; others are copied at once."""
+        check_ref(node.ref)
+        data = None
+        if self.trusting:
+            if self._has(node.area, node.ref):
+                return None
+        else:
+            if (node.area, node.ref.sha256) in self.seen:
+                return None
+            self.seen.add((node.area, node.ref.sha256))
+            data = self._kept(node)
+        there = data is not None
+        if data is None:
+            data = self._fetched(node)
+        try:
+            below = [] if node.below is None else list(node.below(data))
+        except Invalid as error:
+            raise type(error)(f"{node.path} breaks the format: {error}; {self._stays()}") from error
+        if below:
+            return data, below, there
+        if not there:
+            self._put(node, data)
+        return None
+
+    def _kept(self, node: Node) -> bytes | None:
+        try:
+            return check_stored(node.ref, self.destination.get(node.path))
+        except (NotFound, Corrupt):
+            return None
+
+    def _fetched(self, node: Node) -> bytes:
+        try:
+            return check_stored(node.ref, self.fetcher.fetch(node.path, node.ref.stored))
+        except Corrupt as error:
+            raise Corrupt(f"{node.path} is damaged ({error}); {self._stays()}") from error
+        except NotFound as error:
+            raise NotFound(f"{error}, although the dataset names this file; {self._stays()}") from error
+
+    def _stays(self) -> str:
+        return f"HEAD in {self.destination.where} stays as it was"
+
+    def _put(self, node: Node, data: bytes) -> None:
+        self.destination.put(node.path, data)
+        with self.lock:
+            self.files += 1
+            self.bytes += len(data)
+
+
+def _identity(head: Head) -> tuple[str, int, int, bytes, bytes]:
+    """What all HEADs of one version have in common (SPEC 7.4)."""
+    return head.publish_id, head.checksum, head.records, head.snapshot.ref.sha256, head.sealed
+
+
+def _roots(head: Head) -> list[Node]:
+    """The files that HEAD names: the snapshot first."""
+    if head.encryption is not None:
+        trees = [tree for diff in head.diffs for tree in (diff.tree, diff.patch) if tree is not None]
+        refs = [*(tree.ref for tree in trees), *([] if head.log is None else [head.log])]
+        return [_sealed(CHUNKS, head.snapshot.ref), *(_sealed(DIFFS, ref) for ref in refs)]
+    logs = [] if head.log is None else [_log(head.log)]
+    return [_tree(CHUNKS, head.snapshot), *chain.from_iterable(map(_diff, head.diffs)), *logs]
+
+
+def _sealed(area: str, ref: Ref) -> Node:
+    """A file of an encrypted dataset: what it refers to stands in it in the clear (SPEC 11.3)."""
+    return Node(area, ref, lambda data: [_sealed(a, Ref(sha256, size, 1)) for a, sha256, size in decode_links(data)])
+
+
+def _diff(diff: Diff) -> list[Node]:
+    nodes_ = [_tree(DIFFS, diff.tree)]
+    return nodes_ if diff.patch is None else [*nodes_, _tree(DIFFS, diff.patch, patch=True)]
+
+
+def _tree(area: str, tree: Tree, *, patch: bool = False) -> Node:
+    return _inner(area, tree.ref, tree.level, b"", None, None, patch=patch)
+
+
+def _inner(
+    area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None, *, patch: bool
+) -> Node:
+    """An index or a leaf that covers [lower, upper)."""
+
+    def index(data: bytes) -> Iterator[Node]:
+        entries = nodes.decode_index(decompress(data, ref.raw), level=level, lower=lower, upper=upper)
+        for here, after in zip(entries, [*entries[1:], None], strict=True):
+            end = upper if after is None else after.bound
+            yield _inner(area, here.ref, here.level, here.bound, end, here, patch=patch)
+
+    def leaf(data: bytes) -> Iterator[Node]:
+        raw = decompress(data, ref.raw)
+        if patch:
+            found = nodes.decode_patch(raw, lower=lower, upper=upper).instead.values()
+            return (_piece(ref) for pieces in found for piece in pieces.values() for ref in piece.files())
+        _, values = nodes.decode_leaf(raw, lower=lower, upper=upper, deletions=area == DIFFS)
+        return (node for value in values if isinstance(value, Large) for node in _large(value))
+
+    if level:
+        return Node(area, ref, index)
+    return Node(area, ref, None if entry is not None and not entry.large else leaf)
+
+
+def _large(value: Large) -> list[Node]:
+    if value.depth:
+        return [_list(item, value.depth - 1) for item in value.lists()]
+    return [_piece(ref) for piece in value.pieces() for ref in piece.files()]
+
+
+def _piece(ref: Ref) -> Node:
+    return Node(CHUNKS, ref, None)
+
+
+def _list(item: Sublist, depth: int) -> Node:
+    """A list of the entries of a large value."""
+
+    def below(data: bytes) -> list[Node]:
+        raw = decompress(data, item.raw, nodes.MAX_NODE)
+        if depth:
+            return [_list(inner, depth - 1) for inner in nodes.decode_sublists(raw, item.size)]
+        return [_piece(ref) for piece in nodes.decode_pieces(raw, item.size) for ref in piece.files()]
+
+    return Node(CHUNKS, item.ref, below)
+
+
+def _log(ref: Ref, within: Segment | None = None) -> Node:
+    def below(data: bytes) -> Iterator[Node]:
+        log: Log = nodes.decode_log(decompress(data, ref.raw), within)
+        segments = (_log(segment.ref, segment) for segment in log.segments)
+        return chain(chain.from_iterable(map(_diff, log.diffs)), segments)
+
+    return Node(DIFFS, ref, below)

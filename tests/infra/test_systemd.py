@@ -1,0 +1,70 @@
+"""The systemd units: valid, confined, and their commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.infra.serving import replaced
+
+UNITS = ROOT / "infra/systemd"
+EXPOSURE = 15  # tenths; "OK" begins below 50, and a service without any of it has 96
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """The units as instances named `prices`, with programs that exist here."""
+    for path in UNITS.glob("*@.*"):
+        text = path.read_text()
+        if path.suffix == ".service":
+            text = replaced(text, ("/opt/headwater/bin/", f"{tmp_path}/"))
+        (tmp_path / path.name.replace("@.", "@prices.")).write_text(text)
+    for name in ("puller", "publisher"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def analyze(*arguments: str | Path, folder: Path) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def test_units_are_valid(instances):
+    units = sorted(path.name for path in instances.glob("*@prices.*"))
+    assert len(units) == 4
+    assert analyze("verify", "--man=no", *(f"./{unit}" for unit in units), folder=instances) == ""
+    for unit in units:
+        if unit.endswith(".timer"):
+            assert (instances / unit.replace(".timer", ".service")).exists()
+
+
+@pytest.mark.parametrize("name", ["puller", "publisher"])
+def test_services_are_confined(name, instances):
+    analyze(
+        "security", "--offline=true", f"--threshold={EXPOSURE}", f"./headwater-{name}@prices.service", folder=instances
+    )
+
+
+def test_both_services_are_confined_alike():
+    """What follows the comment about confinement is the same in both."""
+    ends = {path.read_text().partition("NoNewPrivileges=")[2] for path in UNITS.glob("*.service")}
+    assert len(ends) == 1
+    assert "MemoryDenyWriteExecute=yes" in ends.pop()
+
+
+def test_the_environment_gives_what_commands_use():
+    """Each variable of a command is explained above the file that sets it."""
+    for path in UNITS.glob("*.service"):
+        text = path.read_text()
+        (command,) = re.findall(r"^ExecStart=(.*)$", text, re.M)
+        explained = text.partition("EnvironmentFile=")[0]
+        for variable in re.findall(r"\$\{?([A-Z]+)", command):
+            assert f"{variable}=" in explained
