@@ -102,8 +102,13 @@ class SQLiteSource:
             since = 0 if self._touched is None or self._at is None else self._at.since + 1
             now = Standing(state, *self._now, since)
             if self._at is None or now != msgspec.structs.replace(self._at, since=since):
-                with contextlib.suppress(sqlite3.Error):  # the next publish reads everything then
+                try:
                     tracking.settle(self.where, self._reader, now)
+                except sqlite3.Error as error:
+                    self.report.warnings.append(
+                        f"it could not be noted in {self.where} which changes are published ({error}): the next publish reads "
+                        "everything"
+                    )
                 return
         if self._cache is not None and self._looks:
             self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)

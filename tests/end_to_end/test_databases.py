@@ -16,12 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from publisher.sources import apart, open_source, statcache
 from publisher.sources.base import Unsorted
 from publisher.sources.sqlite import SQLiteSource
-from puller.errors import SourceError
+from puller.errors import SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.keys import decode_key
 from tests.conftest import publisher, puller
+from tests.plain import publish_source
 
 
 def database(path, script: str):
@@ -123,14 +125,12 @@ def test_the_dump_of_a_copy_has_the_same_rows_and_the_copy_is_sound(tmp_path):
     path = database(tmp_path / "shop.db", SHOP + "DROP TABLE words; DROP TABLE calc; DROP TABLE log;")
     for script in ("", "UPDATE item SET price = -price; DELETE FROM auto; INSERT INTO empty VALUES('k', x'00');"):
         database(path, script)
-        publisher("publish", path, tmp_path / "dest", "-q")
+        publish_source(path, tmp_path / "dest")
         puller("pull", "-q", tmp_path / "dest", tmp_path / "copy.db")
         assert inserts(tmp_path / "copy.db") == inserts(path)
         with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    puller("verify", tmp_path / "copy.db")
-    again = publisher("publish", path, tmp_path / "dest", "--json", "--no-cache").json
-    assert not again["changed"]
+    assert not publish_source(path, tmp_path / "dest", cache=False).changed
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6).filter(
@@ -235,8 +235,8 @@ def test_rows_that_share_a_null_key_are_refused_and_another_key_can_be_named(tmp
     )
     assert ("t", None) in read(SQLiteSource(str(path), [], [], []))[1]
     database(path, "INSERT INTO t VALUES(NULL,2)")
-    refused = publisher("publish", path, tmp_path / "dest", check=1)
-    assert "table 't' has two rows with the key [None]; nothing was published" in refused.err
+    with pytest.raises(SourceError, match=r"table 't' has two rows with the key \[None\]; nothing was published"):
+        publish_source(path, tmp_path / "dest")
     assert not (tmp_path / "dest/HEAD").exists()
     publisher("publish", path, tmp_path / "dest", "--key", "v")
     puller("pull", tmp_path / "dest", tmp_path / "copy.jsonl")
@@ -250,9 +250,8 @@ def test_rows_that_share_a_null_key_are_refused_and_another_key_can_be_named(tmp
     (f"CREATE TABLE t(k TEXT PRIMARY KEY); INSERT INTO t VALUES('{'x' * 5000}')", "a key of more than 4,096 bytes"),
 ])  # fmt: skip
 def test_what_no_dataset_can_hold_is_refused(tmp_path, script, said):
-    refused = publisher("publish", database(tmp_path / "a.db", script), tmp_path / "dest", check=1)
-    assert said in refused.err
-    assert not (tmp_path / "dest/HEAD").exists()
+    with pytest.raises(SourceError, match=re.escape(said)):
+        read(SQLiteSource(str(database(tmp_path / "a.db", script)), [], [], []))
 
 
 def test_tables_are_chosen_and_strict_refuses_what_would_be_left_out(tmp_path):
@@ -265,18 +264,20 @@ def test_tables_are_chosen_and_strict_refuses_what_would_be_left_out(tmp_path):
         ("words_data", "it belongs to a virtual table"),
         ("none", "there is none"),
     ):
-        assert why in publisher("publish", path, tmp_path / "other", "--table", name, check=1).err
-    assert "cannot be published" in publisher("publish", path, tmp_path / "other", "--strict", check=1).err
+        with pytest.raises(SourceError, match=why):
+            read(SQLiteSource(str(path), [name], [], []))
+    with pytest.raises(SourceError, match="cannot be published"):
+        read(SQLiteSource(str(path), [], [], [], strict=True))
     assert "skipped cheap: it is a view" in publisher("publish", path, tmp_path / "other").err
-    refused = publisher("publish", path, tmp_path / "other", "--key", "id", check=1)
-    assert "--key is for one table" in refused.err
+    with pytest.raises(SourceError, match="--key is for one table"):
+        read(SQLiteSource(str(path), [], ["id"], []))
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0" + b"\xff" * 4096, b"no database at all"])
 def test_a_file_that_is_no_database_is_refused(tmp_path, content):
     (tmp_path / "a.db").write_bytes(content)
-    refused = publisher("publish", tmp_path / "a.db", tmp_path / "dest", check=1)
-    assert "no SQLite database, or a damaged one" in refused.err
+    with pytest.raises(SourceError, match="no SQLite database, or a damaged one"):
+        publish_source(tmp_path / "a.db", tmp_path / "dest")
 
 
 WRITER = """
@@ -374,18 +375,18 @@ def test_an_unchanged_database_is_not_read_again(tmp_path, monkeypatch):
     path = database(
         tmp_path / "a.db", "PRAGMA journal_mode=wal; CREATE TABLE t(k INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)"
     )
-    past = path.stat().st_mtime - 100
-    os.utime(path, (past, past))
-    publisher("publish", path, tmp_path / "dest")
+    monkeypatch.setattr(statcache, "MARGIN", -(10**11))  # as if it had been there for long
+    publish_source(path, tmp_path / "dest")
+    with monkeypatch.context() as patched:
+        patched.delattr(SQLiteSource, "runs")
+        assert not publish_source(path, tmp_path / "dest").changed
     with closing(sqlite3.connect(path)) as db:
         db.execute("INSERT INTO t VALUES(2)")
         db.commit()
-        assert publisher("publish", path, tmp_path / "dest", "--json").json["added"] == 1
+        assert publish_source(path, tmp_path / "dest").added == 1
 
 
 def test_a_large_database_is_read_by_a_process_that_ends_with_the_publish(tmp_path, monkeypatch):
-    from publisher.sources import apart, open_source
-
     path = database(tmp_path / "a.db", SHOP + f"INSERT INTO item(id, sku) VALUES(2, '{string.ascii_letters * 50_000}')")
     plain = read(SQLiteSource(str(path), [], [], []))
     monkeypatch.setattr(apart, "LARGE", 0)
@@ -411,11 +412,18 @@ def test_a_source_is_known_by_what_it_is_and_as_overrides(tmp_path):
     path = database(tmp_path / "odd.name", "CREATE TABLE t(k INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)")
     assert publisher("publish", path, tmp_path / "one", "--json").json["kind"] == "table"
     (tmp_path / "rows.txt").write_text("k,v\n1,2\n")
-    assert "cannot tell what this is" in publisher("publish", tmp_path / "rows.txt", tmp_path / "two", check=2).err
     publisher("publish", tmp_path / "rows.txt", tmp_path / "two", "--as", "csv", "--key", "k")
     (tmp_path / "gone.db").symlink_to(tmp_path / "nothing")
-    assert "there is no" in publisher("publish", tmp_path / "gone.db", tmp_path / "three", check=1).err
-    assert "--detect-types is for CSV" in publisher("publish", path, tmp_path / "one", "--detect-types", check=2).err
-    assert "--table names it" in publisher(
-        "publish", tmp_path / "rows.txt", tmp_path / "two", "--as", "csv", "--table", "a", "--table", "b", check=2
-    ).err  # fmt: skip
+
+    def opened(name, form=None, tables=(), *, detect=False):
+        how = {"key": ("k",), "name": "x", "schema": [], "strict": False}
+        return open_source(str(tmp_path / name), form, tables=tables, detect=detect, **how)
+
+    with pytest.raises(UsageError, match="cannot tell what this is"):
+        opened("rows.txt")
+    with pytest.raises(SourceError, match="there is no"):
+        opened("gone.db")
+    with pytest.raises(UsageError, match="--detect-types is for CSV"):
+        opened("odd.name", detect=True)
+    with pytest.raises(UsageError, match="--table names it"):
+        opened("rows.txt", "csv", ("a", "b"))

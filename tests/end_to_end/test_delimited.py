@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from publisher.sources.delimited import DelimitedSource, find_delimiter
 from puller.errors import SourceError
 from puller.wire import rows as wire
 from tests.conftest import publisher, puller
+from tests.plain import publish_source
 
 
 def read(source) -> tuple[dict[str, str], list[tuple]]:
@@ -96,9 +98,8 @@ def test_types_are_detected_when_asked_and_never_narrowed(tmp_path):
 def test_what_is_wrong_is_named_by_its_line(tmp_path, content, said):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
-    refused = publisher("publish", path, tmp_path / "dest", "--key", "id", check=1)
-    assert said in refused.err
-    assert "nothing was published" in refused.err
+    with pytest.raises(SourceError, match=re.escape(said) + ".*; nothing was published"):
+        publish_source(path, tmp_path / "dest", key=("id",))
     assert not (tmp_path / "dest/HEAD").exists()
 
 
@@ -118,12 +119,12 @@ def test_a_file_without_a_header_is_keyed_by_numbers(tmp_path):
 def test_columns_that_are_moved_or_added_rewrite_nothing_else(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,a,b\n1,x,y\n2,z,w\n")
-    publisher("publish", path, tmp_path / "dest", "--key", "id")
+    publish_source(path, tmp_path / "dest", key=("id",))
     path.write_text("b,id,c,a\ny,1,,x\nw,2,new,z\n")
-    done = publisher("publish", path, tmp_path / "dest", "--json").json
-    assert (done["updated"], done["schema_changed"]) == (2, True)
+    outcome = publish_source(path, tmp_path / "dest")
+    assert (outcome.updated, outcome.schema_changed) == (2, True)
     path.write_text("id,a,b,c\n2,z,w,new\n1,x,y,\n")
-    assert not publisher("publish", path, tmp_path / "dest", "--json", "--no-cache").json["changed"]
+    assert not publish_source(path, tmp_path / "dest", cache=False).changed
 
 
 def test_standard_input_and_tsv_and_the_way_back(tmp_path):
