@@ -155,6 +155,11 @@ def exact(cell):
     return type(cell).__name__, math.copysign(1, cell) if cell == 0 else cell, repr(cell)
 
 
+def in_key(cell):
+    """SPEC 9.2: -0.0 in a key is written as 0.0."""
+    return 0.0 if isinstance(cell, float) and cell == 0 else cell
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_every_value_is_exact_whatever_its_column_says(tmp_path_factory, data):
@@ -186,7 +191,7 @@ def test_every_value_is_exact_whatever_its_column_says(tmp_path_factory, data):
     assert [table.name for table in schema] == [names[0]]
     width = len(columns)
     assert sorted([tuple(map(exact, row[-width:])) for row in found.values()]) == sorted(
-        [tuple(map(exact, row)) for row in stored]
+        [tuple(map(exact, [*map(in_key, row[:parts]), *row[parts:]])) for row in stored]
     )
     again, _ = read(SQLiteSource(str(path), [], [], schema))
     assert again == schema
