@@ -212,9 +212,21 @@ def _key_fields(signing: Signing | None) -> dict[str, Any]:
 @click.argument("source")
 @click.argument("dest")
 @click.option("--name", help="The dataset's name (a new dataset; default: the last part of DEST).")
-@click.option("--as", "form", type=click.Choice(["folder", "jsonl"]), help="What SOURCE is, if its name does not tell.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite"]),
+    help="What SOURCE is, if its name does not tell.",
+)
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
-@click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="NAME",
+    help="A table of a database to publish, repeatable (default: all); else the name that the rows' table gets.",
+)
+@click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(
@@ -237,7 +249,8 @@ def publish_command(
     name: str | None,
     form: str | None,
     key: tuple[str, ...],
-    table: str | None,
+    tables: tuple[str, ...],
+    detect_types: bool,
     interval: int | None,
     strict: bool,
     allow_shrink: bool,
@@ -256,11 +269,11 @@ def publish_command(
 ) -> None:
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
-    SOURCE is a folder, a JSON Lines file (*.jsonl), or "-" for JSON Lines from standard input. DEST is a local
-    folder or s3://bucket/prefix; where there is no dataset yet, one is created, and signed: its private key is made in the keys
-    folder ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is printed.
-    Credentials for buckets, and what else boto3 knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID,
-    AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
+    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV or TSV, or "-" for JSON Lines from
+    standard input (CSV: --as csv). DEST is a local folder or s3://bucket/prefix; where there is no dataset yet, one is
+    created, and signed: its private key is made in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
+    ~/.config/headwater/keys), and the public one, for pullers, is printed. Credentials for buckets, and what else boto3
+    knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -273,6 +286,8 @@ def publish_command(
       publisher publish ./catalogue /srv/data/catalogue
       publisher publish prices.jsonl /srv/data/prices --key sku
       publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
+      publisher publish app.db /srv/data/app --table users --table groups
+      publisher publish list.csv /srv/data/list --key sku --detect-types
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
     from publisher.publish import Options, publish
@@ -296,10 +311,11 @@ def publish_command(
             source,
             form,
             key=key,
-            table=table,
+            tables=tables,
             name=dataset,
             schema=schema,
             strict=strict,
+            detect=detect_types,
             cached_for=None if no_cache else dest,
         )
 
@@ -314,6 +330,8 @@ def publish_command(
             keyring=_keyring_or_none(signing_key, unsigned=unsigned),
         )
     out.warn_each("skipped ", [f"{skipped}: {reason}" for skipped, reason in outcome.report.skipped])
+    for warning in outcome.report.warnings:
+        out.warn(warning)
     if outcome.report.private:
         out.warn(
             f"{count(outcome.report.private, 'file')} that not everybody may read here will be readable in copies "
@@ -437,6 +455,54 @@ def serve_command(dest: str, bind: str, port: int, as_json: bool, quiet: bool, v
     out.result(f"serving {head.name} at {url} (Ctrl-C ends it)", url=url, name=head.name)
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
+
+
+@main.command("track", epilog=EXIT_CODES)
+@click.argument("database")
+@common
+def track_command(database: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Let a SQLite DATABASE note the keys of rows that change, so that a publish costs what changed.
+
+    Adds triggers and two tables, named _headwater…, which are not published; `publisher untrack` removes them all. What
+    changes past the triggers (a restored backup, VACUUM, another schema) is noticed, and everything is read; one publish
+    in a hundred reads everything all the same. The first publish after this command does so, too.
+
+    \b
+    Example:
+      publisher track app.db
+    """
+    from publisher.sources.tracking import track
+
+    out = console(as_json, quiet, verbose)
+    tracked, left = track(_database(database))
+    out.warn_each("not tracked, so everything will be read: ", [f"{name}: {why}" for name, why in left])
+    out.result(f"{database}: {count(len(tracked), 'table')} tracked", database=database, tables=tracked)
+
+
+@main.command("untrack", epilog=EXIT_CODES)
+@click.argument("database")
+@common
+def untrack_command(database: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Remove from a SQLite DATABASE all that `publisher track` added.
+
+    \b
+    Example:
+      publisher untrack app.db
+    """
+    from publisher.sources.tracking import untrack
+
+    out = console(as_json, quiet, verbose)
+    found = untrack(_database(database))
+    out.result(f"{database}: {'no longer tracked' if found else 'was not tracked'}", database=database, changed=found)
+
+
+def _database(path: str) -> str:
+    from publisher.sources import form_of
+    from puller.errors import UsageError
+
+    if form_of(path) != "sqlite":
+        raise UsageError(f"{path} is no SQLite database")
+    return path
 
 
 @main.command("refresh", epilog=EXIT_CODES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import random
@@ -16,17 +15,15 @@ from typing import Any, Self
 
 from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
-from publisher.cache import Mark, hash_sum, marks
 from publisher.commit import INTERVAL, damaged, follow, swap
 from publisher.encrypt import check_encrypted
-from publisher.hashes import Hashes
+from publisher.hashes import Changes, Hashes, cache_of
 from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head
-from publisher.sources.statcache import cache_folder
-from publisher.tables import PendingBytes, PendingRows, Records
+from publisher.tables import PendingBytes, PendingRows
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
 from puller.secret import unlock
@@ -81,11 +78,7 @@ def open_dataset(
         raise UsageError(f"{store.where} holds a dataset of kind {head.kind}, not {kind}")
     if head.kind == "files":
         raise _no_batches(head.kind)
-    folder = cache_folder() if cache else None
-    if folder is not None:
-        where = store.where if "://" in store.where else os.path.realpath(store.where)
-        folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
-    return Dataset(store, folder, interval, keyring, secret)
+    return Dataset(store, cache_of(store.where, head.name) if cache else None, interval, keyring, secret)
 
 
 def _no_batches(kind: str | None) -> UsageError:
@@ -258,7 +251,7 @@ class Dataset:
 
     def _publish(self, batch: Batch) -> None:
         was, head = self._was, self._was.head
-        changes = _Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
+        changes = Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
         if not changes.keys:
             return
         before = len(self)
@@ -310,20 +303,3 @@ class Dataset:
             whole = self._was.reader.whole(SCHEMA_KEY, found[SCHEMA_KEY]) if found else None
             self._schema = head.publish_id, [] if whole is None else decode_schema(whole)
         return self._schema[1]
-
-
-class _Changes:
-    """The records of a batch that differ from what is published, and what they do to checksum and number of records."""
-
-    def __init__(self, records: Records, hashes: Hashes, was: Published) -> None:
-        keys = sorted(records)
-        new = dict(zip(keys, marks(keys, [records[key] for key in keys]), strict=True))
-        old = hashes.old(was, keys)
-        self.records = records
-        self.keys = [key for key in keys if new[key] != old.get(key)]
-        self.marks: dict[bytes, Mark | None] = {key: new[key] for key in self.keys}
-        gone = [old[key] for key in self.keys if key in old]
-        put = [one for one in self.marks.values() if one is not None]
-        self.sum = hash_sum(put) - hash_sum(gone)
-        self.grown = len(put) - len(gone)
-        self.deleted = len(self.keys) - len(put)

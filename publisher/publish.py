@@ -14,7 +14,7 @@ from publisher.changes import Changed, compare
 from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, place, restart, swap
 from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head
-from publisher.sources.base import Remembering, Report, Source, Unsorted
+from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
 from puller.secret import unlock
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from publisher.large import Stored
     from publisher.moved import Moved
     from publisher.signing import Signing
+    from publisher.touched import Touched
     from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
+_NAMED = 1 << 17
+"""Changed keys that are remembered to be held against what a source was told of."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ class _Publish:
         self.now = now
         self._encrypting(None)
         self.next: Next | None = None
+        self.touched: Touched | None = None
         self.reader: Reader | None = None
         self.kind = ""
         self.costs: dict[bytes, tuple[int, int]] = {}
@@ -233,19 +237,27 @@ class _Publish:
         was = Published(self.store, self.pool, head, data, token, cipher, self.keyring)
         self.reader, self.kind = was.reader, head.kind
         source = self._source(was)
-        if head.records == 0:
-            outcome = self._whole(was, source)
-        else:
-            touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
-            outcome = self._changes(was, source, touched)
-        if self.next is not None and self.options.dry_run:
-            check_newest(was)
-        elif self.next is not None:
-            self._validate(head, outcome, was.sign(self.next.head))
-            swap(was, self.next)
+        try:
+            outcome = self._new_state(was, source)
+            if self.next is not None and self.options.dry_run:
+                check_newest(was)
+            elif self.next is not None:
+                self._validate(head, outcome, was.sign(self.next.head))
+                after = swap(was, self.next)
+                if self.touched is not None:
+                    self.touched.committed(after)
+        finally:
+            if self.touched is not None:
+                self.touched.close()
         self._remember(source, outcome.head)
         outcome.written = self.store.written
         return outcome
+
+    def _new_state(self, was: Published, source: Source) -> Outcome:
+        if was.head.records == 0:
+            return self._whole(was, source)
+        touched = source.recall(state_name(was.head)) if isinstance(source, Remembering) else None
+        return self._changes(was, source, touched)
 
     def _first(self, token: Token) -> Outcome:
         name = self.options.name or self.default_name
@@ -308,12 +320,32 @@ class _Publish:
         if touched == []:
             return Outcome(was.head, changed=False, report=source.report)
         self._check_key(was)
+        if touched is not None and was.head.kind == "table":
+            return self._by_keys(was, source, touched)
         outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
         records = was.head.records + outcome.added - outcome.deleted
         self.next = follow(was, diff, checksum, records, interval=self.options.interval, now=self.now)
         outcome.head, outcome.snapshot = self.next.head, self.next.carried
+        return outcome
+
+    def _by_keys(self, was: Published, source: Source, keys: list[bytes]) -> Outcome:
+        """As `_changes`, for rows that are looked up by their keys; there is no patch, which takes their old values."""
+        from publisher.touched import Touched
+        from puller.wire.rows import SCHEMA_KEY
+
+        self.touched = Touched(was, source, keys)
+        found = self.touched.changes
+        schema = int(SCHEMA_KEY in found.keys)
+        outcome = Outcome(was.head, added=found.added, deleted=found.deleted, report=source.report)
+        outcome.updated = len(found.keys) - found.added - found.deleted - schema
+        outcome.schema_changed = bool(schema)
+        outcome.changed = bool(found.keys)
+        self._guard(was.head, found.deleted)
+        if found.keys:
+            self.next = self.touched.next(self.options.interval, self.now)
+            outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
 
     def _check_key(self, was: Published) -> None:
@@ -355,11 +387,13 @@ class _Publish:
             builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
             patch = PatchBuilder(self.store, self.pool, self.cipher, self.costs, self.moved)
             checksum = head.checksum
+            keys: set[bytes] = set()
             before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
                     checksum += _count(outcome, changed)
+                    keys.update(changed.keys if len(keys) <= _NAMED else ())
                     builder.add(changed.keys, changed.values)
                     patch.change(changed)
             except Unsorted:
@@ -368,6 +402,11 @@ class _Publish:
             checksum += 0 if lead is None else _count(Outcome(head), lead)
             outcome.schema_changed = lead is not None
             outcome.report = source.report
+            if isinstance(source, Tracked) and source.expected is not None and (missed := keys - source.expected):
+                outcome.report.warnings.append(
+                    f"{len(missed):,} changes were not tracked, and found by reading everything: run `publisher track` again, "
+                    "and see what changes the database past its triggers"
+                )
             if builder.empty and lead is None:
                 outcome.changed = False
                 return outcome, None, head.checksum

@@ -1,6 +1,6 @@
 """Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [ROW ...]
 
-A ROW is A, B, C, encrypted, memory, start or signed.
+A ROW is A, B, tables, C, encrypted, memory, start or signed.
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
@@ -65,7 +65,9 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C, encrypted, memory, start, signed; all of them by default")
+    parser.add_argument(
+        "data", nargs="*", help="A, B, tables, C, encrypted, memory, start, signed; all of them by default"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -82,6 +84,8 @@ def main() -> None:
             folder(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "B" in arguments.data:
             large(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "tables" in arguments.data:
+            tables(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "encrypted" in arguments.data:
@@ -291,6 +295,85 @@ def large(root: Path, url: str, scratch: Path, rounds: int) -> None:
     )
     received = json.loads((scratch / "pulled").read_text())["received"]
     print(f"\nB: {written:,} bytes written, {received:,} fetched; the rival's file has {_size(root / 'b.zst'):,}\n")
+
+
+LOOP = """
+import sqlite3, sys
+for row in sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True).execute("SELECT * FROM item"):
+    pass
+"""
+"""The least that reading a table from Python costs."""
+
+COPY = """
+import sqlite3, sys
+source = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+db = sqlite3.connect(sys.argv[2], isolation_level=None)
+db.execute("PRAGMA cache_size=-65536")
+db.execute("BEGIN")
+db.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, sku TEXT, name TEXT, body TEXT, price REAL, stock INT, updated INT)")
+db.executemany("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", source.execute("SELECT * FROM item"))
+db.execute("CREATE INDEX item_sku ON item(sku)")
+db.execute("COMMIT")
+"""
+"""The same rows into the same table, with the same index, by `executemany`."""
+
+
+def tables(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """B as tables: three million rows from SQLite and into it."""
+    big, after, out = DATA / "B/big.db", DATA / "B/big-next.db", scratch / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    for name, script in (("loop", LOOP), ("copy", COPY)):
+        (scratch / f"{name}.py").write_text(script)
+    loop = f"{sys.executable} {scratch}/loop.py {big}"
+    compare(
+        "B as tables, publish / a loop over `SELECT *`", f"{PUBLISHER} publish -q {big} {out}/t", loop, clean, rounds
+    )
+    subprocess.run(f"{PUBLISHER} publish -q {big} {root}/t", shell=True, check=True)
+    pull = f"{PULLER} pull -q {url}/t {out}/copy.db"
+    copy = f"{sys.executable} {scratch}/copy.py {big} {out}/rival.db"
+    compare("B as tables, pull into SQLite / `executemany` of its rows", pull, copy, clean, rounds)
+    clean()
+    subprocess.run(f"{pull} && {PUBLISHER} publish -q {after} {root}/t", shell=True, check=True)
+    done = subprocess.run(f"{PULLER} pull --json {url}/t {out}/copy.db", shell=True, check=True, capture_output=True)
+    fetched = json.loads(done.stdout)
+    print(
+        f"\nB as tables, the next state: {fetched['received']:,} bytes in {fetched['requests']} requests\n", flush=True
+    )
+    tracked(scratch)
+
+
+def tracked(scratch: Path) -> None:
+    """A tracked database of a million rows, 100 of which change before each publish; one process, its start excluded."""
+    script = """
+import random, sqlite3, statistics, sys, time
+from publisher.publish import Options, publish
+from publisher.sources import open_source, tracking
+from puller.stores import open_store
+path, dest = sys.argv[1:]
+db = sqlite3.connect(path)
+db.execute("CREATE TABLE t(k TEXT PRIMARY KEY, v TEXT, n INT)")
+db.executemany("INSERT INTO t VALUES(?, ?, ?)", ((f"user/{n:08d}", f"value {n} " * 8, n) for n in range(1_000_000)))
+db.commit()
+tracking.track(path)
+def find(name, schema):
+    return open_source(path, None, key=(), tables=(), name=name, schema=schema, strict=False, cached_for=dest)
+times = []
+for _ in range(42):
+    keys = [(f"user/{random.randrange(1_000_000):08d}",) for _ in range(100)]
+    db.executemany("UPDATE t SET n = n + 1 WHERE k = ?", keys)
+    db.commit()
+    start = time.perf_counter()
+    publish(open_store(dest), find, "data", Options())
+    times.append(time.perf_counter() - start)
+first, second, *others = times
+print(f"a million rows, 100 changed: median {statistics.median(others) * 1000:.0f} ms, longest {max(others) * 1000:.0f} ms; "
+      f"the first publish {first:.1f} s, the one that makes the cache {second:.1f} s")
+"""
+    subprocess.run([sys.executable, "-c", script, f"{scratch}/tracked.db", f"{scratch}/tracked"], check=True)
 
 
 def _size(path: Path) -> int:

@@ -58,7 +58,7 @@ class Counted:
 def run(source, dest, *, cached=True, strict=False, **options):
     """Publish in this process; return the outcome, the bytes read from the source, and the files read from the store."""
     store = Counted(open_store(str(dest)))
-    asked = {"key": (), "table": None, "strict": strict} | options
+    asked = {"key": (), "tables": (), "strict": strict} | options
 
     def find(name, schema):
         return open_source(

@@ -60,7 +60,7 @@ class FaultyStore(FolderStore):
 
 def run_publish(store, source: Path, **options):
     def find(name, schema):
-        return open_source(str(source), None, key=(), table=None, name=name, schema=schema, strict=False)
+        return open_source(str(source), None, key=(), tables=(), name=name, schema=schema, strict=False)
 
     return publish(store, find, "data", Options(allow_shrink=True, **options))
 
@@ -221,7 +221,7 @@ def test_every_statement_of_a_database_fails_once(tmp_path, monkeypatch, name):
     def run_publish_any(dest, source):
         def find(name, schema):
             key = ("k",) if kind == "table" else ()
-            return open_source(str(source), None, key=key, table=None, name=name, schema=schema, strict=False)
+            return open_source(str(source), None, key=key, tables=(), name=name, schema=schema, strict=False)
 
         publish(FolderStore(str(dest)), find, "data", Options())
 

@@ -65,7 +65,7 @@ class Replicas(RuleBasedStateMachine):
                 self.source(),
                 None,
                 key=self.key,
-                table=None,
+                tables=(),
                 name=name,
                 schema=schema,
                 strict=True,
