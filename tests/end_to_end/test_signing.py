@@ -18,7 +18,7 @@ import pytest
 
 import publisher as publishing
 import puller as pulling
-from puller.errors import NoKey, Untrusted
+from puller.errors import NoKey, Untrusted, UsageError
 from tests.conftest import publisher, puller, tree
 from tests.signed_note import BadNote, open_note, read_vkey
 
@@ -480,3 +480,26 @@ def test_a_creation_killed_at_any_point_can_go_on(data, point):
     assert said["version"] == 1
     puller("pull", "--trust", publisher("key", "show", "-q", data / "new").out.strip(), data / "new", data / "c")
     assert tree(data / "c") == tree(data / "s")
+
+
+def test_no_message_shows_what_is_secret(data):
+    """A private key, or a secret, in the place of a public key or of a file's name: refused, and not shown."""
+    publisher("publish", data / "s", data / "e", "--encrypt")
+    (key,) = (data / "config/headwater/keys").glob("d+*")
+    (secret,) = (data / "config/headwater/keys").glob("e+*.secret")
+    texts = [path.read_text().strip() for path in (key, secret)]
+    said = []
+    for text in texts:
+        for word in (text, f" {text}\n"):
+            said.append(puller("pull", "--trust", word, data / "d", data / "c", check=2))
+            said.append(puller("pull", "--secret", word, data / "e", data / "c", check=2))
+            said.append(publisher("publish", "--signing-key", word, data / "s", data / "d", check=2))
+            said.append(publisher("key", "rotate", "--new-key", word, data / "d", check=2))
+            with pytest.raises(UsageError) as caught:
+                pulling.Replica(str(data / "d"), secret=word).pull()
+            said.append(caught.value)
+        (data / "public").write_text(text)
+        said.append(puller("pull", "--json", "--trust", data / "public", data / "d", data / "c", check=2))
+    for text in texts:
+        assert not [one for one in said if text.rpartition("+")[2][:20] in str(one)]
+    assert not (data / "c").exists()
