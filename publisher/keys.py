@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from puller.durable import sync_folder
-from puller.errors import NoKey, UsageError
+from puller.errors import HeadwaterError, NoKey, UsageError
 from puller.secret import keys_folder
 from puller.wire.note import ED25519, PRIVATE, Key, ed25519_key, is_key_name, is_private, signature_line
 
@@ -74,7 +74,9 @@ def parse_private(text: str, where: str) -> SigningKey:
 def read_key(path: str) -> SigningKey:
     """The private key in a file. Raises UsageError."""
     if is_private(path):
-        raise UsageError(f"name the file with the private key, not the key itself, which others may see; or set ${VARIABLE}")
+        raise UsageError(
+            f"name the file with the private key, not the key itself, which others may see; or set ${VARIABLE}"
+        )
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return parse_private(file.read(4096), path)
@@ -83,7 +85,10 @@ def read_key(path: str) -> SigningKey:
 
 
 def write_key(key: SigningKey, path: str) -> None:
-    """Write a private key durably to a new file that only its owner may read. Raises UsageError if there is one."""
+    """Write a private key durably to a new file that only its owner may read.
+
+    Raises UsageError if there is one, HeadwaterError if it cannot be written.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -97,7 +102,10 @@ def write_key(key: SigningKey, path: str) -> None:
     except FileExistsError as error:
         raise UsageError(f"there is a file {path} already; nothing was written") from error
     except OSError as error:
-        raise UsageError(f"the private key cannot be written to {path}: {error.strerror}") from error
+        raise HeadwaterError(
+            f"the private key cannot be kept in {path}: {error.strerror}; nothing was published. Make that folder writable, or "
+            "set XDG_CONFIG_HOME"
+        ) from error
 
 
 class Keyring:

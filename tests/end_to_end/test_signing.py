@@ -463,6 +463,25 @@ def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(
     puller("pull", data / "d", data / "c", "--trust", key["roots"][0])
 
 
+def test_an_interrupted_rotation_does_not_keep_the_next_one_from_what_it_was_told(data):
+    """Roots, a threshold and a key that are asked for are there afterwards, whatever a killed command left."""
+    puller("pull", data / "d", data / "c")
+    roots = [
+        publisher("key", "new", "--json", data / f"r{n}", "--name", f"root{n}").json["public_key"] for n in range(2)
+    ]
+    given = ["--root", data / "r0", "--root", data / "r1", "--threshold", 2]
+    assert killed("after the key set", "key", "rotate", data / "d")
+    publisher("key", "rotate", data / "d", *given)
+    assert (shown(data)["key_set"], shown(data)["roots"], shown(data)["threshold"]) == (3, roots, 2)
+    key = publisher("key", "new", "--json", data / "k", "--name", "mine").json["public_key"]
+    assert killed("after the key set", "key", "rotate", data / "d", *given)
+    publisher("key", "rotate", data / "d", *given, "--new-key", data / "k")
+    assert (shown(data)["key_set"], shown(data)["keys"]) == (5, [key])
+    change(data, "two", "--signing-key", data / "k")
+    puller("pull", data / "d", data / "c")
+    assert tree(data / "c") == tree(data / "s")
+
+
 def test_one_of_several_creators_wins(data):
     command = [sys.executable, "-m", "publisher.cli", "init", data / "new", "--kind", "table"]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
