@@ -17,8 +17,10 @@ from publisher.keys import Keyring, new_key
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.signing import following
-from puller.errors import Corrupt, Distrust, HeadwaterError, Untrusted
+from puller.errors import Corrupt, Distrust, HeadwaterError, Invalid, Untrusted
 from puller.fetch import Patience, open_fetcher
+from puller.mirror import Options as MirrorOptions
+from puller.mirror import mirror
 from puller.pull import Options, pull
 from puller.stores import open_store
 from puller.targets import open_target
@@ -466,3 +468,51 @@ def test_what_is_given_may_be_a_file(tmp_path):
     key = new_key("data").public
     (tmp_path / "keys").write_text(f"# ours\n\n{key}\n")
     assert parse_given([str(tmp_path / "keys"), str(key)]) == [key, key]
+
+
+def test_a_mirror_takes_only_what_pullers_would(tmp_path, server):
+    """What a lying host serves a mirror is refused, and leaves nothing behind that would keep it from the truth later."""
+    origin, root = Origin(tmp_path, "bytes"), tmp_path / "mirror"
+    first, thief = origin.publish("one"), new_key("data")
+
+    def mirrored(files, **options):
+        server.files = files
+        with closing(open_fetcher(server.url)) as fetcher:
+            return mirror(server.url, fetcher, open_store(str(root)), MirrorOptions(**options))
+
+    def held():
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    with pytest.raises(Untrusted):
+        mirrored(first, trust=[thief.public])
+    assert not held()
+    assert mirrored(first).met
+    key = origin.key()
+    second = origin.publish("two")
+    ahead = msgspec.structs.replace(origin.head, version=2**53 - 1)
+    rotated = origin.rotate()
+    forged = Origin(tmp_path / "thief", "bytes", keyring=Keyring(thief))
+    forged.publish("one")
+    cases = [
+        ({"HEAD": format_head(msgspec.structs.replace(ahead, trust=0))}, Distrust.UNSIGNED),
+        ({"HEAD": signed(ahead, thief)}, Distrust.UNKNOWN_KEY),
+        ({"HEAD": signed(msgspec.structs.replace(ahead, name="other"), key)}, None),
+        ({"HEAD": signed(msgspec.structs.replace(ahead, trust=2), key)}, Distrust.UNKNOWN_KEY),
+        ({"trust/2": forged.rotate()["trust/2"]}, Distrust.KEY_SET_FORGED),
+        ({"trust/2": rotated["trust/1"]}, Distrust.KEY_SET_SKIPPED),
+    ]
+    before = held()
+    for lie, reason in cases:
+        with pytest.raises(Invalid) as caught:
+            mirrored(rotated | lie)
+        assert getattr(caught.value, "reason", None) == reason
+        assert held() == before
+    older = signed(msgspec.structs.replace(parse_head(first["HEAD"]), records=9), thief)
+    mirrored(second | {"heads/1-1": older}, keep_versions=5)
+    assert "heads/1-1" not in held()
+    mirrored(rotated, keep_versions=5)
+    rolled = signed(msgspec.structs.replace(ahead, trust=1), key)
+    with pytest.raises(Untrusted) as caught:
+        mirrored(rotated | {"HEAD": rolled})
+    assert caught.value.reason == Distrust.KEY_SET_ROLLBACK
+    assert held() == rotated
