@@ -372,7 +372,7 @@ class _Pull:
     def run(self, found: list[Found], fresh: bool) -> Outcome:
         try:
             return self._to_newest(found, fresh)
-        except HeadwaterError:
+        except BaseException:
             self._remember_seen()
             raise
 

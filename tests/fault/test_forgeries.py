@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
 import threading
+import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -277,6 +280,27 @@ def test_forks_of_what_was_held_and_of_what_was_only_seen(pair, tmp_path):
     assert not copy.pull({**steps[2], "HEAD": signed(resigned, origin.key())}).changed
     thief.publish("four")
     assert copy.pull(thief.files()).changed  # whoever has the key can publish: revoke it
+
+
+def test_a_fork_of_what_was_seen_by_a_pull_that_was_interrupted(pair):
+    """Ctrl-C while a file is being fetched: the HEAD that was verified before is remembered."""
+    origin, copy, steps = pair
+
+    class Interrupted(dict):
+        def get(self, path):
+            if path.startswith(("chunks", "diffs")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return None
+            return super().get(path)
+
+    with pytest.raises(KeyboardInterrupt):
+        copy.pull(Interrupted(steps[2]))
+        time.sleep(5)
+    assert copy.held()[0] == (1, 2)
+    forked = signed(msgspec.structs.replace(origin.head, publish_id="ab" * 16), origin.key())
+    assert copy.refused({**steps[2], "HEAD": forked}) == Distrust.FORK
+    copy.pull(steps[2])
+    assert copy.held() == ((1, 3), origin.records("three"))
 
 
 def test_files_of_other_versions_and_datasets_under_a_good_head(pair, tmp_path):
