@@ -528,7 +528,7 @@ def verify_command(
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
-        options = Options(overwrite=True, version=state.version, trust=given, secret=secret)
+        options = Options(overwrite=True, version=state.version, epoch=state.epoch, trust=given, secret=secret)
         outcome = _pull(source or state.source, target, form, options, out, mirrors)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (

@@ -24,6 +24,7 @@ from puller.errors import (
     Missing,
     Moved,
     NotFound,
+    Refused,
     SchemaChanged,
     SecretError,
     Stale,
@@ -70,7 +71,8 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
+    to go to, of HEAD's epoch (None: the newest), which has to be `epoch` if that is given; `secret`: of
+    an encrypted dataset, as a text or the file that it is in
     (None: where it is otherwise found, see `puller.secret.unlock`).
 
     `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
@@ -83,6 +85,7 @@ class Options:
     check: bool = False
     dry_run: bool = False
     version: int | None = None
+    epoch: int | None = None
     trust: Sequence[Key] = ()
     repin: bool = False
     allow_expired: bool = False
@@ -547,7 +550,12 @@ class _Pull:
 
     def _wanted(self, newest: Head) -> Head:
         """The HEAD to go to: the newest, or the one of the version that was asked for."""
-        version = self.options.version
+        version, epoch = self.options.version, self.options.epoch
+        if epoch not in (None, newest.epoch):
+            raise Refused(
+                f"history was restarted: version {version} of epoch {epoch} is not to be had any more, the host is at version "
+                f"{newest.version} of epoch {newest.epoch}; nothing was changed. Pull with --overwrite to go there"
+            )
         if version is None or version == newest.version:
             return newest
         if version > newest.version:

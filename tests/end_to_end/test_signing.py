@@ -454,6 +454,25 @@ def test_killed_at_any_point_and_run_again(data, what):
         assert puller("verify", data / "c").status == 0
 
 
+def test_nothing_is_repaired_from_another_epoch(data):
+    """The versions of a new epoch are others than those of the one before, even where they have the same number."""
+    change(data, "two")
+    puller("pull", data / "d", data / "c")
+    (data / "c/a").write_text("edited")
+    publisher("key", "revoke", data / "d", shown(data)["keys"][0])
+    for word in ("three", "four"):
+        refused = puller("verify", "--repair", data / "c", check=3).err
+        assert "version 2 of epoch 1" in refused
+        assert (data / "c/a").read_text() == "edited"
+        change(data, word)
+    assert shown(data)["epoch"] == 2
+    puller("pull", "--overwrite", data / "d", data / "c")
+    assert tree(data / "c") == tree(data / "s")
+    (data / "c/a").write_text("edited again")
+    puller("verify", "--repair", data / "c")
+    assert tree(data / "c") == tree(data / "s")
+
+
 def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(data):
     key = shown(data)
     assert killed("after the key set", "restart", data / "d")
