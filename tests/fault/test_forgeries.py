@@ -240,6 +240,10 @@ def test_old_heads_are_passed_over_and_told_when_that_lasts(pair):
     assert copy.pull(steps[2]).stale is None
     assert copy.pull(steps[0]).stale is None  # a new lag
     assert copy.state().behind == copy.clock
+    copy.clock -= 5000  # it was wrong
+    assert copy.pull(steps[0]).stale is None
+    copy.clock += 3601
+    assert copy.pull(steps[0]).stale is Staleness.OLDER_HEAD
 
 
 def test_a_frozen_host_is_noticed(pair):
