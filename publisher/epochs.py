@@ -81,7 +81,8 @@ def rotate(
 ) -> Renewed:
     """Put another signing key, and perhaps other roots, in the place of those there are; HEAD's version stays.
 
-    A dataset that is not signed is from then on. What a killed command left half done is finished instead.
+    A dataset that is not signed is from then on. What a killed command left half done is finished instead, where it has all
+    that is wanted.
     Raises NoKey where a key that must sign is not at hand.
     """
 
@@ -90,7 +91,7 @@ def rotate(
             return _begin(was, keyring, wanted, now)
         before, tip = _set_of(was), newest_set(store, was.head)
         new = _Keys(keyring, wanted)
-        if (tip.keys.keys, tip.keys.roots) == (before.keys.keys, before.keys.roots):
+        if (tip.keys.keys, tip.keys.roots) == (before.keys.keys, before.keys.roots) or not new.is_met(tip.keys):
             ours = keyring.find(tip.keys.keys)
             old = tip.keys.keys[0] if ours is None else ours.public
             key = new.make(was.head.name)
@@ -224,6 +225,15 @@ class _Keys:
         self._extra.append(key)
         self.made.append(path)
         return key.public
+
+    def is_met(self, keys: KeySet) -> bool:
+        """Whether a key set has all that was asked for by name."""
+        wanted = self._wanted
+        return (
+            (wanted.new_key is None or wanted.new_key.public in keys.keys)
+            and {key.public for key in wanted.roots} <= set(keys.roots)
+            and wanted.threshold in (None, keys.threshold)
+        )
 
     def find(self, key: Key) -> SigningKey | None:
         """A private key, if it is at hand."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from puller.durable import sync_folder
-from puller.errors import NoKey, UsageError
-from puller.wire.note import ED25519, Key, ed25519_key, is_key_name, signature_line
+from puller.errors import HeadwaterError, NoKey, UsageError
+from puller.secret import keys_folder
+from puller.wire.note import ED25519, PRIVATE, Key, ed25519_key, is_key_name, is_private, signature_line
 
 VARIABLE = "HEADWATER_SIGNING_KEY"
 """The environment variable with a private key's text, for build machines."""
-_PREFIX = "PRIVATE+KEY+"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SigningKey:
     def text(self) -> str:
         """The key as text. It is secret."""
         encoded = base64.b64encode(bytes([ED25519]) + self.seed).decode()
-        return f"{_PREFIX}{self.name}+{self.public.id}+{encoded}"
+        return f"{PRIVATE}{self.name}+{self.public.id}+{encoded}"
 
 
 def new_key(name: str) -> SigningKey:
@@ -56,14 +56,14 @@ def new_key(name: str) -> SigningKey:
 
 def parse_private(text: str, where: str) -> SigningKey:
     """The private key that `text` holds. Raises UsageError, which never shows it."""
-    parts = text.strip().removeprefix(_PREFIX).split("+", 2)
+    parts = text.strip().removeprefix(PRIVATE).split("+", 2)
     try:
-        data = base64.b64decode(parts[2], validate=True) if text.startswith(_PREFIX) and len(parts) == 3 else b""
+        data = base64.b64decode(parts[2], validate=True) if text.startswith(PRIVATE) and len(parts) == 3 else b""
     except ValueError:
         data = b""
     if len(data) != 33 or data[0] != ED25519 or not is_key_name(parts[0]):
         raise UsageError(
-            f"{where} holds no private key: one is {_PREFIX}<name>+<hash>+<base64>, as `publisher key new` makes"
+            f"{where} holds no private key: one is {PRIVATE}<name>+<hash>+<base64>, as `publisher key new` makes"
         )
     key = SigningKey(parts[0], data[1:])
     if key.public.id != parts[1]:
@@ -73,6 +73,10 @@ def parse_private(text: str, where: str) -> SigningKey:
 
 def read_key(path: str) -> SigningKey:
     """The private key in a file. Raises UsageError."""
+    if is_private(path):
+        raise UsageError(
+            f"name the file with the private key, not the key itself, which others may see; or set ${VARIABLE}"
+        )
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return parse_private(file.read(4096), path)
@@ -81,7 +85,10 @@ def read_key(path: str) -> SigningKey:
 
 
 def write_key(key: SigningKey, path: str) -> None:
-    """Write a private key durably to a new file that only its owner may read. Raises UsageError if there is one."""
+    """Write a private key durably to a new file that only its owner may read.
+
+    Raises UsageError if there is one, HeadwaterError if it cannot be written.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -95,13 +102,10 @@ def write_key(key: SigningKey, path: str) -> None:
     except FileExistsError as error:
         raise UsageError(f"there is a file {path} already; nothing was written") from error
     except OSError as error:
-        raise UsageError(f"the private key cannot be written to {path}: {error.strerror}") from error
-
-
-def keys_folder() -> str:
-    """Where private keys are kept: $XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys."""
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(home, "headwater", "keys")
+        raise HeadwaterError(
+            f"the private key cannot be kept in {path}: {error.strerror}; nothing was published. Make that folder writable, or "
+            "set XDG_CONFIG_HOME"
+        ) from error
 
 
 class Keyring:

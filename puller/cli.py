@@ -22,6 +22,7 @@ from puller.console import (
 )
 
 if TYPE_CHECKING:
+    from puller.mirror import Outcome as Mirrored
     from puller.plan import Candidate, Plan
     from puller.pull import Options, Outcome
     from puller.targets.base import State, Target
@@ -211,7 +212,7 @@ def _trusted(pins: Pins) -> dict[str, Any]:
     return {"signed": True, "key_set": keys.number, "roots": list(map(str, keys.roots)), "given": bool(pins.given)}
 
 
-def _met(outcome: Outcome, dry_run: bool) -> list[str]:
+def _met(outcome: Outcome | Mirrored, *, dry_run: bool = False) -> list[str]:
     """What is said about trust at first contact."""
     if not outcome.met:
         return []
@@ -292,15 +293,15 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
     if plan.way == "nothing":
         held = amount(outcome.records, outcome.kind)
         state = "stays at" if plan.reason == "older_head" else "up to date with"
-        return fields, "\n".join([f"{target}: {state} {version} ({held})", *_met(outcome, dry_run)])
+        return fields, "\n".join([f"{target}: {state} {version} ({held})", *_met(outcome, dry_run=dry_run)])
     start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
     if dry_run:
         text = f"{target}: would go from {start} to {version} by {plan.way} ({REASONS[plan.reason]}), fetching {_cost(plan)}"
-        return fields, "\n".join([text, *map(_explain, plan.candidates), *_met(outcome, dry_run)])
+        return fields, "\n".join([text, *map(_explain, plan.candidates), *_met(outcome, dry_run=dry_run)])
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     text = f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
-    return fields, "\n".join([text, *_met(outcome, dry_run)])
+    return fields, "\n".join([text, *_met(outcome, dry_run=dry_run)])
 
 
 def _cost(way: Plan | Candidate) -> str:
@@ -326,14 +327,24 @@ def _explain(candidate: Candidate) -> str:
 )
 @click.option("--check", is_flag=True, help="Read every file of FOLDER again, and fetch those anew that are damaged.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@trust_option
 @common
 def mirror_command(
-    url: str, folder: str, keep_versions: int, check: bool, exit_code: bool, as_json: bool, quiet: bool, verbose: bool
+    url: str,
+    folder: str,
+    keep_versions: int,
+    check: bool,
+    exit_code: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Copy the files of the dataset at URL to FOLDER, to serve them onward: FOLDER is then an address to pull from.
 
     Every file is verified; those of encrypted datasets are copied as they are, and no secret is needed. New files come
-    first, HEAD last, and never an older HEAD than before. Nothing is deleted.
+    first, HEAD last, and never an older HEAD than before. Nothing is deleted. A signed dataset is verified by the key that
+    --trust gives, or by the one that is met first, and from then on by no other.
 
     \b
     Examples:
@@ -348,7 +359,7 @@ def mirror_command(
     fetcher = open_fetcher(url)
     try:
         with out.progress() as progress:
-            options = Options(keep_versions=keep_versions, check=check)
+            options = Options(keep_versions=keep_versions, check=check, trust=_keys(trust))
             outcome = mirror(url, fetcher, open_store(folder), options, progress=progress)
     finally:
         fetcher.close()
@@ -360,7 +371,7 @@ def mirror_command(
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     text = f"{folder}: mirrors {version}: {copied}, {cost}" if outcome.changed else f"{folder}: still mirrors {version}"
     out.result(
-        text,
+        "\n".join([text, *_met(outcome)]),
         folder=folder,
         dataset=head.name,
         encrypted=head.encryption is not None,
@@ -372,6 +383,8 @@ def mirror_command(
         notes=outcome.notes,
         requests=outcome.requests,
         received=outcome.received,
+        first_contact=outcome.met,
+        **_trusted(outcome.pins),
     )
     return UNCHANGED if exit_code and not outcome.changed else 0
 
@@ -515,7 +528,7 @@ def verify_command(
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
-        options = Options(overwrite=True, version=state.version, trust=given, secret=secret)
+        options = Options(overwrite=True, version=state.version, epoch=state.epoch, trust=given, secret=secret)
         outcome = _pull(source or state.source, target, form, options, out, mirrors)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (

@@ -226,7 +226,9 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _secret_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    if value is not None and value.startswith("HEADWATER-SECRET"):
+    from puller.wire.note import is_private
+
+    if value is not None and is_private(value):
         raise click.BadParameter("name the file with the secret, not the secret: everybody here can see command lines")
     return value
 

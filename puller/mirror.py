@@ -1,4 +1,7 @@
-"""Mirrors: the files of a dataset as they are, to serve onward; encrypted ones without their secret (SPEC 11.4)."""
+"""Mirrors: the files of a dataset as they are, to serve onward; encrypted ones without their secret (SPEC 11.4).
+
+A copy trusts the key set that its own HEAD names (SPEC 7.5): nobody can make it take what pullers would refuse.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,21 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, Protocol
 
-from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable
+from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable, Untrusted
 from puller.fetch import THREADS, Fetcher, shown
 from puller.plan import route
 from puller.tree import ahead
+from puller.trust import Keeper, Pins, check_step, load, read_key_set
 from puller.wire import nodes
 from puller.wire.codec import CHUNKS, DIFFS, Ref, check_ref, check_stored, decompress, path_of
-from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
+from puller.wire.head import MAX_HEAD, Head, archive_path, key_set_path, parse_head
+from puller.wire.keyset import MAX_KEY_SET
 from puller.wire.links import decode_links
 from puller.wire.nodes import Diff, Entry, Large, Log, Segment, Sublist, Tree
+from puller.wire.note import Key
 
 MARK = ".tmp-mirror"
 """Lies in the copy while it is written: as long as it does, a file that is there need not be whole, nor all that it needs."""
-MAX_TRUST = 65_536
 ATTEMPTS = 3
 MAX_NESTING = 32
 """Files below files: logs, indexes, a leaf, lists and a piece are at most 30 (SPEC 5)."""
@@ -51,11 +56,13 @@ class Options:
     """How to mirror.
 
     `keep_versions`: how many versions before the newest are to be pullable from the copy, where the origin still has
-    them; `check`: every file of the copy is read again, and fetched again where it is damaged.
+    them; `check`: every file of the copy is read again, and fetched again where it is damaged; `trust`: public keys, one
+    of which the dataset's key sets must go back to (none: the key met first is trusted from then on).
     """
 
     keep_versions: int = 0
     check: bool = False
+    trust: Sequence[Key] = ()
 
 
 @dataclass
@@ -71,6 +78,10 @@ class Outcome:
     requests: int = 0
     received: int = 0
     notes: list[str] = field(default_factory=list)
+    pins: Pins = field(default_factory=Pins)
+    """Whom the copy trusts now; no key set where the dataset is not signed."""
+    met: bool = False
+    """Whether this was the first contact, or the first with a signed HEAD."""
 
     @property
     def changed(self) -> bool:
@@ -109,7 +120,8 @@ def mirror(
     """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, HEAD last, and never an older one.
 
     Nothing is deleted: files that no HEAD names any more are for garbage collection. Raises NotOurs where something else
-    lies there; Invalid for another dataset, a forked one, or damaged files; FetchError where the origin, another
+    lies there; Invalid for another dataset, a forked one, or damaged files, Untrusted for one that is not signed as the
+    copy's own HEAD was; FetchError where the origin, another
     HeadwaterError where the destination cannot be used. HEAD of the copy is then as it was, and what was copied stays for
     the next run.
     """
@@ -156,17 +168,21 @@ class _Mirror:
         self.trusting = True
         self.seen: set[tuple[str, bytes]] = set()
         self.heads: dict[int, tuple[bytes, Head] | None] = {}
+        self.key_sets: dict[str, bytes] = {}
+        self.pins = Pins()
         self.files = 0
         self.bytes = 0
         self.lock = threading.Lock()
 
     def run(self) -> Outcome:
         data, head = self._newest()
-        held, token = self._held()
+        held, token, known = self._held()
         outcome = Outcome(head, None if held is None else held.order, head.order)
         unfinished = self.destination.size_of(MARK) is not None
         if held is not None:
-            self._check_same(held, head)
+            if held.trust:
+                self.pins = Pins(self.destination.get(key_set_path(held.trust)))
+            self._check_name(held, head)
             if head.order < held.order:
                 outcome.head, outcome.after = held, held.order
                 outcome.notes.append(
@@ -174,6 +190,11 @@ class _Mirror:
                     f"epoch {held.epoch} that is held; kept what is held. A cache may lag behind"
                 )
                 return self._told(outcome)
+        if data != known or self.options.trust:
+            self._verify(head, data)
+        outcome.met = held is None or bool(self.pins.key_set and not held.trust)
+        if held is not None:
+            self._check_fork(held, head)
             if held.order == head.order and not (unfinished or self.options.check or self._lacks_versions(head)):
                 return self._told(outcome)
         self.trusting = not (unfinished or self.options.check)
@@ -194,8 +215,7 @@ class _Mirror:
 
     def _copy(self, head: Head, data: bytes, token: str, outcome: Outcome) -> None:
         self._complete(_roots(head))
-        for number in range(1, head.trust + 1):
-            self._copy_key_set(number)
+        self._copy_key_sets()
         found = self._archived(head)
         self.destination.flush()
         for path, archived in reversed(found):  # oldest first: a run looks no further than the newest that is there
@@ -205,6 +225,7 @@ class _Mirror:
 
     def _told(self, outcome: Outcome) -> Outcome:
         outcome.files, outcome.bytes = self.files, self.bytes
+        outcome.pins = self.pins
         outcome.requests, outcome.received = self.fetcher.requests, self.fetcher.received
         return outcome
 
@@ -218,21 +239,56 @@ class _Mirror:
         except Invalid as error:
             raise type(error)(f"{shown(self.address)}: {error}") from error
 
-    def _held(self) -> tuple[Head | None, str]:
+    def _held(self) -> tuple[Head | None, str, bytes]:
+        """HEAD of the copy, its token and its bytes."""
         try:
             data, token = self.destination.read_head()
         except NotFound:
-            return None, ""
-        return parse_head(data), token
+            return None, "", b""
+        return parse_head(data), token, data
 
-    def _check_same(self, held: Head, head: Head) -> None:
-        """Refuse another dataset, and another history of the same one (SPEC 7.4, 11)."""
+    def _verify(self, head: Head, data: bytes) -> None:
+        """Verify HEAD by the key set that the copy's own names, or the keys that were given (SPEC 7.5). Raises Untrusted."""
+        try:
+            self.pins = Keeper(self._key_set, self.pins, self.options.trust).accept(head, data)
+        except Untrusted as error:
+            error.args = (f"{error}; {self._stays()}",)
+            raise
+
+    def _key_set(self, path: str) -> bytes:
+        """A key set, of the copy if it has it."""
+        if path not in self.key_sets:
+            try:
+                self.key_sets[path] = self.destination.get(path)
+            except NotFound:
+                self.key_sets[path] = self.fetcher.fetch(path, MAX_KEY_SET)
+        return self.key_sets[path]
+
+    def _copy_key_sets(self) -> None:
+        """Copy the key set that is trusted and those before it, each of which is named by the one after it."""
+        if not self.pins.key_set:
+            return
+        signed = load(self.pins.key_set, "the trusted key set")
+        while True:
+            self.destination.create(key_set_path(signed.keys.number), signed.data)
+            if signed.keys.number == 1:
+                return
+            before = read_key_set(self._key_set, signed.keys.number - 1, signed.keys.name)
+            check_step(before, signed)
+            signed = before
+
+    def _check_name(self, held: Head, head: Head) -> None:
+        """Refuse another dataset (SPEC 7.4, 11)."""
         where = self.destination.where
         if (held.name, held.encryption) != (head.name, head.encryption) or held.kind != head.kind:
             raise Invalid(
                 f"{where} mirrors the dataset {held.name!r}, the host serves another one, {head.name!r}; nothing was changed. "
                 "Mirror it to another place"
             )
+
+    def _check_fork(self, held: Head, head: Head) -> None:
+        """Refuse another history of the dataset (SPEC 7.4)."""
+        where = self.destination.where
         then: Head | None = head
         if held.epoch == head.epoch and held.version < head.version:
             older = self._older(head, held.version)
@@ -260,6 +316,10 @@ class _Mirror:
             wanted = (head.name, head.encryption, head.epoch, version)
             if (found.name, found.encryption, found.epoch, found.version) != wanted:
                 raise Invalid(f"{path} on the host is not the HEAD of version {version}; {self._stays()}")
+            try:
+                Keeper(self._key_set, self.pins, ()).archived(found, data, self.pins)
+            except Untrusted:  # of before the dataset was signed, or forged: pullers would refuse it
+                return None
             self.heads[version] = data, found
         return self.heads[version]
 
@@ -268,14 +328,6 @@ class _Mirror:
         oldest = max(head.version - self.options.keep_versions, 1)
         paths = (archive_path(head.epoch, version) for version in range(oldest, head.version))
         return any(self.destination.size_of(path) is None for path in paths)
-
-    def _copy_key_set(self, number: int) -> None:
-        path = f"trust/{number}"
-        if self.destination.size_of(path) is None:
-            data = self.fetcher.fetch(path, MAX_TRUST)
-            if len(data) > MAX_TRUST:
-                raise Invalid(f"{path} on the host is larger than 64 KiB; nothing of it was used")
-            self.destination.create(path, data)
 
     def _archived(self, head: Head) -> list[tuple[str, bytes]]:
         """Superseded HEADs that the copy lacks, the newest first, down to the first that it has, or has not all files of.

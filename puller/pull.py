@@ -24,6 +24,7 @@ from puller.errors import (
     Missing,
     Moved,
     NotFound,
+    Refused,
     SchemaChanged,
     SecretError,
     Stale,
@@ -70,8 +71,9 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
-    (None: where it is otherwise found, see `puller.secret.unlock`).
+    to go to, of HEAD's epoch (None: the newest), which has to be `epoch` if that is given; `secret`: of
+    an encrypted dataset, as a text or the file that it is in (None: where it is otherwise found, see
+    `puller.secret.unlock`).
 
     `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
     what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
@@ -83,6 +85,7 @@ class Options:
     check: bool = False
     dry_run: bool = False
     version: int | None = None
+    epoch: int | None = None
     trust: Sequence[Key] = ()
     repin: bool = False
     allow_expired: bool = False
@@ -372,7 +375,7 @@ class _Pull:
     def run(self, found: list[Found], fresh: bool) -> Outcome:
         try:
             return self._to_newest(found, fresh)
-        except HeadwaterError:
+        except BaseException:
             self._remember_seen()
             raise
 
@@ -414,6 +417,8 @@ class _Pull:
             if head is None:
                 return None, answer, None
             try:
+                if self.state is not None:
+                    self._check_same(self.state, head)  # before the secret of something else is asked for
                 opened, self.reader.cipher = unlock(head, self.options.secret)
                 early = self._accept(opened, answer)
             except (Invalid, SecretError) as error:
@@ -508,8 +513,9 @@ class _Pull:
             f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
             f"really set back, {really}"
         )
-        if (state.behind is None or pins is not state.pins) and not self.options.dry_run:
-            behind = int(self.now()) if state.behind is None else state.behind
+        current = int(self.now())
+        behind = current if state.behind is None else min(state.behind, current)  # the clock may have been wrong
+        if (state.behind != behind or pins is not state.pins) and not self.options.dry_run:
             self.state = state = msgspec.structs.replace(state, behind=behind, pins=pins)
             self.target.remember(state)
         return self._unchanged(state, Reason.OLDER_HEAD)
@@ -547,7 +553,12 @@ class _Pull:
 
     def _wanted(self, newest: Head) -> Head:
         """The HEAD to go to: the newest, or the one of the version that was asked for."""
-        version = self.options.version
+        version, epoch = self.options.version, self.options.epoch
+        if epoch not in (None, newest.epoch):
+            raise Refused(
+                f"history was restarted: version {version} of epoch {epoch} is not to be had any more, the host is at version "
+                f"{newest.version} of epoch {newest.epoch}; nothing was changed. Pull with --overwrite to go there"
+            )
         if version is None or version == newest.version:
             return newest
         if version > newest.version:
@@ -605,12 +616,12 @@ class _Pull:
         return self._outcome(chosen, head, position, changes)
 
     def _check_same(self, state: State, head: Head) -> None:
-        """Refuse another dataset."""
-        if (state.dataset, state.kind) != (head.name, head.kind):
+        """Refuse another dataset; its kind is known once it was opened."""
+        if state.dataset != head.name or head.kind not in ("", state.kind):
             raise Untrusted(
                 Distrust.OTHER_DATASET,
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
-                f"{head.name!r} of kind {head.kind}; use another target",
+                f"{head.name!r} of kind {head.kind or 'unknown'}; use another target",
             )
         if state.encryption != (head.encryption or ""):
             held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))

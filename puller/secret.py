@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from puller.errors import Invalid, SecretError
+from puller.wire.note import is_private
 
 if TYPE_CHECKING:
     from puller.wire.cipher import Cipher, Secret
@@ -33,6 +34,8 @@ def given_secret(secret: str | None) -> Secret | None:
 
     if secret is None:
         return None
+    if is_private(secret) and not is_secret_text(secret):
+        raise SecretError("what was given is a private key, not the secret of a dataset; nothing was written")
     return _parsed(secret, "the secret") if is_secret_text(secret) else _from_file(secret)
 
 

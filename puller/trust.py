@@ -16,7 +16,7 @@ import msgspec
 from puller.errors import Distrust, Invalid, NotFound, Untrusted, UsageError
 from puller.wire.head import FORMAT, HEAD, MAX_HEAD, Head, key_set_path
 from puller.wire.keyset import MOST_SETS, KeySet, parse_key_set
-from puller.wire.note import ED25519, Key, Note, parse_key, split_note
+from puller.wire.note import ED25519, PRIVATE, Key, Note, is_private, parse_key, split_note
 
 LONGEST_LAG = 3600
 """Seconds for which a host may serve an older HEAD than one that was seen, at least, before it is told."""
@@ -56,6 +56,8 @@ def parse_given(words: Iterable[str]) -> list[Key]:
     """
     found: list[Key] = []
     for word in words:
+        if is_private(word):
+            raise UsageError("this is a private key, or a secret; give the public key (`publisher key show` prints it)")
         try:
             found.append(parse_key(word.strip()))
         except Invalid as error:
@@ -69,7 +71,7 @@ def _keys_in(path: str) -> list[Key]:
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line.strip() for line in file.read(1 << 20).splitlines()]
     texts = [line for line in lines if line and not line.startswith("#")]
-    if any(text.startswith("PRIVATE+KEY+") for text in texts):
+    if any(text.startswith(PRIVATE) for text in texts):
         raise UsageError(f"{path} holds a private key; give pullers the public one (`publisher key show` prints it)")
     try:
         keys = list(map(parse_key, texts))

@@ -15,10 +15,10 @@ from puller.errors import Corrupt, Invalid, Unsupported
 from puller.wire.codec import MAX_INTEGER
 from puller.wire.head import ENCRYPTION, KINDS, Head, is_name
 from puller.wire.links import Link, clear_part, encode_links
+from puller.wire.note import SECRET
 
 NONCE, TAG = 12, 16
-_FORM = "HEADWATER-SECRET"
-_TEXT = re.compile(rf"{_FORM}\+([^+]+)\+([0-9a-f]{{8}})\+([A-Za-z0-9+/]{{43}}=)")
+_TEXT = re.compile(rf"{SECRET}\+([^+]+)\+([0-9a-f]{{8}})\+([A-Za-z0-9+/]{{43}}=)")
 
 
 class Secret(NamedTuple):
@@ -38,7 +38,7 @@ class Secret(NamedTuple):
     @property
     def text(self) -> str:
         """The line of a secret's file (SPEC 11.1)."""
-        return f"{_FORM}+{self.name}+{self.id}+{base64.b64encode(self.key).decode()}"
+        return f"{SECRET}+{self.name}+{self.id}+{base64.b64encode(self.key).decode()}"
 
     def derive(self, use: str) -> bytes:
         """A key of 32 bytes for one use: HKDF-SHA256 without salt (RFC 5869)."""
@@ -48,14 +48,14 @@ class Secret(NamedTuple):
 
 def is_secret_text(text: str) -> bool:
     """Whether a text means to be a secret itself, and not the name of a file."""
-    return text.startswith(_FORM)
+    return text.lstrip().startswith(SECRET)
 
 
 def parse_secret(text: str) -> Secret:
     """The secret that the text of its file stands for. Raises Invalid; the message shows nothing of it."""
     match = _TEXT.fullmatch(text.strip())
     if match is None or not is_name(match[1]):
-        raise Invalid(f"this is no secret of a dataset ({_FORM}+<name>+<id>+<base64>)")
+        raise Invalid(f"this is no secret of a dataset ({SECRET}+<name>+<id>+<base64>)")
     try:
         key = base64.b64decode(match[3], validate=True)
     except binascii.Error as error:

@@ -13,6 +13,8 @@ from puller.errors import Invalid, Unsupported
 ED25519 = 1
 """The signature type of the keys that this release verifies; others are carried along."""
 DASH = "\u2014"
+PRIVATE, SECRET = "PRIVATE+KEY+", "HEADWATER-SECRET"
+"""What the texts of private keys, and of secrets (SPEC 11.1), begin with."""
 _MAX_KEY = 8192
 _MOST_SIGNATURES = 100
 
@@ -49,17 +51,23 @@ def ed25519_key(name: str, public: bytes) -> Key:
 def parse_key(text: str) -> Key:
     """The public key that `text` says (SPEC 7.5). Raises Invalid."""
     parts = text.split("+", 2)
+    shown = "+".join(parts[:2])[:80]  # never the rest: it may be that of a private key, or of a secret
     if len(text) > _MAX_KEY or len(parts) != 3 or not is_key_name(parts[0]):
-        raise Invalid(f"{text:.80} is no public key: one is <name>+<hash>+<base64>")
+        raise Invalid(f"{shown} is no public key: one is <name>+<hash>+<base64>")
     name, digits, encoded = parts
     data = decode_base64(encoded)
     if data is None or len(data) < 2:
-        raise Invalid(f"the public key {text:.80} has a part that is no base64")
+        raise Invalid(f"the public key {shown} has a part that is no base64")
     if data[0] == ED25519 and (len(data) != 33 or ed25519_key(name, data[1:]).id != digits):
-        raise Invalid(f"the public key {text:.80} is mistyped: its hash does not fit")
+        raise Invalid(f"the public key {shown} is mistyped: its hash does not fit")
     if len(digits) != 8 or digits.strip("0123456789abcdef"):
-        raise Invalid(f"the public key {text:.80} has a hash that is not 8 lower-case hexadecimal digits")
+        raise Invalid(f"the public key {shown} has a hash that is not 8 lower-case hexadecimal digits")
     return Key(name, bytes.fromhex(digits), data)
+
+
+def is_private(text: str) -> bool:
+    """Whether a text means to be a private key or a secret, which no message may show."""
+    return text.lstrip().startswith((PRIVATE, SECRET))
 
 
 def signature_line(key: Key, signature: bytes) -> str:

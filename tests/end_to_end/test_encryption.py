@@ -13,7 +13,7 @@ import pytest
 
 import publisher as library
 from puller import Replica
-from puller.errors import Corrupt, HeadwaterError, Invalid, SecretError
+from puller.errors import Corrupt, Distrust, HeadwaterError, SecretError, Untrusted
 from puller.fetch import FolderFetcher
 from puller.partial import Partial
 from puller.secret import secret_path, unlock
@@ -260,8 +260,11 @@ def test_a_held_copy_never_goes_over_to_a_plain_dataset_or_another_secret(tmp_pa
             shutil.rmtree(dest)
             make(4, **options)
             for overwrite in (False, True):
-                with pytest.raises(Invalid, match="Nothing was changed"):
+                with pytest.raises(Untrusted, match="Nothing was changed") as caught:
                     replica.pull(overwrite=overwrite)
+                assert caught.value.reason == Distrust.OTHER_DATASET
+                with Replica(dest, copy, secret=secret) as given, pytest.raises(Untrusted):
+                    given.pull(overwrite=overwrite)
             assert dict(replica) == held
     shutil.rmtree(dest)
     make(1)
@@ -295,8 +298,9 @@ def test_creating_with_a_secret_and_asking_for_encryption(tmp_path):
     assert Path(made["secret_file"]).read_text().startswith("HEADWATER-SECRET+i+")
     (tmp_path / "file").write_text("")
     blocked = os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "file")}
-    refused = publisher("publish", file, tmp_path / "n", "--key", "k", "--encrypt", check=1, env=blocked)
-    assert "cannot be kept" in refused.err
+    for more, what in ((), "private key"), (("--unsigned",), "secret"):
+        refused = publisher("publish", file, tmp_path / "n", "--key", "k", "--encrypt", *more, check=1, env=blocked)
+        assert f"the {what} cannot be kept" in refused.err
     assert not (tmp_path / "n" / "HEAD").exists()
 
 
@@ -364,7 +368,7 @@ def test_many_threads_share_a_cipher():
 
 
 def test_plain_datasets_need_no_cryptography(tmp_path):
-    """Neither publishing nor pulling one imports it; nor does an unchanged poll of an encrypted one."""
+    """Neither publishing, pulling nor mirroring one imports it; nor does an unchanged poll of an encrypted one."""
     import subprocess
     import sys
 
@@ -383,7 +387,7 @@ for command, *arguments in (
     (publisher, "publish", base + "/rows.jsonl", base + "/d", "--key", "k", "--unsigned"),
     (puller, "pull", base + "/d", base + "/c.jsonl"),
     (puller, "pull", base + "/e", base + "/e.jsonl"),
-    (puller, "mirror", base + "/e", base + "/m"),
+    (puller, "mirror", base + "/d", base + "/m"),
 ):
     done = run(command, arguments)
     assert done.exit_code == 0, done

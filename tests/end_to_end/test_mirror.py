@@ -364,22 +364,27 @@ def test_the_origin_moves_on_meanwhile(tmp_path):
 
 
 def test_key_sets_come_before_head(tmp_path):
-    """trust/1 to trust/<trust> are copied where HEAD has them, each once."""
+    """trust/1 to trust/<trust> are copied, each once; one that is missing keeps HEAD where it is."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/a").write_text("one")
     origin, target = tmp_path / "o", tmp_path / "m"
-    publish(origin, 1)
-    head = (origin / "HEAD").read_text()
-    (origin / "HEAD").write_text(head.replace('"trust":0', '"trust":2'))
-    (origin / "trust").mkdir()
-    (origin / "trust" / "1").write_text("first\n")
-    with pytest.raises(NotFound):
-        copy(origin, target)
-    assert not (target / "HEAD").exists()
-    (origin / "trust" / "2").write_text("second\n")
-    copy(origin, target)
+    publisher("publish", tmp_path / "s", origin)
+    said = puller("mirror", origin, target)
+    key = publisher("key", "show", "-q", origin).out.strip()
+    assert f"trusts from now on the key that it met first: {key}" in said.out
+    for _ in range(2):
+        publisher("key", "rotate", origin)
+    held = files(target)
+    (origin / "trust/2").rename(tmp_path / "away")
+    assert "[key-set-skipped]" in puller("mirror", origin, target, check=5).err
+    assert files(target) == held
+    assert "[key-set-skipped]" in puller("mirror", origin, tmp_path / "new", check=5).err
+    assert not (tmp_path / "new/HEAD").exists()
+    (tmp_path / "away").rename(origin / "trust/2")
+    done = puller("mirror", "--trust", key, "--json", origin, target).json
+    assert (done["key_set"], done["first_contact"]) == (3, False)
     assert files(target) == files(origin)
-    (origin / "trust" / "2").write_bytes(bytes(65_537))
-    with pytest.raises(Invalid, match="64 KiB"):
-        copy(origin, tmp_path / "n")
+    puller("pull", "--trust", key, target, tmp_path / "copy")
 
 
 def test_a_chain_of_files_without_end_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 
 import publisher as publishing
 import puller as pulling
-from puller.errors import NoKey, Untrusted
+from puller.errors import NoKey, Untrusted, UsageError
 from tests.conftest import publisher, puller, tree
 from tests.signed_note import BadNote, open_note, read_vkey
 
@@ -454,6 +454,25 @@ def test_killed_at_any_point_and_run_again(data, what):
         assert puller("verify", data / "c").status == 0
 
 
+def test_nothing_is_repaired_from_another_epoch(data):
+    """The versions of a new epoch are others than those of the one before, even where they have the same number."""
+    change(data, "two")
+    puller("pull", data / "d", data / "c")
+    (data / "c/a").write_text("edited")
+    publisher("key", "revoke", data / "d", shown(data)["keys"][0])
+    for word in ("three", "four"):
+        refused = puller("verify", "--repair", data / "c", check=3).err
+        assert "version 2 of epoch 1" in refused
+        assert (data / "c/a").read_text() == "edited"
+        change(data, word)
+    assert shown(data)["epoch"] == 2
+    puller("pull", "--overwrite", data / "d", data / "c")
+    assert tree(data / "c") == tree(data / "s")
+    (data / "c/a").write_text("edited again")
+    puller("verify", "--repair", data / "c")
+    assert tree(data / "c") == tree(data / "s")
+
+
 def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(data):
     key = shown(data)
     assert killed("after the key set", "restart", data / "d")
@@ -461,6 +480,25 @@ def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(
     assert (done["trust"], done["epoch"]) == (3, 3)
     assert key["keys"][0] not in shown(data)["keys"]
     puller("pull", data / "d", data / "c", "--trust", key["roots"][0])
+
+
+def test_an_interrupted_rotation_does_not_keep_the_next_one_from_what_it_was_told(data):
+    """Roots, a threshold and a key that are asked for are there afterwards, whatever a killed command left."""
+    puller("pull", data / "d", data / "c")
+    roots = [
+        publisher("key", "new", "--json", data / f"r{n}", "--name", f"root{n}").json["public_key"] for n in range(2)
+    ]
+    given = ["--root", data / "r0", "--root", data / "r1", "--threshold", 2]
+    assert killed("after the key set", "key", "rotate", data / "d")
+    publisher("key", "rotate", data / "d", *given)
+    assert (shown(data)["key_set"], shown(data)["roots"], shown(data)["threshold"]) == (3, roots, 2)
+    key = publisher("key", "new", "--json", data / "k", "--name", "mine").json["public_key"]
+    assert killed("after the key set", "key", "rotate", data / "d", *given)
+    publisher("key", "rotate", data / "d", *given, "--new-key", data / "k")
+    assert (shown(data)["key_set"], shown(data)["keys"]) == (5, [key])
+    change(data, "two", "--signing-key", data / "k")
+    puller("pull", data / "d", data / "c")
+    assert tree(data / "c") == tree(data / "s")
 
 
 def test_one_of_several_creators_wins(data):
@@ -480,3 +518,26 @@ def test_a_creation_killed_at_any_point_can_go_on(data, point):
     assert said["version"] == 1
     puller("pull", "--trust", publisher("key", "show", "-q", data / "new").out.strip(), data / "new", data / "c")
     assert tree(data / "c") == tree(data / "s")
+
+
+def test_no_message_shows_what_is_secret(data):
+    """A private key, or a secret, in the place of a public key or of a file's name: refused, and not shown."""
+    publisher("publish", data / "s", data / "e", "--encrypt")
+    (key,) = (data / "config/headwater/keys").glob("d+*")
+    (secret,) = (data / "config/headwater/keys").glob("e+*.secret")
+    texts = [path.read_text().strip() for path in (key, secret)]
+    said = []
+    for text in texts:
+        for word in (text, f" {text}\n"):
+            said.append(puller("pull", "--trust", word, data / "d", data / "c", check=2))
+            said.append(puller("pull", "--secret", word, data / "e", data / "c", check=2))
+            said.append(publisher("publish", "--signing-key", word, data / "s", data / "d", check=2))
+            said.append(publisher("key", "rotate", "--new-key", word, data / "d", check=2))
+            with pytest.raises(UsageError) as caught:
+                pulling.Replica(str(data / "d"), secret=word).pull()
+            said.append(caught.value)
+        (data / "public").write_text(text)
+        said.append(puller("pull", "--json", "--trust", data / "public", data / "d", data / "c", check=2))
+    for text in texts:
+        assert not [one for one in said if text.rpartition("+")[2][:20] in str(one)]
+    assert not (data / "c").exists()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
 import threading
+import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,8 +20,10 @@ from publisher.keys import Keyring, new_key
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.signing import following
-from puller.errors import Corrupt, Distrust, HeadwaterError, Untrusted
+from puller.errors import Corrupt, Distrust, HeadwaterError, Invalid, Untrusted
 from puller.fetch import Patience, open_fetcher
+from puller.mirror import Options as MirrorOptions
+from puller.mirror import mirror
 from puller.pull import Options, pull
 from puller.stores import open_store
 from puller.targets import open_target
@@ -235,6 +240,10 @@ def test_old_heads_are_passed_over_and_told_when_that_lasts(pair):
     assert copy.pull(steps[2]).stale is None
     assert copy.pull(steps[0]).stale is None  # a new lag
     assert copy.state().behind == copy.clock
+    copy.clock -= 5000  # it was wrong
+    assert copy.pull(steps[0]).stale is None
+    copy.clock += 3601
+    assert copy.pull(steps[0]).stale is Staleness.OLDER_HEAD
 
 
 def test_a_frozen_host_is_noticed(pair):
@@ -275,6 +284,27 @@ def test_forks_of_what_was_held_and_of_what_was_only_seen(pair, tmp_path):
     assert not copy.pull({**steps[2], "HEAD": signed(resigned, origin.key())}).changed
     thief.publish("four")
     assert copy.pull(thief.files()).changed  # whoever has the key can publish: revoke it
+
+
+def test_a_fork_of_what_was_seen_by_a_pull_that_was_interrupted(pair):
+    """Ctrl-C while a file is being fetched: the HEAD that was verified before is remembered."""
+    origin, copy, steps = pair
+
+    class Interrupted(dict):
+        def get(self, path):
+            if path.startswith(("chunks", "diffs")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return None
+            return super().get(path)
+
+    with pytest.raises(KeyboardInterrupt):
+        copy.pull(Interrupted(steps[2]))
+        time.sleep(5)
+    assert copy.held()[0] == (1, 2)
+    forked = signed(msgspec.structs.replace(origin.head, publish_id="ab" * 16), origin.key())
+    assert copy.refused({**steps[2], "HEAD": forked}) == Distrust.FORK
+    copy.pull(steps[2])
+    assert copy.held() == ((1, 3), origin.records("three"))
 
 
 def test_files_of_other_versions_and_datasets_under_a_good_head(pair, tmp_path):
@@ -466,3 +496,51 @@ def test_what_is_given_may_be_a_file(tmp_path):
     key = new_key("data").public
     (tmp_path / "keys").write_text(f"# ours\n\n{key}\n")
     assert parse_given([str(tmp_path / "keys"), str(key)]) == [key, key]
+
+
+def test_a_mirror_takes_only_what_pullers_would(tmp_path, server):
+    """What a lying host serves a mirror is refused, and leaves nothing behind that would keep it from the truth later."""
+    origin, root = Origin(tmp_path, "bytes"), tmp_path / "mirror"
+    first, thief = origin.publish("one"), new_key("data")
+
+    def mirrored(files, **options):
+        server.files = files
+        with closing(open_fetcher(server.url)) as fetcher:
+            return mirror(server.url, fetcher, open_store(str(root)), MirrorOptions(**options))
+
+    def held():
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    with pytest.raises(Untrusted):
+        mirrored(first, trust=[thief.public])
+    assert not held()
+    assert mirrored(first).met
+    key = origin.key()
+    second = origin.publish("two")
+    ahead = msgspec.structs.replace(origin.head, version=2**53 - 1)
+    rotated = origin.rotate()
+    forged = Origin(tmp_path / "thief", "bytes", keyring=Keyring(thief))
+    forged.publish("one")
+    cases = [
+        ({"HEAD": format_head(msgspec.structs.replace(ahead, trust=0))}, Distrust.UNSIGNED),
+        ({"HEAD": signed(ahead, thief)}, Distrust.UNKNOWN_KEY),
+        ({"HEAD": signed(msgspec.structs.replace(ahead, name="other"), key)}, None),
+        ({"HEAD": signed(msgspec.structs.replace(ahead, trust=2), key)}, Distrust.UNKNOWN_KEY),
+        ({"trust/2": forged.rotate()["trust/2"]}, Distrust.KEY_SET_FORGED),
+        ({"trust/2": rotated["trust/1"]}, Distrust.KEY_SET_SKIPPED),
+    ]
+    before = held()
+    for lie, reason in cases:
+        with pytest.raises(Invalid) as caught:
+            mirrored(rotated | lie)
+        assert getattr(caught.value, "reason", None) == reason
+        assert held() == before
+    older = signed(msgspec.structs.replace(parse_head(first["HEAD"]), records=9), thief)
+    mirrored(second | {"heads/1-1": older}, keep_versions=5)
+    assert "heads/1-1" not in held()
+    mirrored(rotated, keep_versions=5)
+    rolled = signed(msgspec.structs.replace(ahead, trust=1), key)
+    with pytest.raises(Untrusted) as caught:
+        mirrored(rotated | {"HEAD": rolled})
+    assert caught.value.reason == Distrust.KEY_SET_ROLLBACK
+    assert held() == rotated

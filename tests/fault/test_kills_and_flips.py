@@ -99,8 +99,9 @@ def small_dataset(tmp_path):
     return dest, old, tree(source)
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("start_at", ["nothing", "behind"])
-def test_every_byte_flipped_gives_the_right_state_or_none(tmp_path, start_at):
+def test_every_byte_flipped_gives_the_right_state_or_none(tmp_path, start_at, every):
     dest, old, new = small_dataset(tmp_path)
     served = tmp_path / "served"
     shutil.copytree(dest, served)
@@ -108,7 +109,7 @@ def test_every_byte_flipped_gives_the_right_state_or_none(tmp_path, start_at):
     refused = right = 0
     for path in files:
         good = path.read_bytes()
-        for at in range(len(good)):
+        for at in range(0, len(good), every):
             flipped = bytearray(good)
             flipped[at] ^= 1 << (at % 8)
             path.write_bytes(bytes(flipped))
@@ -132,5 +133,5 @@ def test_every_byte_flipped_gives_the_right_state_or_none(tmp_path, start_at):
             if start_at == "nothing" and expected == {}:
                 assert not os.path.lexists(copy)
         path.write_bytes(good)
-    assert refused > 300
+    assert refused > 300 / every
     assert right > 10

@@ -66,6 +66,7 @@ def check_origin(base: str, root: Path) -> None:
     for pattern, cache_control, kind in [
         ("HEAD", MUTABLE, "text/plain; charset=utf-8"),
         ("heads/*", IMMUTABLE, "text/plain; charset=utf-8"),
+        ("trust/*", IMMUTABLE, "text/plain; charset=utf-8"),
         ("chunks/*/*.zst", IMMUTABLE, "application/octet-stream"),
         ("diffs/*/*.zst", IMMUTABLE, "application/octet-stream"),
     ]:
@@ -80,7 +81,7 @@ def check_origin(base: str, root: Path) -> None:
             again = get(base, path, If_None_Match=got.headers["ETag"])
             assert (again.status, again.headers["Cache-Control"]) == (304, cache_control)
             assert get(base, path, "HEAD").headers["Content-Length"] == str(len(got.body))
-    for path in (ABSENT, "chunks/secret", "", "heads/", "trust/1", "HEAD.bak", "../data"):
+    for path in (ABSENT, "chunks/secret", "", "heads/", "trust/99", "HEAD.bak", "../data"):
         got = get(base, path)
         assert (got.status, got.headers.get_all("Cache-Control")) == (404, ["no-store"])
     got = get(base, "HEAD", "POST")
