@@ -424,7 +424,9 @@ def killed(point, *command):
     return done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("what", ["rotate", "revoke", "restart"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("rotate", marks=pytest.mark.slow), "revoke", pytest.param("restart", marks=pytest.mark.slow)]
+)
 def test_killed_at_any_point_and_run_again(data, what):
     change(data, "two")
     for point in POINTS:
