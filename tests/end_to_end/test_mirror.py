@@ -309,7 +309,7 @@ def publish_rows(path, origin, now):
 
     def find(name, schema):
         return open_source(
-            str(path), None, key=("k",), table=None, name=name, schema=schema, strict=True, cached_for=None
+            str(path), None, key=("k",), tables=(), name=name, schema=schema, strict=True, cached_for=None
         )
 
     publish_source(FolderStore(str(origin)), find, "o", PublishOptions(), now=lambda: float(now))
