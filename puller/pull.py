@@ -267,7 +267,7 @@ def _remember_rests(target: Target, options: Options, health: Health) -> None:
     with contextlib.suppress(HeadwaterError):
         state, rests = target.state(), health.dump()
         if state is not None and state.rests != rests:
-            target.remember(msgspec.structs.replace(state, rests=rests))
+            target.remember(msgspec.structs.replace(state, rests=rests), state)
 
 
 def _closed_by_what_is_there(target: Target, state: State, options: Options) -> dict[Way, Reason]:
@@ -446,9 +446,14 @@ class _Pull:
         assert state is not None
         pins = self._keeper(state).proven(state.pins) if self.options.trust else state.pins
         if not self.options.dry_run and (pins is not state.pins or state.behind is not None):
-            self.state = state = msgspec.structs.replace(state, pins=pins, behind=None)
-            self.target.remember(state)
+            state = self._replace(state, pins=pins, behind=None)
         return self._unchanged(state, Reason.CURRENT)
+
+    def _replace(self, state: State, **changes: Any) -> State:
+        """Change what the target remembers, unless another puller did that meanwhile."""
+        self.state = msgspec.structs.replace(state, **changes)
+        self.target.remember(self.state, state)
+        return self.state
 
     def _keeper(self, state: State | None) -> Keeper:
         pins = None if state is None or self.options.repin else state.pins
@@ -516,17 +521,18 @@ class _Pull:
         current = int(self.now())
         behind = current if state.behind is None else min(state.behind, current)  # the clock may have been wrong
         if (state.behind != behind or pins is not state.pins) and not self.options.dry_run:
-            self.state = state = msgspec.structs.replace(state, behind=behind, pins=pins)
-            self.target.remember(state)
+            state = self._replace(state, behind=behind, pins=pins)
         return self._unchanged(state, Reason.OLDER_HEAD)
 
     def _remember_seen(self) -> None:
         """Remember the newest HEAD though it could not be applied: nobody is to take the copy back before it."""
-        state = self.state
-        if state is None or not self.accepted or self.options.dry_run or self.accepted["verified"] == state.verified:
+        was = self.state
+        if was is None or not self.accepted or self.options.dry_run or self.accepted["verified"] == was.verified:
             return
         with contextlib.suppress(HeadwaterError, OSError):
-            self.target.remember(msgspec.structs.replace(state, **self.accepted, etag=None))
+            state = self.target.state()
+            if state is not None and (state.mark == was.mark or state.seen < self.accepted["seen"]):
+                self._replace(state, **self.accepted, etag=None)
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         """Take the cheapest way; where it turns out to be closed, the next one."""
@@ -694,6 +700,7 @@ class _Pull:
             overwrite=self.options.overwrite,
             adopt=self.options.adopt,
             expected=None if state is None else state.position,
+            seen=None if state is None else state.seen,
         )
         if self.watch is not None:
             self.watch.begin(opening)
@@ -807,9 +814,7 @@ class _Pull:
 
     def _remember(self, state: State, etag: str | None, fresh: bool) -> State:
         read = int(self.now()) if fresh else state.read
-        state = msgspec.structs.replace(state, **self.accepted, etag=etag, read=read)
-        self.target.remember(state)
-        return state
+        return self._replace(state, **self.accepted, etag=etag, read=read)
 
     def _unchanged(self, state: State, reason: Reason) -> Outcome:
         fetcher = self.reader.fetcher

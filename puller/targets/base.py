@@ -65,6 +65,11 @@ class State(msgspec.Struct, frozen=True):
         """Epoch and version of what is held."""
         return self.epoch, self.version
 
+    @property
+    def mark(self) -> tuple[tuple[int, int], tuple[int, int, int], Pins]:
+        """What no other puller may have moved between a reading of the state and its replacement."""
+        return self.position, self.seen, self.pins
+
 
 class Assemble(Protocol):
     """Gives the bytes of a large value, part by part; what `held` gives need not be fetched.
@@ -95,11 +100,14 @@ class Opening:
     adopt: bool = False
     expected: tuple[int, int] | None = None
     """The position that the target must hold for the step to be right."""
+    seen: tuple[int, int, int] | None = None
+    """The newest HEAD that the target must know of, where that matters: another puller may have seen a newer one."""
 
 
 def check_held(state: State | None, opening: Opening, where: str) -> None:
-    """Raise Moved if a target holds another version than the step starts from; call it under the target's lock."""
-    if (None if state is None else state.position) != opening.expected:
+    """Raise Moved if a target holds or knows another version than the step starts from; call it under the target's lock."""
+    seen = None if state is None or opening.seen is None else state.seen
+    if (None if state is None else state.position, seen) != (opening.expected, opening.seen):
         raise Moved(f"another puller changed {where} in the meantime; nothing was written")
 
 
@@ -213,8 +221,8 @@ class Target(Protocol):
         """Begin a step. Raises NotOurs if there is data that headwater did not put there, unless told otherwise."""
         ...
 
-    def remember(self, state: State) -> None:
-        """Store `state`, if its position is still what is held."""
+    def remember(self, state: State, was: State) -> None:
+        """Store `state` in the place of `was`, if that has still the mark of what is held."""
         ...
 
     def records(self) -> Iterator[Run]:

@@ -79,11 +79,11 @@ class FolderTarget:
         state = self.state()
         return state is None or state.records == 0 or self._foreign()
 
-    def remember(self, state: State) -> None:
+    def remember(self, state: State, was: State) -> None:
         with self._errors():
             db = self._own()
             held = self._stored("state")
-            if held is not None and held.position == state.position:
+            if held is not None and held.mark == was.mark:
                 db.execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
 
     @contextmanager

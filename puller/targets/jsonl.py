@@ -62,10 +62,10 @@ class JsonLinesTarget:
     def is_there(self) -> bool:
         return self._held() is None or os.path.lexists(self._path)
 
-    def remember(self, state: State) -> None:
+    def remember(self, state: State, was: State) -> None:
         self._acquire()
         held = self._held()
-        if held is not None and held.state.position == state.position:
+        if held is not None and held.state.mark == was.mark:
             self._write_side([msgspec.structs.replace(held, state=state)])
 
     def close(self) -> None:

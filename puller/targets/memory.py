@@ -52,9 +52,9 @@ class MemoryTarget:
     def is_there(self) -> bool:
         return True
 
-    def remember(self, state: State) -> None:
+    def remember(self, state: State, was: State) -> None:
         held = self.held
-        if held.state is not None and held.state.position == state.position:
+        if held.state is not None and held.state.mark == was.mark:
             self.held = replace(held, state=state)
 
     @contextmanager

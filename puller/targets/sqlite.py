@@ -98,12 +98,12 @@ class SQLiteTarget:
             return [(RECORDS, ["key", "value"], ["key"])]
         return [(f.table.name, f.names, [f.names[n] for n in f.table.key]) for f in map(Form, _schema(db))]
 
-    def remember(self, state: State) -> None:
+    def remember(self, state: State, was: State) -> None:
         with self.errors():
             db = self._open()
             db.execute("BEGIN IMMEDIATE")
             held = self._stored(db)
-            if held is not None and held.position == state.position:
+            if held is not None and held.mark == was.mark:
                 _store(db, "state", b"", msgspec.msgpack.encode(state))
             db.execute("COMMIT")
 

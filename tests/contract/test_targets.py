@@ -220,11 +220,14 @@ def test_state_survives_reopening_and_can_be_replaced(case):
     case.target.close()
     state = case.target.state()
     assert state == case.state(case.records, 1)
-    case.target.remember(structs.replace(state, etag="another"))
+    case.target.remember(structs.replace(state, etag="another"), state)
     case.target.close()
     assert case.target.state().etag == "another"
-    case.target.remember(case.state(case.records, 9))
+    other = case.state(case.records, 9)
+    case.target.remember(other, other)
     assert case.target.state().version == 1
+    case.target.remember(structs.replace(state, etag="a third"), structs.replace(state, seen=(1, 8, 8)))
+    assert case.target.state().etag == "another"
     assert case.read() == case.records
 
 

@@ -199,7 +199,7 @@ def test_a_slow_puller_does_not_set_the_bookkeeping_back(tmp_path, name):
     slow.close()
     version(2)
     puller("pull", tmp_path / "d", tmp_path / name)
-    slow.remember(held)
+    slow.remember(held, held)
     with pytest.raises(Moved), slow.writer(opening(kind, expected=held.position)):
         pass
     slow.close()

@@ -307,6 +307,36 @@ def test_a_fork_of_what_was_seen_by_a_pull_that_was_interrupted(pair):
     assert copy.held() == ((1, 3), origin.records("three"))
 
 
+def test_what_another_puller_saw_meanwhile_is_kept(pair):
+    """Two pullers of one copy: the slow one, which is given an older HEAD, takes nothing back that the other one saw."""
+    origin, copy, steps = pair
+    four = origin.publish("four")
+    broken = {path: data for path, data in four.items() if not path.startswith(("chunks", "diffs"))}
+
+    def meanwhile():
+        copy.server.files = broken
+        with pytest.raises(HeadwaterError):
+            copy.pull(broken)
+        copy.server.files = steps[2]
+
+    class Slow(dict):
+        done = False
+
+        def get(self, path):
+            if path == "HEAD" and not self.done:
+                Slow.done = True
+                meanwhile()
+            return super().get(path)
+
+    copy.pull(Slow(steps[2]))
+    assert copy.state().seen[:2] == (1, 4)
+    assert copy.held()[0] == (1, 2)
+    forked = signed(msgspec.structs.replace(origin.head, publish_id="ab" * 16), origin.key())
+    assert copy.refused({**four, "HEAD": forked}) == Distrust.FORK
+    copy.pull(four)
+    assert copy.held() == ((1, 4), origin.records("four"))
+
+
 def test_files_of_other_versions_and_datasets_under_a_good_head(pair, tmp_path):
     origin, copy, steps = pair
     other = Origin(tmp_path, origin.kind, name="other", keyring=origin.keyring).publish("other")
