@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from publisher.keys import Keyring, SigningKey
-from puller.errors import Conflict, Invalid, NoKey, NotFound
+from puller.errors import Conflict, Invalid, NoKey, NotFound, Untrusted
 from puller.stores.base import Store
 from puller.trust import Signed, check_head, check_step, load, read_key_set
 from puller.wire.head import MAX_WRITTEN, Head, format_head, key_set_path
@@ -93,8 +93,16 @@ def newest_set(store: Store, head: Head) -> Signed:
             data = store.get(key_set_path(signed.keys.number + 1))
         except NotFound:
             return signed
-        after = load(data, key_set_path(signed.keys.number + 1))
-        check_step(signed, after)
+        path = key_set_path(signed.keys.number + 1)
+        try:
+            after = load(data, path)
+            check_step(signed, after)
+        except Untrusted as error:
+            raise Untrusted(
+                error.reason,
+                f"{error}; nothing was changed. HEAD in {store.where} does not name {path}: find out who wrote it, remove it, "
+                "and try again",
+            ) from error
         signed = after
 
 

@@ -278,14 +278,22 @@ class Replica(_Ranges):
         return _readable(target)
 
     def pull(
-        self, on_change: Callable[[Change], object] | None = None, *, overwrite: bool = False, adopt: bool = False
+        self,
+        on_change: Callable[[Change], object] | None = None,
+        *,
+        overwrite: bool = False,
+        adopt: bool = False,
+        allow_expired: bool = False,
+        max_staleness: int | None = None,
     ) -> Outcome:
         """Bring the replica to the newest version; fetch only what it is missing.
 
         Returns what was done: the way (`outcome.plan.way`), the positions `before` and `after` as (epoch,
         version), whether it `changed`, and the `requests` and bytes `received` it took. Raises a HeadwaterError
         and leaves the replica as it was, if anything is wrong. `overwrite`: over local edits; `adopt`: into a
-        folder or database that holds other data.
+        folder or database that holds other data; `allow_expired`: take an expired HEAD though nothing is held yet.
+        `outcome.stale` says whether what is held may be old, also where the newest HEAD is older than `max_staleness`
+        seconds: "expired", "stale" or "older-head"; None: it is not.
 
         `on_change` is called with a `Change` (key, old value, new value; None: absent) for each key whose value
         differs, in key order, once the step is committed: applying all of them to a dict of the old state gives the
@@ -301,9 +309,15 @@ class Replica(_Ranges):
             self._for_reading()
             self._puller = threading.get_ident()
             try:
-                return self._pull(
-                    on_change, Options(overwrite=overwrite, adopt=adopt, trust=self._trust, secret=self._secret)
+                options = Options(
+                    overwrite=overwrite,
+                    adopt=adopt,
+                    allow_expired=allow_expired,
+                    max_staleness=max_staleness,
+                    trust=self._trust,
+                    secret=self._secret,
                 )
+                return self._pull(on_change, options)
             finally:
                 self._puller = None
 

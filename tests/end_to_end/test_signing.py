@@ -543,3 +543,29 @@ def test_no_message_shows_what_is_secret(data):
     for text in texts:
         assert not [one for one in said if text.rpartition("+")[2][:20] in str(one)]
     assert not (data / "c").exists()
+
+
+def test_a_key_set_that_somebody_left_is_named(data):
+    """One that does not follow keeps the next rotation from going on, which says what to do."""
+    key = shown(data)
+    for left in (b"junk", (data / "d/trust/1").read_bytes()):
+        (data / "d/trust/2").write_bytes(left)
+        for command in (("rotate", data / "d"), ("revoke", data / "d", key["keys"][0])):
+            assert "HEAD in " in (said := publisher("key", *command, check=5).err)
+            assert "does not name trust/2: find out who wrote it, remove it" in said
+    (data / "d/trust/2").unlink()
+    publisher("key", "rotate", data / "d")
+    assert shown(data)["key_set"] == 2
+
+
+def test_programs_tell_staleness_as_well(data):
+    publisher("refresh", data / "d", "--expires-in", "1s")
+    time.sleep(2.1)
+    with pulling.Replica(str(data / "d")) as replica:
+        with pytest.raises(Untrusted):
+            replica.pull()
+        assert replica.pull(allow_expired=True).stale == "expired"
+        publisher("refresh", data / "d", "--no-expires")
+        assert replica.pull().stale is None
+        time.sleep(2.1)
+        assert replica.pull(max_staleness=1).stale == "stale"
