@@ -82,9 +82,13 @@ class FolderTarget:
     def remember(self, state: State, was: State) -> None:
         with self._errors():
             db = self._own()
-            held = self._stored("state")
-            if held is not None and held.mark == was.mark:
-                db.execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+            db.execute("BEGIN IMMEDIATE")  # another puller may commit a step between the look and the write
+            try:
+                held = self._stored("state")
+                if held is not None and held.mark == was.mark:
+                    db.execute("REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+            finally:
+                db.execute("COMMIT")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
