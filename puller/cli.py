@@ -317,7 +317,7 @@ def _explain(candidate: Candidate) -> str:
 
 @main.command("mirror", epilog=EXIT_CODES)
 @click.argument("url")
-@click.argument("folder")
+@click.argument("folder", metavar="DEST")
 @click.option(
     "--keep-versions",
     type=click.IntRange(0),
@@ -325,7 +325,7 @@ def _explain(candidate: Candidate) -> str:
     metavar="N",
     help="Also copy what it takes to pull the N versions before the newest, where URL still has it.",
 )
-@click.option("--check", is_flag=True, help="Read every file of FOLDER again, and fetch those anew that are damaged.")
+@click.option("--check", is_flag=True, help="Read every file of DEST again, and fetch those anew that are damaged.")
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
 @trust_option
 @common
@@ -340,8 +340,9 @@ def mirror_command(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Copy the files of the dataset at URL to FOLDER, to serve them onward: FOLDER is then an address to pull from.
+    """Copy the files of the dataset at URL to DEST, a folder or s3://bucket/prefix, to serve them onward.
 
+    DEST is then an address to pull from.
     Every file is verified; those of encrypted datasets are copied as they are, and no secret is needed. New files come
     first, HEAD last, and never an older HEAD than before. Nothing is deleted. A signed dataset is verified by the key that
     --trust gives, or by the one that is met first, and from then on by no other.

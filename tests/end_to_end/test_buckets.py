@@ -300,3 +300,20 @@ def test_validators_and_the_small_server_reach_into_the_bucket(bucket, tmp_path)
         with pytest.raises(NotFound):
             open_fetcher(url).fetch("heads/1-7", 100)
         server.shutdown()
+
+
+def test_a_mirror_in_a_bucket_serves_in_the_origin_s_place(bucket, tmp_path, source):
+    dest, mirror = str(tmp_path / "d"), f"{bucket.url}/mirrored/files"
+    for n in range(40, 2000):
+        (source / f"{n:04}.json").unlink()
+    publisher("publish", source, dest)
+    done = puller("mirror", "--json", dest, mirror).json
+    assert done["changed"]
+    (source / "0001.json").write_text("changed")
+    publisher("publish", source, dest)
+    puller("mirror", dest, mirror)
+    puller("mirror", "--exit-code", dest, mirror, check=10)
+    puller("pull", mirror, tmp_path / "copy")
+    assert tree(tmp_path / "copy") == tree(source)
+    puller("pull", "--exit-code", dest, tmp_path / "copy", check=10)
+    assert publisher("status", "--json", mirror).json["version"] == 2
