@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from puller.wire.rows import Schema
 
 INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
+
+
+class Duration(click.ParamType[float]):
+    """A time span in seconds, written as a number with one of s, m, h, d, w."""
+
+    name = "duration"
+    units: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number, unit = str(value)[:-1], str(value)[-1:]
+        if unit not in self.units or not number.isascii() or not number.isdigit():
+            self.fail(f"{value!r} is no time span: write it as 36h, 7d or 4w", param, ctx)
+        return int(number) * self.units[unit]
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -213,6 +226,77 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
     for head in versions(open_store(dest), limit):
         text = f"{head.version:>8}  {_time(head.time)}  {amount(head.records, head.kind):>18}  {head.checksum:032x}"
         out.result(text, **_fields(head, dest))
+
+
+@main.command("gc", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("--keep", type=Duration(), help="How long a superseded version can be pulled: 36h, 7d, 4w (default: 7d).")
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Superseded versions that stay however old they are.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@common
+def gc_command(
+    dest: str, keep: float | None, keep_versions: int, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Remove files at DEST that no version within the promise needs any more.
+
+    A version's age counts from the moment that the next one took its place. Files that were written within the last 24
+    hours stay, whatever names them; so publishers and pullers may be at work. Of versions that are older than --keep, the
+    archived HEAD and all files that no newer version needs are removed. All diffs in the newest log stay.
+
+    \b
+    Examples:
+      publisher gc /srv/data/prices --dry-run
+      publisher gc /srv/data/prices --keep 30d
+    """
+    from publisher.build import make_pool
+    from publisher.gc import KEEP, collect
+    from publisher.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    with out.progress() as progress, make_pool() as pool:
+        outcome = collect(
+            open_store(dest),
+            pool,
+            keep=KEEP if keep is None else keep,
+            keep_versions=keep_versions,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    out.warn_each("superseded versions lack ", outcome.missing)
+    head = outcome.head
+    verb = "would remove" if dry_run else "removed"
+    young = (
+        f"; {count(outcome.files_young, 'file')} that nothing needs are younger than 24 hours"
+        if outcome.files_young
+        else ""
+    )
+    out.result(
+        f"{dest}: {verb} {count(outcome.heads_removed, 'version')} and {count(outcome.files_removed, 'file')} "
+        f"({size(outcome.bytes_removed)}); kept versions {outcome.oldest} to {head.version} in "
+        f"{count(outcome.files_kept, 'file')} ({size(outcome.bytes_kept)}){young}",
+        dest=dest,
+        name=head.name,
+        epoch=head.epoch,
+        version=head.version,
+        oldest_version=outcome.oldest,
+        dry_run=dry_run,
+        versions_removed=outcome.heads_removed,
+        versions_kept=outcome.heads_kept + 1,
+        files_removed=outcome.files_removed,
+        bytes_removed=outcome.bytes_removed,
+        files_kept=outcome.files_kept,
+        bytes_kept=outcome.bytes_kept,
+        files_young=outcome.files_young,
+        bytes_young=outcome.bytes_young,
+        unfinished_removed=outcome.unfinished_removed,
+        missing=outcome.missing,
+    )
 
 
 @main.command("serve", epilog=EXIT_CODES)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from publisher.build import Sink
-from publisher.published import Published
+from publisher.published import Published, uptime
 from publisher.stores.base import Store
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
 from puller.wire import nodes
@@ -20,6 +20,10 @@ from puller.wire.head import Head, archive_path, format_head, is_name, parse_hea
 from puller.wire.nodes import Diff, Log, Tree
 
 INTERVAL = 30
+GRACE = 24 * 3600
+"""Seconds for which garbage collection keeps a file that nothing names: above every cache's lifetime."""
+LONGEST = GRACE // 2
+"""Seconds after which a publish gives up: what it put first may be collected soon."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ def swap(was: Published, new: Next) -> Published:
     """Archive HEAD and replace it durably by that of the next version, which is returned as what is published now.
 
     Raises Conflict, and changes nothing, if HEAD is not what it was any more, and HeadwaterError if it was set back to an
-    earlier version.
+    earlier version, or if it was read too long ago.
     """
     head, store = was.head, was.store
+    check_in_time(store, was.began)
     _check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
@@ -105,6 +110,15 @@ def swap(was: Published, new: Next) -> Published:
     data = format_head(new.head)
     token = store.swap_head(was.token, data, new.head.time)
     return was.succeeded(new.head, data, token, new.log, new.diffs)
+
+
+def check_in_time(store: Store, began: float) -> None:
+    """Raise HeadwaterError if what was put since `began`, by `uptime`, may be collected before HEAD names it."""
+    if uptime() - began > LONGEST:
+        raise HeadwaterError(
+            f"publishing to {store.where} took more than {LONGEST // 3600} hours, so files that were written first may be "
+            "collected as garbage; nothing was published. Publish again"
+        )
 
 
 def _check_newest(was: Published) -> None:

@@ -22,7 +22,7 @@ from publisher.hashes import Hashes
 from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
-from publisher.published import Published, read_head
+from publisher.published import Published, read_head, uptime
 from publisher.sources.statcache import cache_folder
 from publisher.stores import open_store
 from publisher.stores.base import Store
@@ -259,6 +259,7 @@ class Dataset:
         if was is None:
             return Published(self._store, self._pool, head, data, token)
         if token == was.token:
+            was.began = uptime()
             return was
         if (head.name, head.kind) != (was.head.name, was.head.kind):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")

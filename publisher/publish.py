@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, damaged, first_head, follow, restart, swap
-from publisher.published import Published, read_head
+from publisher.commit import INTERVAL, Next, check_in_time, check_name, damaged, first_head, follow, restart, swap
+from publisher.published import Published, read_head, uptime
 from publisher.sources.base import Remembering, Report, Source, Unsorted
 from publisher.stores.base import Store, Token
 from publisher.stores.dry import DryStore
@@ -185,6 +185,7 @@ class _Publish:
         return outcome
 
     def _first(self, token: Token) -> Outcome:
+        began = uptime()
         name = self.options.name or self.default_name
         check_name(name)
         check_unused(self.store)
@@ -204,6 +205,7 @@ class _Publish:
             report=source.report,
         )
         self._validate(None, outcome)
+        check_in_time(self.store, began)
         self.store.flush()
         self.store.swap_head(token, format_head(head), head.time)
         self._remember(source, head)

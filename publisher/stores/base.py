@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 Token = str
 """Stands for the bytes of a HEAD that was read; `ABSENT` for there being none."""
 
 ABSENT: Token = ""
+
+
+TEMPORARY = ".tmp-"
+"""How the names of files begin that were never finished."""
+
+
+class Listed(NamedTuple):
+    """A file in a store: its path, its bytes, and when it was last written, in Unix seconds by the store's clock."""
+
+    path: str
+    size: int
+    written: float
 
 
 class Store(Protocol):
@@ -53,8 +65,23 @@ class Store(Protocol):
         """The paths that begin with `prefix`, all of them, in any order."""
         ...
 
+    def files(self, prefix: str) -> Iterator[Listed]:
+        """As `list`, with sizes and times, and with files that were never finished."""
+        ...
+
+    def clock(self) -> float:
+        """The time by the store's clock, in Unix seconds."""
+        ...
+
     def delete(self, path: str) -> None:
         """Remove a file; harmless if there is none."""
+        ...
+
+    def collect(self, paths: Sequence[str], before: float) -> set[str]:
+        """Remove those of some files that were last written before a time by the store's clock; return these.
+
+        Must not remove what is put at the same time, even if it was written long ago before that.
+        """
         ...
 
     def foreign(self) -> str | None:

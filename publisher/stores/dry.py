@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from publisher.stores.base import Store, Token
+from publisher.stores.base import Listed, Store, Token
 from puller.errors import NotFound
 
 
@@ -48,8 +48,17 @@ class DryStore:
     def list(self, prefix: str) -> Iterator[str]:
         return self._inner.list(prefix)
 
+    def files(self, prefix: str) -> Iterator[Listed]:
+        return self._inner.files(prefix)
+
+    def clock(self) -> float:
+        return self._inner.clock()
+
     def delete(self, path: str) -> None:
         pass
+
+    def collect(self, paths: Sequence[str], before: float) -> set[str]:
+        return set(paths)
 
     def foreign(self) -> str | None:
         return self._inner.foreign()
