@@ -77,9 +77,9 @@ def collect(
     """Remove what neither HEAD nor a superseded HEAD within the promise reaches, if it was not written within the grace.
 
     The promise holds for versions that were superseded less than `keep` seconds ago, by the store's clock, and for the
-    newest `keep_versions` superseded ones in any case. Of versions outside it the archived HEADs go first,
-    then what only they reach. Memory: the SHA-256 of each file that is kept. Raises UsageError for a `keep` below the grace; NotFound without a
-    dataset; Invalid, and removes nothing, where a file is damaged, so that it cannot be told what it names.
+    newest `keep_versions` superseded ones in any case. Of versions outside it the archived HEADs go first, then what only
+    they reach. Memory: the SHA-256 of each file that is kept. Raises UsageError for a `keep` below the grace; NotFound
+    without a dataset; Invalid, and removes nothing, where a file is damaged, so that it cannot be told what it names.
     """
     if keep < GRACE:
         raise UsageError(

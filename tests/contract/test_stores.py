@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 
@@ -91,6 +92,60 @@ def test_list_and_delete(store):
     store.delete(names[0])
     store.delete(names[0])
     assert sorted(store.list("chunks/")) == names[1:]
+
+
+def test_files_have_sizes_and_times_by_the_stores_clock(store):
+    before = store.clock()
+    store.put(NAME, b"four")
+    store.create("heads/1-1", b"x")
+    after = store.clock()
+    (file,) = store.files("chunks/")
+    assert (file.path, file.size) == (NAME, 4)
+    assert before <= file.written <= after
+    assert [file.path for file in store.files("heads/")] == ["heads/1-1"]
+    assert list(store.files("diffs/")) == []
+
+
+def test_only_what_was_written_long_ago_is_collected(store):
+    store.put(NAME, b"old")
+    time.sleep(0.02)
+    between = store.clock()
+    time.sleep(0.02)
+    fresh = NAME.replace("ab", "cd")
+    store.put(fresh, b"new")
+    assert store.collect([NAME, fresh, NAME.replace("ab", "ef")], between) == {NAME}
+    assert list(store.list("")) == [fresh]
+    store.put(NAME, b"old")
+    assert store.collect([NAME], between) == set()
+    assert store.get(NAME) == b"old"
+
+
+def collector(place, stop):
+    store = open_store(place)
+    while not stop.is_set():
+        store.collect([NAME], store.clock() - 0.001)
+
+
+def test_a_file_that_is_put_while_it_is_collected_stays(store, place):
+    """What was just put is there: a collector in another process never takes it for the old file of that name."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    store.put(NAME, b"x")
+    process = context.Process(target=collector, args=(place, stop))
+    process.start()
+    gone = 0
+    for _ in range(1500):
+        began = time.perf_counter()
+        store.put(NAME, b"x")
+        try:
+            store.get(NAME)
+        except NotFound:
+            assert time.perf_counter() - began > 0.001  # it was old again by then
+            gone += 1
+    stop.set()
+    process.join(30)
+    assert process.exitcode == 0
+    assert gone < 1500
 
 
 def test_many_threads(store):
