@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.ParamType[int]):
     """A time span in seconds, written as a number with one of s, m, h, d, w."""
 
     name = "duration"
     units: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         number, unit = str(value)[:-1], str(value)[-1:]
         if unit not in self.units or not number.isascii() or not number.isdigit():
             self.fail(f"{value!r} is no time span: write it as 36h, 7d or 4w", param, ctx)
@@ -84,6 +84,9 @@ def init_command(
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
 @click.option("--table", help="The table's name (default: the one published before, or the dataset's name).")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
+@click.option(
+    "--keep", type=Duration(), help="Keep superseded versions so long: 7d (unlimited, unless it was set before)."
+)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(
     "--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty, or lost a table or over half its records."
@@ -100,6 +103,7 @@ def publish_command(
     key: tuple[str, ...],
     table: str | None,
     interval: int | None,
+    keep: int | None,
     strict: bool,
     allow_shrink: bool,
     no_cache: bool,
@@ -120,6 +124,9 @@ def publish_command(
     version can be pulled into a target that is thrown away afterwards. What they print goes to stderr. The first that
     does not end with 0 refuses the version (exit code 3). Where another publisher comes first, they run again.
 
+    With --keep, diffs that only older versions need leave the log as versions are published, and `publisher gc` removes
+    what is older than that. The setting is kept with the dataset.
+
     \b
     Examples:
       publisher publish ./catalogue /srv/data/catalogue
@@ -133,7 +140,9 @@ def publish_command(
 
     out = console(as_json, quiet, verbose)
     _check_apart(source, dest)
-    options = Options(name=name, interval=interval, allow_shrink=allow_shrink, dry_run=dry_run, validate=validate)
+    options = Options(
+        name=name, interval=interval, keep=keep, allow_shrink=allow_shrink, dry_run=dry_run, validate=validate
+    )
 
     def find(dataset: str, schema: Schema) -> Source:
         return open_source(
@@ -230,7 +239,9 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
 
 @main.command("gc", epilog=EXIT_CODES)
 @click.argument("dest")
-@click.option("--keep", type=Duration(), help="How long a superseded version can be pulled: 36h, 7d, 4w (default: 7d).")
+@click.option(
+    "--keep", type=Duration(), help="Keep superseded versions so long: 36h, 7d, 4w (what the dataset says, or 7d)."
+)
 @click.option(
     "--keep-versions",
     type=click.IntRange(0),
@@ -241,13 +252,14 @@ def log_command(dest: str, limit: int, as_json: bool, quiet: bool, verbose: bool
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @common
 def gc_command(
-    dest: str, keep: float | None, keep_versions: int, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
+    dest: str, keep: int | None, keep_versions: int, dry_run: bool, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
     """Remove files at DEST that no version within the promise needs any more.
 
     A version's age counts from the moment that the next one took its place. Files that were written within the last 24
     hours stay, whatever names them; so publishers and pullers may be at work. Of versions that are older than --keep, the
-    archived HEAD and all files that no newer version needs are removed. All diffs in the newest log stay.
+    archived HEAD and all files that no newer version needs are removed. All diffs in the newest log stay: old ones leave it
+    if the dataset was published with --keep.
 
     \b
     Examples:
@@ -255,7 +267,7 @@ def gc_command(
       publisher gc /srv/data/prices --keep 30d
     """
     from publisher.build import make_pool
-    from publisher.gc import KEEP, collect
+    from publisher.gc import collect
     from publisher.stores import open_store
 
     out = console(as_json, quiet, verbose)
@@ -263,7 +275,7 @@ def gc_command(
         outcome = collect(
             open_store(dest),
             pool,
-            keep=KEEP if keep is None else keep,
+            keep=keep,
             keep_versions=keep_versions,
             dry_run=dry_run,
             progress=progress,

@@ -44,6 +44,7 @@ def follow(
     records: int,
     *,
     interval: int | None = None,
+    keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> Next:
     """Make the version that one more diff leads to; `checksum` and `records` are those of its state.
@@ -52,6 +53,7 @@ def follow(
     """
     from publisher.diffs import choose_listed, widen
     from publisher.history import grow
+    from publisher.retain import retained
     from publisher.snapshots import carry, is_due
 
     head, store, pool = was.head, was.store, was.reader.pool
@@ -68,10 +70,10 @@ def follow(
             )
         snapshot = (diff.b, tree)
     new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
-    log = grow(was.log, new, lambda part: diffs.put(nodes.encode_log(part)))
+    log = grow(retained(was, [] if carried else was.chain, now()), new, lambda part: diffs.put(nodes.encode_log(part)))
     listed = choose_listed(log.diffs)
     ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(head, checksum, records, snapshot, listed, ref, interval, now)
+    made = _next_head(head, checksum, records, snapshot, listed, ref, (interval, keep), now)
     return Next(made, log, new, carried)
 
 
@@ -82,11 +84,13 @@ def restart(
     records: int,
     *,
     interval: int | None = None,
+    keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> Next:
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
-    return Next(_next_head(was.head, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
+    made = _next_head(was.head, checksum, records, at, [], None, (interval, keep), now)
+    return Next(made, Log([], []), [], carried=True)
 
 
 def swap(was: Published, new: Next) -> Published:
@@ -141,7 +145,9 @@ def _check_newest(was: Published) -> None:
     )
 
 
-def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int) -> Head:
+def first_head(
+    name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int, keep: int | None = None
+) -> Head:
     """The HEAD of version 1."""
     return Head(
         name=name,
@@ -157,6 +163,7 @@ def first_head(name: str, kind: str, tree: Tree, checksum: int, records: int, in
         log=None,
         interval=interval,
         publish_id=os.urandom(16).hex(),
+        keep=keep,
     )
 
 
@@ -184,7 +191,7 @@ def _next_head(
     snapshot: tuple[int, Tree],
     diffs: list[Diff],
     log: Ref | None,
-    interval: int | None,
+    settings: tuple[int | None, int | None],
     now: Callable[[], float],
 ) -> Head:
     from publisher.diffs import fit
@@ -200,7 +207,8 @@ def _next_head(
             snapshot=snapshot[1],
             diffs=diffs,
             log=log,
-            interval=interval or head.interval,
+            interval=settings[0] or head.interval,
+            keep=settings[1] or head.keep,
             publish_id=os.urandom(16).hex(),
         )
     )

@@ -69,18 +69,25 @@ def collect(
     store: Store,
     pool: ThreadPoolExecutor,
     *,
-    keep: float = KEEP,
+    keep: float | None = None,
     keep_versions: int = 1,
     dry_run: bool = False,
     progress: Progress = _silent,
 ) -> Outcome:
     """Remove what neither HEAD nor a superseded HEAD within the promise reaches, if it was not written within the grace.
 
-    The promise holds for versions that were superseded less than `keep` seconds ago, by the store's clock, and for the
-    newest `keep_versions` superseded ones in any case. Of versions outside it the archived HEADs go first, then what only
-    they reach. Memory: the SHA-256 of each file that is kept. Raises UsageError for a `keep` below the grace; NotFound
-    without a dataset; Invalid, and removes nothing, where a file is damaged, so that it cannot be told what it names.
+    The promise holds for versions that were superseded less than `keep` seconds ago (None: what HEAD says, or a week; at
+    least the grace), by the store's clock, and for the newest `keep_versions` superseded ones in any case. Of versions
+    outside it the archived HEADs go first, then what only they reach. Memory: the SHA-256 of each file that is kept.
+
+    Raises UsageError for a `keep` below the grace; NotFound without a dataset; Invalid, and removes nothing, where a file
+    is damaged, so that it cannot be told what it names.
     """
+    head = read_head(store)[0]
+    if head is None:
+        raise _absent(store)
+    if keep is None:
+        keep = max(head.keep or KEEP, GRACE)
     if keep < GRACE:
         raise UsageError(
             f"caches may serve a superseded HEAD for hours, and pullers take their time: keep versions for at least "
@@ -130,7 +137,7 @@ class _Collection:
         """Mark what HEAD reaches. Raises Invalid if something of that is damaged or missing."""
         head, _, token = read_head(self.store)
         if head is None:
-            raise NotFound(f"there is no dataset at {self.store.where}")
+            raise _absent(self.store)
         try:
             self._mark(roots(head), must=True)
         except NotFound as error:
@@ -260,6 +267,10 @@ class _Collection:
             if old and not self.dry_run:
                 old = list(self.store.collect(old, self.before))
             self.outcome.unfinished_removed += len(old)
+
+
+def _absent(store: Store) -> NotFound:
+    return NotFound(f"there is no dataset at {store.where}; nothing was removed")
 
 
 def find_archived(listed: Iterable[Listed], head: Head, head_written: float) -> list[Archived]:

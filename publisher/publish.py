@@ -34,10 +34,12 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish. `name` is for a new dataset; `interval` (seconds between polls) stays where it is not given."""
+    """How to publish. `name` is for a new dataset; `interval` (seconds between polls) and `keep` stay as they are."""
 
     name: str | None = None
     interval: int | None = None
+    keep: int | None = None
+    """How long a superseded version is promised to be pullable; older diffs leave the log."""
     allow_shrink: bool = False
     dry_run: bool = False
     validate: Sequence[str] = ()
@@ -193,9 +195,8 @@ class _Publish:
         tree, checksum, records = self._snapshot_of(source)
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
-        head = first_head(
-            name, source.kind, tree, checksum, records, self.options.interval or INTERVAL, int(self.now())
-        )
+        interval = self.options.interval or INTERVAL
+        head = first_head(name, source.kind, tree, checksum, records, interval, int(self.now()), self.options.keep)
         outcome = Outcome(
             head,
             created=True,
@@ -233,7 +234,9 @@ class _Publish:
         tree, checksum, records = self._snapshot_of(source)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
-        self.next = restart(was, tree, checksum, records, interval=self.options.interval, now=self.now)
+        self.next = restart(
+            was, tree, checksum, records, interval=self.options.interval, keep=self.options.keep, now=self.now
+        )
         return Outcome(self.next.head, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
     def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
@@ -243,7 +246,9 @@ class _Publish:
         if diff is None:
             return outcome
         records = was.head.records + outcome.added - outcome.deleted
-        self.next = follow(was, diff, checksum, records, interval=self.options.interval, now=self.now)
+        self.next = follow(
+            was, diff, checksum, records, interval=self.options.interval, keep=self.options.keep, now=self.now
+        )
         outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
 

@@ -184,7 +184,7 @@ def check_state(kind, records):  # by the rules of the kind (8 to 10)
         row(value, tables[name])
 
 HEAD = {"epoch": NUMBER, "version": POSITIVE, "time": TIME, "checksum": HEX, "records": NUMBER, "snapshot": dict,
-        "diffs": list, "interval": (1, 604_800), "publish_id": HEX, "trust": NUMBER, "needs": list, "expires": TIME,
+        "diffs": list, "interval": (1, 604_800), "publish_id": HEX, "trust": NUMBER, "needs": list, "expires": TIME, "keep": TIME,
         "log": lambda log: log is None or fits(log, HEAD_REF)}
 def parse_head(data):
     """Name and object of a HEAD; of its signatures only the form is checked (7)."""
@@ -198,7 +198,7 @@ def parse_head(data):
     depths = accumulate(1 if item in "[{" else -1 for item in re.sub(r'"(?:\\.|[^"\\])*"|[^][{}]', "", found[2]))
     need(not bad and not needs and max(depths) <= 32, "a name twice, a number or nesting")
     attempt(json.dumps(head, ensure_ascii=False).encode)  # no lone surrogate
-    need(all(fits(({"expires": 0} | head).get(name), form) for name, form in HEAD.items()), "form of HEAD")
+    need(all(fits(({"expires": 0, "keep": 0} | head).get(name), form) for name, form in HEAD.items()), "form of HEAD")
     fine = all(diff(item, HEAD_REF)[1] <= head["version"] for item in head["diffs"])
     fine = fine and fits(head["snapshot"].get("version"), (1, head["version"]))
     return need(fine and tree(HEAD_REF, head["snapshot"].get("tree")), "snapshot or diffs", (found[1], head))

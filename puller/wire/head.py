@@ -48,6 +48,7 @@ class Head(msgspec.Struct, frozen=True):
     trust: int = 0
     needs: list[str] = []
     expires: int | None = None
+    keep: int | None = None
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -84,6 +85,8 @@ def format_head(head: Head) -> bytes:
     }
     if head.expires is not None:
         fields["expires"] = head.expires
+    if head.keep is not None:
+        fields["keep"] = head.keep
     text = f"{FORMAT} {head.name}\n{json.dumps(fields, separators=(',', ':'))}\n"
     data = text.encode() + b"\n"
     if len(data) > MAX_WRITTEN:
@@ -175,6 +178,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         trust=_integer(fields, "trust"),
         needs=fields["needs"],
         expires=_integer(fields, "expires", 0, MAX_TIME) if "expires" in fields else None,
+        keep=_integer(fields, "keep", 0, MAX_TIME) if "keep" in fields else None,
     )
     if head.kind not in KINDS:
         raise Unsupported(f"the dataset is of kind {head.kind!r:.40}, unknown to this release: upgrade headwater")
