@@ -311,6 +311,27 @@ def gc_command(
     )
 
 
+@main.command("revert", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("--to", "version", type=click.IntRange(1), required=True, help="The version whose state is to come back.")
+@common
+def revert_command(dest: str, version: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Publish the state of an earlier version at DEST as a new version.
+
+    History goes on: pullers follow as they do to any version. `publisher gc` says how long earlier versions are kept.
+
+    \b
+    Example:
+      publisher revert /srv/data/prices --to 41
+    """
+    from publisher.revert import revert
+    from publisher.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    fields, text = _describe(revert(open_store(dest), version), dest, dry_run=False)
+    out.result(text, **fields, reverted_to=version)
+
+
 @main.command("serve", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")
