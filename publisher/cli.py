@@ -332,6 +332,43 @@ def revert_command(dest: str, version: int, as_json: bool, quiet: bool, verbose:
     out.result(text, **fields, reverted_to=version)
 
 
+@main.command("fsck", epilog=EXIT_CODES)
+@click.argument("dest")
+@common
+def fsck_command(dest: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Read all that HEAD at DEST needs, and what earlier versions promise, and name each damaged or missing file.
+
+    Ends with 5 if there is one. A mirror or a backup has the same file under the same name: copy it back.
+
+    \b
+    Example:
+      publisher fsck /srv/data/prices
+    """
+    from publisher.build import make_pool
+    from publisher.fsck import check
+    from publisher.stores import open_store
+    from puller.errors import Invalid
+
+    out = console(as_json, quiet, verbose)
+    with out.progress() as progress, make_pool() as pool:
+        found = check(open_store(dest), pool, progress)
+    out.warn_each("", [f"{path}: {reason}" for path, reason in sorted(found.bad.items())])
+    read = f"{count(found.files, 'file')} ({size(found.bytes)}) of {count(found.versions, 'version')}"
+    out.result(
+        f"{dest}: {read} read, {count(len(found.bad), 'file')} damaged or missing",
+        dest=dest,
+        versions=found.versions,
+        files=found.files,
+        bytes=found.bytes,
+        bad=[{"path": path, "reason": reason} for path, reason in sorted(found.bad.items())],
+    )
+    if found.bad:
+        raise Invalid(
+            f"{count(len(found.bad), 'file')} in {dest} {'is' if len(found.bad) == 1 else 'are'} damaged or missing; nothing "
+            "was changed. Restore from a mirror or a backup"
+        )
+
+
 @main.command("serve", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="The address to listen on.")

@@ -196,7 +196,7 @@ class _Collection:
         """
         for node in found:
             self.named[node.area].add(node.ref.sha256)
-            if node.below is not None and (node.form, node.ref.sha256) not in self.walked:
+            if node.leads and (node.form, node.ref.sha256) not in self.walked:
                 self.walked.add((node.form, node.ref.sha256))
                 self.progress("mark", len(self.walked), 0)
                 yield node

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
+from puller.errors import Corrupt
 from puller.wire import nodes
 from puller.wire.codec import CHUNKS, DIFFS, Ref, path_of, unseal
 from puller.wire.head import Head
@@ -13,16 +14,17 @@ from puller.wire.nodes import Diff, Entry, Large, Segment, Sublist, Tree
 
 
 class Node(NamedTuple):
-    """A file, and what gives the files that it names from its stored bytes; `below` is None where it names none.
+    """A file, and what gives the files that it names from its stored bytes (None: a piece, which names none).
 
-    `form` says as what it is read: equal bytes may be a piece of one value and an index of a tree. Raises Invalid, when
-    it is called, for a file that breaks the format.
+    `form` says as what it is read: equal bytes may be a piece of one value and an index of a tree. `leads` says whether
+    it can name others. `below` checks what it reads and raises Invalid.
     """
 
     area: str
     ref: Ref
     form: str
     below: Callable[[bytes], Iterable[Node]] | None
+    leads: bool
 
     @property
     def path(self) -> str:
@@ -55,7 +57,7 @@ def log_node(ref: Ref, within: Segment | None = None) -> Node:
         segments = (log_node(segment.ref, segment) for segment in log.segments)
         return chain(chain.from_iterable(map(diff_nodes, log.diffs)), segments)
 
-    return Node(DIFFS, ref, "log", below)
+    return Node(DIFFS, ref, "log", below, leads=True)
 
 
 def value_nodes(value: Large) -> list[Node]:
@@ -72,6 +74,7 @@ def _inner(
 
     def index(data: bytes) -> Iterator[Node]:
         entries = nodes.decode_index(unseal(ref, data), level=level, lower=lower, upper=upper)
+        _check_records(entry, sum(here.records for here in entries))
         for here, after in zip(entries, [*entries[1:], None], strict=True):
             end = upper if after is None else after.bound
             yield _inner(area, here.ref, here.level, here.bound, end, here, patch=patch)
@@ -79,19 +82,28 @@ def _inner(
     def leaf(data: bytes) -> Iterator[Node]:
         raw = unseal(ref, data)
         if patch:
-            found = nodes.decode_patch(raw, lower=lower, upper=upper).instead.values()
-            return (_piece(ref) for pieces in found for piece in pieces.values() for ref in piece.files())
-        _, values = nodes.decode_leaf(raw, lower=lower, upper=upper, deletions=area == DIFFS)
+            found = nodes.decode_patch(raw, lower=lower, upper=upper)
+            _check_records(entry, len(found.keys))
+            return (
+                _piece(ref) for pieces in found.instead.values() for piece in pieces.values() for ref in piece.files()
+            )
+        keys, values = nodes.decode_leaf(raw, lower=lower, upper=upper, deletions=area == DIFFS)
+        _check_records(entry, len(keys))
         return (node for value in values if isinstance(value, Large) for node in value_nodes(value))
 
     kind = "patch" if patch else "tree"
     if level:
-        return Node(area, ref, f"{kind} {level}", index)
-    return Node(area, ref, kind, None if entry is not None and not entry.large else leaf)
+        return Node(area, ref, f"{kind} {level}", index, leads=True)
+    return Node(area, ref, kind, leaf, leads=entry is None or entry.large > 0)
+
+
+def _check_records(entry: Entry | None, records: int) -> None:
+    if entry is not None and entry.records != records:
+        raise Corrupt(f"it holds {records} records, where the index above it says {entry.records}")
 
 
 def _piece(ref: Ref) -> Node:
-    return Node(CHUNKS, ref, "piece", None)
+    return Node(CHUNKS, ref, "piece", None, leads=False)
 
 
 def _list(item: Sublist, depth: int) -> Node:
@@ -103,4 +115,4 @@ def _list(item: Sublist, depth: int) -> Node:
             return [_list(inner, depth - 1) for inner in nodes.decode_sublists(raw, item.size)]
         return [_piece(ref) for piece in nodes.decode_pieces(raw, item.size) for ref in piece.files()]
 
-    return Node(CHUNKS, item.ref, f"list {depth}", below)
+    return Node(CHUNKS, item.ref, f"list {depth}", below, leads=True)
