@@ -49,6 +49,13 @@ MUTATIONS = (
     "lists_before_head",
 )
 
+AVOIDS = "deletes_by_the_listing, but nobody puts what has lain there for long"
+"""Another protocol, for stores that cannot look at a file in the moment they remove it.
+
+A publisher looks whether a file is there already. If it was written more than half the grace ago, it may be about to be
+removed, and its content is put under another name (compressed in another way). Here value n + 2 has the content of n.
+"""
+
 
 class Version(NamedTuple):
     """A committed HEAD: who made it of which reading of the source, and the value of each chunk."""
@@ -129,7 +136,7 @@ class Bound:
 
 def explore(bound: Bound, mutation: str | None = None, most: int | None = None) -> tuple[int, list[str] | None]:
     """The number of states, and the steps into the first that breaks a promise with what it breaks, or None."""
-    assert mutation is None or mutation in MUTATIONS
+    assert mutation in (None, AVOIDS, *MUTATIONS)
     model = _Model(bound, mutation)
     first = model.first()
     came: dict[State, tuple[State, str] | None] = {first: None}
@@ -269,16 +276,21 @@ class _Model:
     def _publisher(self, state: State, n: int, p: Publisher) -> Iterator[Step]:
         if p.step == READ:
             p = p._replace(base=len(state.history), elapsed=0, sends=self.bound.sends)
+            p = p._replace(reading=ABSENT) if self.mutation == AVOIDS else p
             keeps = self.mutation == "keeps_an_old_reading" and p.reading != ABSENT
             yield "reads HEAD", self._with(state, n, p, SOURCE if p.value == ABSENT and not keeps else PUT)
         elif p.step == SOURCE:
             p = p._replace(reading=state.source)
-            same = self._made(state, n, p).chunks == state.history[p.base - 1].chunks
-            yield "reads the source", self._with(state, n, p, DONE if same else PUT)
+            yield "reads the source", self._with(state, n, p, DONE if self._is_same(state, n, p) else PUT)
         elif p.step == PUT:
-            if self._made(state, n, p).chunks == state.history[p.base - 1].chunks:
+            if self._is_same(state, n, p):
                 yield "has nothing to publish", self._with(state, n, p, DONE)
                 return
+            if self.mutation == AVOIDS and state.files[p.chunk * self.bound.values + p.value] > HALF:
+                p = p._replace(reading=p.value + 2)
+                if state.files[p.chunk * self.bound.values + p.reading] > HALF:
+                    yield "finds no name", self._with(state, n, p, OFF)
+                    return
             name = p.chunk * self.bound.values + self._value(p)
             there = self.mutation == "reuses_what_seems_to_be_there" and state.files[name] != ABSENT
             if not there:
@@ -298,7 +310,13 @@ class _Model:
             yield "reads what became of its swap", self._resolve(state, n, p)
 
     def _value(self, p: Publisher) -> int:
-        return p.reading % self.bound.values if p.value == ABSENT else p.value
+        """The value that a publisher puts: that of its reading, or of its intent, if need be under another name."""
+        return p.value if p.reading == ABSENT else p.reading % self.bound.values
+
+    def _is_same(self, state: State, n: int, p: Publisher) -> bool:
+        """Whether there is nothing to publish."""
+        before = state.history[p.base - 1].chunks[p.chunk]
+        return before == self._value(p) or (self.mutation == AVOIDS and before % 2 == p.value)
 
     def _made(self, state: State, n: int, p: Publisher) -> Version:
         return Version(n, max(p.reading, 0), _put(state.history[p.base - 1].chunks, p.chunk, self._value(p)))
@@ -398,7 +416,7 @@ class _Model:
     def _deletes(self, state: State, c: Collector) -> Iterator[Step]:
         name = (c.candidates & -c.candidates).bit_length() - 1
         rest = c.candidates & ~(1 << name)
-        old = state.files[name] > self._grace(c) or self.mutation == "deletes_by_the_listing"
+        old = state.files[name] > self._grace(c) or self.mutation in ("deletes_by_the_listing", AVOIDS)
         files = _put(state.files, name, ABSENT) if old else state.files
         step = DELETE if self.mutation == "head_not_read_again" else LOOK
         after = c._replace(step=step, candidates=rest) if rest else None

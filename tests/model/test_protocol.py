@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.protocol import ABSENT, MUTATIONS, Bound, explore
+from tests.model.protocol import ABSENT, AVOIDS, MUTATIONS, Bound, explore
 
 TOGGLE = ((0, 1), (0, 0))
 """One publisher changes a chunk, another changes it back: the first file is put again while it may be collected."""
@@ -66,3 +66,10 @@ def test_reading_head_again_is_not_what_protects():
     """A file that is looked at again in the moment it is removed is safe without; the collector reads HEAD all the same."""
     assert explore(PULLING, "head_not_read_again")[1] is None
     assert set(MUTATIONS) == {*BREAKS, "head_not_read_again"}
+
+
+def test_names_that_have_lain_long_can_be_avoided_instead():
+    """What a store that removes by the listing needs: publishers that put such content under another name."""
+    bound = Bound(TOGGLE, values=4, sends=0)
+    assert explore(bound, "deletes_by_the_listing")[1] is not None
+    assert explore(bound, AVOIDS)[1] is None
