@@ -190,10 +190,7 @@ class _Collection:
                 self.walked.discard((node.form, node.ref.sha256))
 
     def _unread(self, found: Iterable[Node]) -> Iterator[Node]:
-        """Mark files; return those whose names are still to be read.
-
-        What was walked is known with the form it was read in: a piece may have the bytes of an index.
-        """
+        """Mark files; return those whose names are still to be read, in the form in which they are named."""
         for node in found:
             self.named[node.area].add(node.ref.sha256)
             if node.leads and (node.form, node.ref.sha256) not in self.walked:
