@@ -19,10 +19,13 @@ from puller.errors import SourceError
 from puller.wire import nodes
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import DIFFS, Ref, check_ref, compress, path_of
+from puller.wire.links import Link, of_index, of_values
 from puller.wire.nodes import Entry, Large, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from puller.wire.cipher import Cipher
 
 CHUNK_SIZE = 1 << 20
 DIFF_LEAF_SIZE = 8 << 20
@@ -30,11 +33,14 @@ IN_FLIGHT = 64 << 20
 INDEX_LEAST, INDEX_MOST, INDEX_MASK = 256, 4096, 511
 
 
-def make_pool() -> ThreadPoolExecutor:
-    """Threads for compressing and writing; zstandard, hashlib and the system calls release the GIL."""
+def make_pool(least: int = 0) -> ThreadPoolExecutor:
+    """Threads for compressing, reading and writing; zstandard, hashlib and the system calls release the GIL.
+
+    There are at least as many as are given, for a store where each request waits (`Store.threads`).
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(max(2, os.cpu_count() or 1))
+    return ThreadPoolExecutor(max(2, os.cpu_count() or 1, least))
 
 
 def separator(before: bytes, first: bytes) -> bytes:
@@ -60,19 +66,24 @@ class Kept:
 
 
 class Sink:
-    """Puts immutable files into an area of a store, from several threads; counts nothing, remembers nothing."""
+    """Puts immutable files into an area of a store, from several threads; counts nothing, remembers nothing.
 
-    def __init__(self, store: Files, area: str, level: int = 3) -> None:
+    `cipher` encrypts them, where the dataset is encrypted; what a file refers to (`links`) is looked at only then.
+    """
+
+    def __init__(self, store: Files, area: str, cipher: Cipher | None, level: int = 3) -> None:
         self.store = store
         self.area = area
+        self.cipher = cipher
         self.level = level
 
-    def put(self, raw: bytes) -> Ref:
+    def put(self, raw: bytes, links: Iterable[Link] = ()) -> Ref:
         """Compress `raw` and put it; return its reference."""
-        return self.put_frame(compress(raw, self.level), len(raw))
+        return self.put_frame(compress(raw, self.level), len(raw), links)
 
-    def put_frame(self, stored: bytes, raw: int) -> Ref:
+    def put_frame(self, frame: bytes, raw: int, links: Iterable[Link] = ()) -> Ref:
         """Put a frame whose content has `raw` bytes; return its reference."""
+        stored = frame if self.cipher is None else self.cipher.encrypt(frame, links)
         ref = check_ref(Ref(hashlib.sha256(stored).digest(), len(stored), raw))
         self.store.put(path_of(self.area, ref.sha256), stored)
         return ref
@@ -83,7 +94,7 @@ class Puts(Protocol):
 
     area: str
 
-    def put(self, raw: bytes) -> Ref: ...
+    def put(self, raw: bytes, links: Iterable[Link] = ...) -> Ref: ...
 
 
 Costs = Mapping[bytes, tuple[int, int]]
@@ -220,7 +231,7 @@ class TreeBuilder:
         self._in_flight += size
 
     def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:
-        ref = self._sink.put(nodes.encode_leaf(keys, values))
+        ref = self._sink.put(nodes.encode_leaf(keys, values), of_values(values))
         checksum = run_sum(keys, values).to_bytes(16, "big")
         return Entry(bound, ref, 0, len(keys), nodes.large_bytes(values), checksum)
 
@@ -248,7 +259,7 @@ class TreeBuilder:
         return Tree(entries[0].ref, level, files, size)
 
     def _node(self, group: list[Entry], level: int) -> Entry:
-        ref = self._sink.put(nodes.encode_index(group))
+        ref = self._sink.put(nodes.encode_index(group), of_index(self._sink.area, group))
         checksum = sum(int.from_bytes(entry.checksum, "big") for entry in group) % MODULUS
         return Entry(
             group[0].bound,

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.build import Sink
-from publisher.published import Published, uptime
-from publisher.stores.base import Store
-from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, UsageError
+from publisher.published import Published, read_head, uptime
+from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, Unavailable, UsageError
+from puller.stores.base import SUPERSEDED, Store, Token, Unclear
 from puller.wire import nodes
+from puller.wire.cipher import Cipher, sealed
 from puller.wire.codec import CHUNKS, DIFFS, Ref
-from puller.wire.head import Head, archive_path, format_head, is_name, parse_head
+from puller.wire.head import Head, archive_path, is_name, parse_head
+from puller.wire.links import of_log
 from puller.wire.nodes import Diff, Log, Tree
+from puller.wire.strict import MAX_TIME
 
 INTERVAL = 30
+SWAPS = 8
+"""How often a swap of HEAD is sent that did not arrive."""
 GRACE = 24 * 3600
 """Seconds for which garbage collection keeps a file that nothing names: above every cache's lifetime."""
 LONGEST = GRACE // 2
@@ -57,7 +61,7 @@ def follow(
     from publisher.snapshots import carry, is_due
 
     head, store, pool = was.head, was.store, was.reader.pool
-    chunks, diffs = Sink(store, CHUNKS), Sink(store, DIFFS)
+    chunks, diffs = was.sink(CHUNKS), was.sink(DIFFS)
     chain = [*was.chain, diff]
     snapshot = (head.snapshot_version, head.snapshot)
     carried = is_due(was.reader, head.snapshot, chain, was.sizes)
@@ -70,10 +74,14 @@ def follow(
             )
         snapshot = (diff.b, tree)
     new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
-    log = grow(retained(was, [] if carried else was.chain, now()), new, lambda part: diffs.put(nodes.encode_log(part)))
+
+    def put(part: Log) -> Ref:
+        return diffs.put(nodes.encode_log(part), of_log(part))
+
+    log = grow(retained(was, [] if carried else was.chain, now()), new, put)
     listed = choose_listed(log.diffs)
-    ref = diffs.put(nodes.encode_log(log)) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(head, checksum, records, snapshot, listed, ref, (interval, keep), now)
+    ref = put(log) if len(log.diffs) > len(listed) or log.segments else None
+    made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
     return Next(made, log, new, carried)
 
 
@@ -89,7 +97,7 @@ def restart(
 ) -> Next:
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
-    made = _next_head(was.head, checksum, records, at, [], None, (interval, keep), now)
+    made = _next_head(was, checksum, records, at, [], None, (interval, keep), now)
     return Next(made, Log([], []), [], carried=True)
 
 
@@ -101,19 +109,20 @@ def swap(was: Published, new: Next) -> Published:
     """
     head, store = was.head, was.store
     check_in_time(store, was.began)
-    _check_newest(was)
     store.flush()
     path = archive_path(head.epoch, head.version)
-    if not store.create(path, was.data):
+    if not store.create(path, was.data):  # a HEAD that was never superseded has no archived copy, but after a crash
+        check_newest(was)
         archived = parse_head(store.get(path))
         if archived.publish_id != head.publish_id:
             raise HeadwaterError(
                 f"{path} in {store.where} is not the HEAD that stands there; nothing was published. "
                 "Two histories were mixed in this folder"
             )
-    data = format_head(new.head)
-    token = store.swap_head(was.token, data, new.head.time)
-    return was.succeeded(new.head, data, token, new.log, new.diffs)
+    data, token = place(store, was.token, new.head, was.sign(new.head))
+    head = parse_head(data)
+    head = head if was.cipher is None else was.cipher.unseal(head)
+    return was.succeeded(head, data, token, new.log, new.diffs)
 
 
 def check_in_time(store: Store, began: float) -> None:
@@ -125,7 +134,70 @@ def check_in_time(store: Store, began: float) -> None:
         )
 
 
-def _check_newest(was: Published) -> None:
+def place(
+    store: Store,
+    expected: Token,
+    head: Head,
+    data: bytes,
+    *,
+    anew: bool = False,
+    sleep: Callable[[float], object] = time.sleep,
+) -> tuple[bytes, Token]:
+    """Make `head`, whose bytes are `data`, the newest HEAD, where `expected` still stands for the one before it.
+
+    An unclear outcome is resolved by reading. Returns the bytes of the HEAD that stands for the version now, which may
+    have been signed anew, and their token: SUPERSEDED, if a later version came already. Raises Conflict if another
+    publisher came first; Unclear if it could not be found out. Where the version is there already and its HEAD is written
+    `anew`, nothing but the very bytes counts as ours.
+    """
+    for attempt in range(SWAPS):
+        try:
+            return data, store.swap_head(expected, data, head.time)
+        except Unclear as error:
+            try:
+                found = _resolve(store, expected, head, data, anew=anew)
+            except Unavailable as silent:
+                raise _unknown(store, head, silent) from error
+            if found is not None:
+                return found
+            last = error
+        sleep(0.05 * 2**attempt)
+    raise _unknown(store, head, last) from last
+
+
+def _resolve(store: Store, expected: Token, head: Head, data: bytes, *, anew: bool) -> tuple[bytes, Token] | None:
+    """What became of a swap that `head` was sent with, as in `place`; None if it did not arrive, and may be sent again."""
+    newest, read, token = read_head(store)
+    if token == expected:
+        return None
+    if newest is None:
+        raise HeadwaterError(f"HEAD in {store.where} is gone; version {head.version} may have been published before")
+    at, ours = (newest.epoch, newest.version), (head.epoch, head.version)
+    if at <= ours:
+        if at == ours and (read == data if anew else newest.publish_id == head.publish_id):
+            return read, token
+        raise Conflict(f"another publisher wrote to {store.where} in the meantime")
+    path = archive_path(*ours)
+    try:
+        left = store.get(path)
+    except NotFound as error:
+        raise HeadwaterError(
+            f"it cannot be told whose version {head.version} was published to {store.where}: there are later ones, and {path} "
+            "is gone. Look at what is published before you publish again"
+        ) from error
+    if left != data if anew else parse_head(left).publish_id != head.publish_id:
+        raise Conflict(f"other publishers wrote to {store.where} in the meantime")
+    return data, SUPERSEDED
+
+
+def _unknown(store: Store, head: Head, error: HeadwaterError) -> Unclear:
+    return Unclear(
+        f"whether version {head.version} was published to {store.where} is not known ({error}). Publish again: it is found out "
+        "then, and nothing is published twice"
+    )
+
+
+def check_newest(was: Published) -> None:
     """Raise HeadwaterError if HEAD is not the newest version that ever was: a second history would begin at it."""
     store, epoch, version = was.store, was.head.epoch, was.head.version
     path = archive_path(epoch, version + 1)
@@ -141,15 +213,24 @@ def _check_newest(was: Published) -> None:
             newest += 1
     raise HeadwaterError(
         f"HEAD in {store.where} was set back to version {version}, but version {newest} was published already; nothing was "
-        f"published. Copy {archive_path(epoch, newest)} to HEAD, and publish again"
+        f"published. Copy {archive_path(epoch, newest)} to HEAD, and publish again; where it names files that are lost, "
+        "`publisher restart` begins a new epoch"
     )
 
 
 def first_head(
-    name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int, keep: int | None = None
+    name: str,
+    kind: str,
+    tree: Tree,
+    checksum: int,
+    records: int,
+    interval: int,
+    now: int,
+    cipher: Cipher | None,
+    keep: int | None = None,
 ) -> Head:
     """The HEAD of version 1."""
-    return Head(
+    head = Head(
         name=name,
         epoch=1,
         version=1,
@@ -165,6 +246,17 @@ def first_head(
         publish_id=os.urandom(16).hex(),
         keep=keep,
     )
+    return sealed(head, cipher)
+
+
+def lifetime(head: Head) -> int | None:
+    """For how many seconds a HEAD was good when it was written; None where it does not expire."""
+    return None if head.expires is None else max(1, head.expires - head.time)
+
+
+def expiry(time: int, seconds: int | None) -> int | None:
+    """When a HEAD of `time` expires that is to be good for so many seconds."""
+    return None if seconds is None else min(time + seconds, MAX_TIME)
 
 
 def check_name(name: str) -> None:
@@ -185,7 +277,7 @@ def damaged(store: Store, error: HeadwaterError) -> Invalid:
 
 
 def _next_head(
-    head: Head,
+    was: Published,
     checksum: int,
     records: int,
     snapshot: tuple[int, Tree],
@@ -196,19 +288,21 @@ def _next_head(
 ) -> Head:
     from publisher.diffs import fit
 
-    return fit(
-        msgspec.structs.replace(
-            head,
-            version=head.version + 1,
-            time=max(int(now()), head.time + 1),
-            checksum=checksum,
-            records=records,
-            snapshot_version=snapshot[0],
-            snapshot=snapshot[1],
-            diffs=diffs,
-            log=log,
-            interval=settings[0] or head.interval,
-            keep=settings[1] or head.keep,
-            publish_id=os.urandom(16).hex(),
-        )
+    head = was.head
+    time = max(int(now()), head.time + 1)
+    made = msgspec.structs.replace(
+        head,
+        version=head.version + 1,
+        time=time,
+        expires=expiry(time, lifetime(head)),
+        checksum=checksum,
+        records=records,
+        snapshot_version=snapshot[0],
+        snapshot=snapshot[1],
+        diffs=diffs,
+        log=log,
+        interval=settings[0] or head.interval,
+        keep=settings[1] or head.keep,
+        publish_id=os.urandom(16).hex(),
     )
+    return fit(sealed(made, was.cipher))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import random
@@ -16,19 +15,20 @@ from typing import Any, Self
 
 from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
-from publisher.cache import Mark, hash_sum, marks
 from publisher.commit import INTERVAL, damaged, follow, swap
-from publisher.hashes import Hashes
+from publisher.encrypt import check_encrypted
+from publisher.hashes import Changes, Hashes, cache_of
+from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head, uptime
-from publisher.sources.statcache import cache_folder
-from publisher.stores import open_store
-from publisher.stores.base import Store
-from publisher.tables import PendingBytes, PendingRows, Records
+from publisher.tables import PendingBytes, PendingRows
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
+from puller.secret import unlock
+from puller.stores import open_store
+from puller.stores.base import Store
 from puller.wire.checksum import MODULUS
 from puller.wire.codec import CHUNKS, DIFFS, MAX_INLINE
 from puller.wire.nodes import Diff, Value
@@ -41,34 +41,44 @@ LONGEST_PAUSE = 0.5
 
 
 def open_dataset(
-    dest: str, *, name: str | None = None, kind: str | None = None, interval: int | None = None, cache: bool = True
+    dest: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    interval: int | None = None,
+    cache: bool = True,
+    signing_key: str | None = None,
+    unsigned: bool = False,
+    secret: str | None = None,
+    encrypt: bool = False,
+    single_writer: bool = False,
 ) -> Dataset:
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
-    store = open_store(dest)
+    store = open_store(dest, single_writer=single_writer)
+    keyring = Keyring(None if signing_key is None else read_key(signing_key))
     head = read_head(store)[0]
     if head is None:
         if kind is None:
             raise NotFound(f"there is no dataset at {store.where}; to create an empty one, say of which kind")
         default = os.path.basename(os.path.abspath(dest.removeprefix("file://")))
         try:
-            head = create(store, name or default, kind, interval=interval or INTERVAL)
+            how: dict[str, Any] = {"interval": interval or INTERVAL, "secret": secret, "encrypt": encrypt}
+            head = create(store, name or default, kind, keyring=None if unsigned else keyring, **how).head
         except Refused:
             head = read_head(store)[0]
             if head is None:
                 raise
+    check_encrypted(head, store.where, encrypt=encrypt)
+    head, _ = unlock(head, secret)
     if name not in (None, head.name):
         raise UsageError(f"{store.where} holds the dataset {head.name!r}, not {name!r}")
     if kind not in (None, head.kind):
         raise UsageError(f"{store.where} holds a dataset of kind {head.kind}, not {kind}")
     if head.kind == "files":
         raise _no_batches(head.kind)
-    folder = cache_folder() if cache else None
-    if folder is not None:
-        where = os.path.realpath(store.where)
-        folder = os.path.join(folder, f"{head.name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")
-    return Dataset(store, folder, interval)
+    return Dataset(store, cache_of(store.where, head.name) if cache else None, interval, keyring, secret)
 
 
 def _no_batches(kind: str | None) -> UsageError:
@@ -89,14 +99,26 @@ class Dataset:
     the dataset's files cannot be read.
     """
 
-    def __init__(self, store: Store, folder: str | None, interval: int | None = None) -> None:
-        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none."""
+    def __init__(
+        self,
+        store: Store,
+        folder: str | None,
+        interval: int | None = None,
+        keyring: Keyring | None = None,
+        secret: str | None = None,
+    ) -> None:
+        """Read HEAD. `folder` is for the cache of record hashes; None: there is to be none. `keyring` has private keys.
+
+        `secret`: see `publisher.open`.
+        """
+        self._keyring = keyring
         self._store = store
         self._interval = interval
+        self._secret = secret
         self._lock = threading.RLock()
         self._finder = Finder()
         self._hashes = Hashes(folder, self._finder)
-        self._pool: ThreadPoolExecutor = make_pool()
+        self._pool: ThreadPoolExecutor = make_pool(store.threads)
         self._schema: tuple[str, Schema] = ("", [])
         self._closed = False
         self._was = self._read()
@@ -195,8 +217,10 @@ class Dataset:
         When the block ends, the changes are published as one version; if it raises, or if they change nothing, nothing
         is. If somebody else published in the meantime, the changes are applied to the newest version.
 
-        Then raises Shrunk for a batch that deletes over half of the records, unless `allow_shrink` is given; Conflict if
-        others kept coming first; a HeadwaterError where the dataset cannot be read or written. HEAD is as it was then.
+        Then raises NoKey where the private key that signs is not at hand; Shrunk for a batch that deletes over half of the
+        records, unless `allow_shrink` is given; Conflict if others kept coming first; a HeadwaterError where the dataset
+        cannot be read or written. HEAD is as it was then. Where the store fell silent in the middle of the swap, it is Unclear
+        (puller.stores.base), whose message says so.
         """
         pending = PendingRows() if self.kind == "table" else PendingBytes()
         return Batch(self, pending, allow_shrink=allow_shrink)
@@ -227,7 +251,7 @@ class Dataset:
 
     def _publish(self, batch: Batch) -> None:
         was, head = self._was, self._was.head
-        changes = _Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
+        changes = Changes(batch.pending.records(self._tables(), was.is_empty), self._hashes, was)
         if not changes.keys:
             return
         before = len(self)
@@ -236,8 +260,9 @@ class Dataset:
                 f"the batch deletes {changes.deleted:,} of the {before:,} records that are published; nothing was published. "
                 "If that is meant: batch(allow_shrink=True)"
             )
-        builder = TreeBuilder(Sink(self._store, DIFFS), self._pool)
-        chunks = Sink(self._store, CHUNKS)
+        _ = was.signing  # raises where the version could not be signed, before anything is written
+        builder = TreeBuilder(was.sink(DIFFS), self._pool)
+        chunks = was.sink(CHUNKS)
         builder.add(changes.keys, [self._put(key, changes.records[key], chunks) for key in changes.keys])
         diff = Diff(head.version, head.version + 1, builder.finish())
         checksum = (head.checksum + changes.sum) % MODULUS
@@ -256,14 +281,15 @@ class Dataset:
         head, data, token = read_head(self._store)
         if head is None:
             raise NotFound(f"there is no dataset at {self._store.where} any more")
-        if was is None:
-            return Published(self._store, self._pool, head, data, token)
-        if token == was.token:
+        if was is not None and token == was.token:
             was.began = uptime()
             return was
-        if (head.name, head.kind) != (was.head.name, was.head.kind):
+        head, cipher = unlock(head, self._secret)
+        if was is None:
+            return Published(self._store, self._pool, head, data, token, cipher, self._keyring)
+        if (head.name, head.kind, head.encryption) != (was.head.name, was.head.kind, was.head.encryption):
             raise Invalid(f"{self._store.where} holds another dataset now: {head.name!r}, of kind {head.kind}")
-        now = Published(self._store, self._pool, head, data, token)
+        now = Published(self._store, self._pool, head, data, token, cipher, self._keyring)
         now.sizes = was.sizes
         return now
 
@@ -278,20 +304,3 @@ class Dataset:
             whole = self._was.reader.whole(SCHEMA_KEY, found[SCHEMA_KEY]) if found else None
             self._schema = head.publish_id, [] if whole is None else decode_schema(whole)
         return self._schema[1]
-
-
-class _Changes:
-    """The records of a batch that differ from what is published, and what they do to checksum and number of records."""
-
-    def __init__(self, records: Records, hashes: Hashes, was: Published) -> None:
-        keys = sorted(records)
-        new = dict(zip(keys, marks(keys, [records[key] for key in keys]), strict=True))
-        old = hashes.old(was, keys)
-        self.records = records
-        self.keys = [key for key in keys if new[key] != old.get(key)]
-        self.marks: dict[bytes, Mark | None] = {key: new[key] for key in self.keys}
-        gone = [old[key] for key in self.keys if key in old]
-        put = [one for one in self.marks.values() if one is not None]
-        self.sum = hash_sum(put) - hash_sum(gone)
-        self.grown = len(put) - len(gone)
-        self.deleted = len(self.keys) - len(put)

@@ -14,6 +14,7 @@ from puller.tree import Reader
 from puller.wire.codec import DIFFS
 from puller.wire.head import MAX_WRITTEN, Head, format_head
 from puller.wire.nodes import Diff
+from puller.wire.note import DASH
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ BASE = 4
 """A level's diffs are this many times as wide as those of the level below."""
 LISTED = (8, 4)
 """HEAD lists so many of the newest diffs of the two lowest levels, and one of each other."""
-ROOM = 300
-"""Bytes of HEAD left free for signature lines."""
+SIGNATURES = 2
+"""HEAD has room for the lines of so many Ed25519 signatures by keys that are called like the dataset, and to expire."""
 
 Find = Callable[[int, int], list[Diff]]
 """Gives diffs that lead from one version to another, those just made included, and perhaps more."""
@@ -70,9 +71,11 @@ def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:
 
 def fit(head: Head) -> Head:
     """`head` with as many of its diffs as it has room for; the log has them all."""
+    line = len(f"{DASH} {head.name} \n".encode()) + 92
+    room = SIGNATURES * line + (0 if head.expires is not None else len(',"expires":1234567890'))
     while True:
         try:
-            if len(format_head(head)) <= MAX_WRITTEN - ROOM:
+            if len(format_head(head)) <= MAX_WRITTEN - room:
                 return msgspec.structs.replace(head, diffs=head.diffs[::-1])
         except Invalid:
             if not head.diffs:

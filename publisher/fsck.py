@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from publisher.published import Published, StoreFetcher
-from publisher.stores.base import Store
 from puller.errors import FetchError, HeadwaterError, Invalid, NotFound, Unavailable
+from puller.secret import unlock
+from puller.stores.base import Store
 from puller.tree import Reader, ahead
+from puller.trust import Signed, check_head, check_step, read_key_set
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
-from puller.wire.graph import Node, log_node, roots, tree_node
-from puller.wire.head import HEAD, Head, archive_path, parse_head
+from puller.wire.graph import Graph, Node
+from puller.wire.head import HEAD, Head, archive_path, key_set_path, parse_head
 from puller.wire.nodes import Large
 
 if TYPE_CHECKING:
@@ -36,31 +38,44 @@ class Found:
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def check(store: Store, pool: ThreadPoolExecutor, progress: Progress = _silent) -> Found:
+def check(store: Store, pool: ThreadPoolExecutor, progress: Progress = _silent, *, secret: str | None = None) -> Found:
     """Read all that HEAD reaches, and of each archived HEAD its snapshot and one way to its version (SPEC 2).
 
-    Raises NotFound without a dataset, Unavailable where the store does not answer.
+    Signatures and key sets are checked against each other; whether they are to be trusted is for pullers to say. `secret`
+    is that of an encrypted dataset. Raises NotFound without a dataset, SecretError without its secret, Unavailable where
+    the store does not answer.
     """
-    return _Check(store, pool, progress).run()
+    return _Check(store, pool, progress, secret).run()
 
 
 class _Check:
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, progress: Progress) -> None:
+    def __init__(self, store: Store, pool: ThreadPoolExecutor, progress: Progress, secret: str | None) -> None:
         self.store = store
         self.pool = pool
+        self.secret = secret
         self.reader = Reader(StoreFetcher(store), pool)
+        self.graph = Graph()
         self.progress = progress
         self.found = Found()
         self.seen: set[tuple[str, bytes]] = set()
+        self.key_sets: dict[int, Signed] = {}
 
     def run(self) -> Found:
         data, token = self.store.read_head()
         head = self._parsed(HEAD, data)
         if head is None:
             return self.found
+        self._check_signature(HEAD, head, data)
+        try:
+            head, cipher = unlock(head, self.secret)
+        except Invalid as error:
+            self.found.bad[HEAD] = str(error)
+            return self.found
+        self.reader.cipher = cipher
+        self.graph = Graph(cipher)
         self.found.versions = 1
-        self._walk(roots(head))
-        self._check_state(Published(self.store, self.pool, head, data, token))
+        self._walk(self.graph.roots(head))
+        self._check_state(Published(self.store, self.pool, head, data, token, cipher))
         for path in sorted(self._archived(head)):
             self._check_archived(path, head)
         return self.found
@@ -94,12 +109,13 @@ class _Check:
             self.found.bad[path] = "it is the HEAD of another version or dataset"
             return
         before = dict(self.found.bad)
+        self._check_signature(path, head, data)
         self.found.versions += 1
-        self._walk([tree_node(CHUNKS, head.snapshot)])
-        was = Published(self.store, self.pool, head, data, "")
+        self._walk([self.graph.tree(CHUNKS, head.snapshot)])
+        was = Published(self.store, self.pool, head, data, "", self.reader.cipher)
         was.reader = self.reader
         try:
-            self._walk([tree_node(DIFFS, diff.tree) for diff in was.chain])
+            self._walk([self.graph.tree(DIFFS, diff.tree) for diff in was.chain])
         except Unavailable:
             raise
         except HeadwaterError as error:
@@ -107,9 +123,32 @@ class _Check:
         if path not in set(self.store.list(path)):
             self.found.bad = before
 
+    def _check_signature(self, path: str, head: Head, data: bytes) -> None:
+        """Check a signed HEAD by the key set that it names, and that by those before it (SPEC 7.5)."""
+        signed: Signed | None = None
+        for number in range(1, head.trust + 1):
+            if number in self.key_sets:
+                signed = self.key_sets[number]
+                continue
+            try:
+                after = read_key_set(self.store.get, number, head.name)
+                if signed is not None:
+                    check_step(signed, after)
+            except Unavailable:
+                raise
+            except (Invalid, FetchError) as error:
+                self.found.bad[key_set_path(number)] = str(error)
+                return
+            signed = self.key_sets[number] = after
+        try:
+            if signed is not None:
+                check_head(head, data, signed.keys)
+        except Invalid as error:
+            self.found.bad[path] = str(error)
+
     def _blame(self, path: str, head: Head, error: HeadwaterError) -> None:
         """Note why no way leads from a version's snapshot to it: its log, or what that says."""
-        log = None if head.log is None else log_node(head.log)
+        log = None if head.log is None else self.graph.log(head.log)
         found = None if log is None else self._read(log)
         if log is not None and isinstance(found, HeadwaterError):
             self.found.bad[log.path] = str(found)

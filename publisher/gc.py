@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from publisher.commit import GRACE
 from publisher.published import StoreFetcher, read_head
-from publisher.stores.base import TEMPORARY, Listed, Store, Token
-from puller.errors import HeadwaterError, Invalid, NotFound, UsageError
+from puller.errors import HeadwaterError, Invalid, NotFound, Refused, SecretError, UsageError
+from puller.secret import unlock
+from puller.stores.base import COLLECTED, MARK, TEMPORARY, Listed, Store, Token
 from puller.tree import Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
-from puller.wire.graph import Node, roots
+from puller.wire.graph import Graph, Node
 from puller.wire.head import HEAD, Head, archive_path, parse_head
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-BATCH = 500
+BATCH = 1000
 """Files that are removed on the strength of one reading of HEAD."""
 KEEP = 7 * 24 * 3600
 """Seconds for which a superseded version can be pulled, where nothing else is said."""
@@ -72,16 +73,18 @@ def collect(
     keep: float | None = None,
     keep_versions: int = 1,
     dry_run: bool = False,
+    secret: str | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
     """Remove what neither HEAD nor a superseded HEAD within the promise reaches, if it was not written within the grace.
 
     The promise holds for versions that were superseded less than `keep` seconds ago (None: what HEAD says, or a week; at
     least the grace), by the store's clock, and for the newest `keep_versions` superseded ones in any case. Of versions
-    outside it the archived HEADs go first, then what only they reach. Memory: the SHA-256 of each file that is kept.
+    outside it the archived HEADs go first, then what only they reach. Memory: the SHA-256 of each file that is kept. Key
+    sets stay. Of an encrypted dataset whose `secret` is not at hand, all files are read, for what they name in the clear.
 
-    Raises UsageError for a `keep` below the grace; NotFound without a dataset; Invalid, and removes nothing, where a file
-    is damaged, so that it cannot be told what it names.
+    Raises UsageError for a `keep` below the grace; NotFound without a dataset; Refused for a mirror that is being written;
+    Invalid, and removes nothing, where a file is damaged, so that it cannot be told what it names.
     """
     head = read_head(store)[0]
     if head is None:
@@ -93,14 +96,31 @@ def collect(
             f"caches may serve a superseded HEAD for hours, and pullers take their time: keep versions for at least "
             f"{GRACE // 3600} hours"
         )
-    return _Collection(store, pool, keep, keep_versions, dry_run, progress).run()
+    return _Collection(store, pool, keep, keep_versions, dry_run, _graph(head, secret), progress).run()
+
+
+def _graph(head: Head, secret: str | None) -> Graph:
+    try:
+        return Graph(unlock(head, secret)[1])
+    except SecretError:
+        if secret is not None:
+            raise
+        return Graph()
 
 
 class _Collection:
     def __init__(
-        self, store: Store, pool: ThreadPoolExecutor, keep: float, least: int, dry_run: bool, progress: Progress
+        self,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        keep: float,
+        least: int,
+        dry_run: bool,
+        graph: Graph,
+        progress: Progress,
     ) -> None:
         self.store = store
+        self.graph = graph
         self.reader = Reader(StoreFetcher(store), pool)
         self.keep = keep
         self.least = least
@@ -110,11 +130,14 @@ class _Collection:
         self.walked: set[tuple[str, bytes]] = set()
         self.retained: set[str] = set()
         self.token: Token = ""
+        self.marked = False
+        """Whether mirrors were told that files are removed."""
         self.began = store.clock()
         self.before = self.began - GRACE
         """What was last written before this time is old enough."""
 
     def run(self) -> Outcome:
+        self._check_mirror()
         head = self._mark_head()
         outcome = self.outcome = Outcome(head, head.version)
         expired = []
@@ -124,8 +147,8 @@ class _Collection:
             else:
                 expired.append(Listed(one.path, one.size, one.written))
         outcome.heads_removed = len(self._remove(expired))
-        for prefix in (f"{area}/{n:02x}/" for area in (DIFFS, CHUNKS) for n in range(256)):
-            self._sweep(prefix)
+        for area in (DIFFS, CHUNKS):
+            self._sweep(area)
         self._remove_unfinished()
         return outcome
 
@@ -139,7 +162,7 @@ class _Collection:
         if head is None:
             raise _absent(self.store)
         try:
-            self._mark(roots(head), must=True)
+            self._mark(self.graph.roots(head), must=True)
         except NotFound as error:
             if read_head(self.store)[2] != token:
                 self.walked.clear()  # of some, not all that they name was marked
@@ -162,7 +185,7 @@ class _Collection:
         if head is None:
             return
         try:
-            self._mark(roots(head), must=False)
+            self._mark(self.graph.roots(head), must=False)
         except Invalid as error:
             raise self._damaged(error) from error
         self.retained.add(one.path)
@@ -205,12 +228,11 @@ class _Collection:
         except NotFound:
             return None
 
-    def _sweep(self, prefix: str) -> None:
-        """Remove what nothing names under a prefix; files that have another form of name are left alone."""
-        area = prefix.partition("/")[0]
+    def _sweep(self, area: str) -> None:
+        """Remove what nothing names in an area; files that have another form of name are left alone."""
         outcome = self.outcome
         unnamed: list[Listed] = []
-        for file in self.store.files(prefix):
+        for file in self.store.files(f"{area}/"):
             sha256 = _sha256_of(file.path)
             if sha256 is None:
                 continue
@@ -222,10 +244,16 @@ class _Collection:
                 outcome.bytes_young += file.size
             else:
                 unnamed.append(file)
+            if len(unnamed) >= BATCH:
+                self._remove_files(unnamed)
+                unnamed = []
+        self._remove_files(unnamed)
+
+    def _remove_files(self, unnamed: list[Listed]) -> None:
         removed = self._remove(unnamed)
-        outcome.files_removed += len(removed)
-        outcome.bytes_removed += sum(file.size for file in removed)
-        self.progress("remove", outcome.files_removed, 0)
+        self.outcome.files_removed += len(removed)
+        self.outcome.bytes_removed += sum(file.size for file in removed)
+        self.progress("remove", self.outcome.files_removed, 0)
 
     def _remove(self, files: list[Listed]) -> list[Listed]:
         """Remove files in batches, each after another look at HEAD; return those that went."""
@@ -235,9 +263,37 @@ class _Collection:
         for start in range(0, len(files), BATCH):
             self._look_again()
             batch = [file for file in files[start : start + BATCH] if self._is_unnamed(file.path)]
-            gone = self.store.collect([file.path for file in batch], self.before)
+            gone = self._collect([file.path for file in batch])
             removed += (file for file in batch if file.path in gone)
         return removed
+
+    def _collect(self, paths: list[str]) -> set[str]:
+        """Remove files, unless a mirror is being written, which goes by what is there; the next run of one is told."""
+        if not paths:
+            return set()
+        if not self.marked:
+            self._check_mirror()
+            self.store.put(MARK, COLLECTED)
+            self.store.flush()
+            self.marked = True
+        gone = self.store.collect(paths, self.before, lambda: self._mark_of_mirror() != COLLECTED)
+        if not gone:
+            self._check_mirror()
+        return gone
+
+    def _check_mirror(self) -> None:
+        """Raise Refused while a mirror is being written here, or if that was cut off."""
+        if self._mark_of_mirror() not in (None, COLLECTED):
+            raise Refused(
+                f"a mirror is being written to {self.store.where}, or that was cut off; nothing more was removed. Let `puller "
+                "mirror` finish, then run this again"
+            )
+
+    def _mark_of_mirror(self) -> bytes | None:
+        try:
+            return self.store.get(MARK)
+        except NotFound:
+            return None
 
     def _is_unnamed(self, path: str) -> bool:
         sha256 = _sha256_of(path)
@@ -259,10 +315,12 @@ class _Collection:
             old = [
                 file.path
                 for file in self.store.files(top)
-                if file.path.rpartition("/")[2].startswith(TEMPORARY) and file.written < self.before
+                if file.path.rpartition("/")[2].startswith(TEMPORARY)
+                and file.path != MARK
+                and file.written < self.before
             ]
             if old and not self.dry_run:
-                old = list(self.store.collect(old, self.before))
+                old = list(self._collect(old))
             self.outcome.unfinished_removed += len(old)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from publisher import cache
-from publisher.cache import Cache, Mark, Place, Unusable, marks
+from publisher.cache import Cache, Mark, Place, Unusable, hash_sum, marks
 from publisher.lookup import Finder
 from publisher.published import Published
 from publisher.snapshots import node_bytes
+from publisher.sources.statcache import cache_folder
+from publisher.tables import Records
 from puller.errors import Conflict, NotFound
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import archive_path, parse_head
@@ -31,9 +35,13 @@ class Hashes:
     the cache may be moved on by another process meanwhile, but not beyond the version that is asked for.
     """
 
-    def __init__(self, folder: str | None, finder: Finder) -> None:
-        """`folder` is where this dataset's cache is kept; None: there is to be none."""
+    def __init__(self, folder: str | None, finder: Finder, *, eager: bool = False) -> None:
+        """`folder` is where this dataset's cache is kept; None: there is to be none.
+
+        `eager`: many lookups will follow, in processes of their own, so the cache is worth making at once.
+        """
         self._folder = folder
+        self._eager = eager
         self._finder = finder
         self._spent = 0
         self._cache: Cache | None = None
@@ -114,7 +122,7 @@ class Hashes:
         whole = node_bytes(was.reader, CHUNKS, was.head.snapshot, was.sizes) + sum(_sizes(was, was.chain))
         steps = [whole] if way is None else _sizes(was, way)
         self._spent += self._finder.cost(was, keys)
-        if self._spent <= READY * min(whole, sum(steps)) + SMALL:
+        if not self._eager and self._spent <= READY * min(whole, sum(steps)) + SMALL:
             return False
         if way is None or sum(steps) > whole or max(steps) > WIDEST:
             self.forget()
@@ -186,3 +194,30 @@ def _archived(was: Published, version: int) -> Place | None:
     except NotFound:
         return None
     return Place(head.epoch, head.version, head.publish_id)
+
+
+class Changes:
+    """The records of a batch that differ from what is published, and what they do to checksum and number of records."""
+
+    def __init__(self, records: Records, hashes: Hashes, was: Published) -> None:
+        keys = sorted(records)
+        new = dict(zip(keys, marks(keys, [records[key] for key in keys]), strict=True))
+        old = hashes.old(was, keys)
+        self.records = records
+        self.keys = [key for key in keys if new[key] != old.get(key)]
+        self.marks: dict[bytes, Mark | None] = {key: new[key] for key in self.keys}
+        gone = [old[key] for key in self.keys if key in old]
+        put = [one for one in self.marks.values() if one is not None]
+        self.sum = hash_sum(put) - hash_sum(gone)
+        self.grown = len(put) - len(gone)
+        self.added = sum(1 for key in self.keys if key not in old)
+        self.deleted = len(self.keys) - len(put)
+
+
+def cache_of(where: str, name: str) -> str | None:
+    """The folder in which the record hashes of a dataset are cached; None where there is no place for caches."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    where = where if "://" in where else os.path.realpath(where)
+    return os.path.join(folder, f"{name}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}")

@@ -14,6 +14,7 @@ from publisher.build import Sink, cut_stably, cutter
 from publisher.earlier import Earlier, put_piece
 from puller.wire.checksum import RecordHasher
 from puller.wire.codec import MAX_INLINE, Ref, encode
+from puller.wire.links import of_items
 from puller.wire.nodes import MAX_ENTRIES, Large, Piece, Sublist, Value
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def put_stream(
 
 def _put_list(sink: Sink, group: list[Any]) -> tuple[Sublist, int, bytes]:
     """Put a list of entries; return the entry for it, the size of its content, and a hash that it may be cut by."""
-    ref = sink.put(encode([entry for entry, _, _ in group]))
+    entries = [entry for entry, _, _ in group]
+    ref = sink.put(encode(entries), of_items(entries))
     size = sum(size for _, size, _ in group)
     return Sublist(ref.sha256, ref.stored, ref.raw, size), size, ref.sha256
 

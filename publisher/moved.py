@@ -92,7 +92,7 @@ def find_moved(
     chosen = {n: _choose(found, places, new.pieces[n].raw, old.size) for n, found in marks.items()}
     parts = before.parts({part for ranges in chosen.values() for part in ranges})
     kept = Kept()
-    sink = Sink(kept, CHUNKS)
+    sink = Sink(kept, CHUNKS, reader.cipher)
 
     def patched(item: tuple[int, bytes]) -> PatchPiece | None:
         number, content = item

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 from publisher.build import Costs, Kept, Sink, TreeBuilder, weight
 from publisher.changes import Changed
 from publisher.moved import Moved
-from publisher.stores.base import Store
+from puller.stores.base import Store
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import DIFFS
+from puller.wire.links import of_values
 from puller.wire.nodes import Entry, Large, PatchedLarge, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from puller.wire.cipher import Cipher
 
 SEGMENT = 7 << 20
 """Bytes of old or of new values in a leaf: the larger a leaf, the more of a renamed or moved value is found again."""
@@ -33,11 +36,12 @@ class PatchBuilder(TreeBuilder):
         self,
         store: Store,
         pool: ThreadPoolExecutor,
+        cipher: Cipher | None,
         costs: Costs | None = None,
         moved: Mapping[bytes, Moved] | None = None,
     ) -> None:
         self._kept = Kept()
-        super().__init__(Sink(self._kept, DIFFS, 1), pool, SEGMENT, costs)
+        super().__init__(Sink(self._kept, DIFFS, cipher, 1), pool, SEGMENT, costs)
         self._store = store
         self._moved: Mapping[bytes, Moved] = {} if moved is None else moved
         self._total = 0
@@ -90,7 +94,7 @@ class PatchBuilder(TreeBuilder):
     def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:
         pairs: Any = values
         new, old = [self._value(value) for value, _ in pairs], [before for _, before in pairs]
-        ref = self._sink.put(nodes.encode_patch(keys, new, nodes.patch_dictionary(old), LEVEL))
+        ref = self._sink.put(nodes.encode_patch(keys, new, nodes.patch_dictionary(old), LEVEL), of_values(new))
         checksum = run_sum(keys, new).to_bytes(16, "big")
         return Entry(bound, ref, 0, len(keys), nodes.large_bytes(new), checksum)
 

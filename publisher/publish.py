@@ -5,17 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_in_time, check_name, damaged, first_head, follow, restart, swap
+from publisher.commit import (
+    INTERVAL,
+    Next,
+    check_in_time,
+    check_name,
+    check_newest,
+    damaged,
+    first_head,
+    follow,
+    place,
+    restart,
+    swap,
+)
+from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head, uptime
-from publisher.sources.base import Remembering, Report, Source, Unsorted
-from publisher.stores.base import Store, Token
-from publisher.stores.dry import DryStore
+from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
+from puller.secret import unlock
+from puller.stores.base import Store, Token
+from puller.stores.dry import DryStore
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
@@ -25,11 +41,17 @@ from puller.wire.nodes import Diff, Large, Run, Tree, Value
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.keys import Keyring
     from publisher.large import Stored
     from publisher.moved import Moved
+    from publisher.signing import Signing
+    from publisher.touched import Touched
+    from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
+_NAMED = 1 << 17
+"""Changed keys that are remembered to be held against what a source was told of."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,10 @@ class Options:
     dry_run: bool = False
     validate: Sequence[str] = ()
     """Commands that must end with 0 before HEAD moves (publisher.validate)."""
+    secret: str | None = field(default=None, repr=False)
+    """The secret of an encrypted dataset, as a text or the file that it is in; None: it is looked for."""
+    encrypt: bool = False
+    """Whether a new dataset is to be encrypted, and one that is there must be."""
 
 
 @dataclass
@@ -60,6 +86,10 @@ class Outcome:
     snapshot: bool = False
     schema_changed: bool = False
     report: Report = field(default_factory=Report)
+    signing: Signing | None = None
+    """How a dataset that was created is signed."""
+    secret: str | None = None
+    """Where the secret is kept that was made for the dataset."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -72,7 +102,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def check_unused(store: Store) -> None:
-    """Raise Refused if the store holds something that is no part of a dataset, or the history of one."""
+    """Raise Refused if the store holds something that is no part of a dataset, or the history of one, or cannot swap HEAD."""
     foreign = store.foreign()
     if foreign is not None:
         raise Refused(
@@ -85,30 +115,64 @@ def check_unused(store: Store) -> None:
             f"{store.where} has the history of a dataset, but no HEAD; nothing was written. If HEAD was lost, copy "
             f"{archived} to HEAD and publish again; to start anew, use another folder"
         )
+    store.probe()
 
 
 def _archive_order(path: str) -> tuple[int, ...]:
     return tuple(int(n) for n in path.rpartition("/")[2].split("-") if n.isdigit())
 
 
+class Created(NamedTuple):
+    """A dataset that was created, where the secret is kept that was made for it, and how it is signed."""
+
+    head: Head
+    secret: str | None
+    signing: Signing | None
+
+
 def create(
-    store: Store, name: str, kind: str, *, interval: int = INTERVAL, now: Callable[[], float] = time.time
-) -> Head:
-    """Create an empty dataset (version 1). Raises Refused if there is one already."""
+    store: Store,
+    name: str,
+    kind: str,
+    *,
+    interval: int = INTERVAL,
+    secret: str | None = None,
+    encrypt: bool = False,
+    now: Callable[[], float] = time.time,
+    keyring: Keyring | None = None,
+) -> Created:
+    """Create an empty dataset (version 1), signed with a key of `keyring`; None: not signed. Raises Refused if there is one.
+
+    `secret` and `encrypt`: see `Options`.
+    """
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
     check_name(name)
     check_unused(store)
-    with make_pool() as pool:
-        tree = TreeBuilder(Sink(store, CHUNKS), pool).finish()
-    first = first_head(name, kind, tree, 0, 0, interval, int(now()))
+    locks = new_locks(name, secret, encrypt=encrypt)
+    with make_pool(store.threads) as pool:
+        tree = TreeBuilder(Sink(store, CHUNKS, locks.cipher), pool).finish()
+    first = first_head(name, kind, tree, 0, 0, interval, int(now()), locks.cipher)
+    kept = locks.keep()
+    first, data, signing = _signed(store, first, keyring)
     store.flush()
     try:
-        store.swap_head(token, format_head(first), first.time)
+        place(store, token, first, data)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
-    return first
+    return Created(first, kept, signing)
+
+
+def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
+    """The first HEAD, its bytes, and how it is signed; its key set is in the store then."""
+    if keyring is None:
+        return first, format_head(first), None
+    from publisher.signing import begin
+
+    signing = begin(store, first.name, keyring, first.time)
+    first = msgspec.structs.replace(first, trust=1)
+    return first, signing.sign(first), signing
 
 
 def publish(
@@ -119,18 +183,20 @@ def publish(
     *,
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
+    keyring: Keyring | None = None,
 ) -> Outcome:
     """Publish the state of a source as a new version, if it differs from the newest one.
 
-    Another publisher that comes first makes this one start again, reading the source again. Raises
-    HeadwaterError; then HEAD is as it was.
+    `keyring` has the private key of a signed dataset (None: the user's own keys); one that is created is signed only if
+    it is given. Another publisher that comes first makes this one start again, reading the source again. Raises
+    HeadwaterError; then HEAD is as it was, unless the error is Unclear (puller.stores.base).
     """
     if options.dry_run:
         store = DryStore(store)
     for _ in range(ATTEMPTS):
-        with make_pool() as pool:
+        with make_pool(store.threads) as pool:
             try:
-                return _Publish(store, open_source, default_name, options, pool, progress, now).run()
+                return _Publish(store, open_source, default_name, options, pool, progress, now, keyring).run()
             except Conflict:
                 continue
             except (Corrupt, NotFound) as error:
@@ -151,7 +217,9 @@ class _Publish:
         pool: ThreadPoolExecutor,
         progress: Progress,
         now: Callable[[], float],
+        keyring: Keyring | None,
     ) -> None:
+        self.keyring = keyring
         self.store = store
         self.open_source = open_source
         self.default_name = default_name
@@ -159,44 +227,67 @@ class _Publish:
         self.pool = pool
         self.progress = progress
         self.now = now
-        self.chunks = Sink(store, CHUNKS)
-        self.diffs = Sink(store, DIFFS)
+        self._encrypting(None)
         self.next: Next | None = None
+        self.touched: Touched | None = None
         self.reader: Reader | None = None
         self.kind = ""
         self.costs: dict[bytes, tuple[int, int]] = {}
         self.moved: dict[bytes, Moved] = {}
 
+    def _encrypting(self, cipher: Cipher | None) -> None:
+        """Write files with this cipher from now on."""
+        self.cipher = cipher
+        self.chunks = Sink(self.store, CHUNKS, cipher)
+        self.diffs = Sink(self.store, DIFFS, cipher)
+
     def run(self) -> Outcome:
-        head, data, token = read_head(self.store)
-        if head is None:
+        found, data, token = read_head(self.store)
+        if found is None:
             return self._first(token)
-        was = Published(self.store, self.pool, head, data, token)
+        check_encrypted(found, self.store.where, encrypt=self.options.encrypt)
+        head, cipher = unlock(found, self.options.secret)
+        self._encrypting(cipher)
+        was = Published(self.store, self.pool, head, data, token, cipher, self.keyring)
         self.reader, self.kind = was.reader, head.kind
         source = self._source(was)
-        if head.records == 0:
-            outcome = self._whole(was, source)
-        else:
-            touched = source.recall(state_name(head)) if isinstance(source, Remembering) else None
-            outcome = self._changes(was, source, touched)
-        if self.next is not None:
-            self._validate(head, outcome)
-            swap(was, self.next)
+        try:
+            outcome = self._new_state(was, source)
+            if self.next is not None and self.options.dry_run:
+                check_newest(was)
+            elif self.next is not None:
+                self._validate(head, outcome, was.sign(self.next.head))
+                after = swap(was, self.next)
+                if self.touched is not None:
+                    self.touched.committed(after)
+        finally:
+            if self.touched is not None:
+                self.touched.close()
         self._remember(source, outcome.head)
         outcome.written = self.store.written
         return outcome
+
+    def _new_state(self, was: Published, source: Source) -> Outcome:
+        if was.head.records == 0:
+            return self._whole(was, source)
+        touched = source.recall(state_name(was.head)) if isinstance(source, Remembering) else None
+        return self._changes(was, source, touched)
 
     def _first(self, token: Token) -> Outcome:
         began = uptime()
         name = self.options.name or self.default_name
         check_name(name)
         check_unused(self.store)
+        locks = new_locks(name, self.options.secret, encrypt=self.options.encrypt)
+        self._encrypting(locks.cipher)
         source = self.open_source(name, [])
         tree, checksum, records = self._snapshot_of(source)
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
         interval = self.options.interval or INTERVAL
-        head = first_head(name, source.kind, tree, checksum, records, interval, int(self.now()), self.options.keep)
+        head = first_head(
+            name, source.kind, tree, checksum, records, interval, int(self.now()), self.cipher, self.options.keep
+        )
         outcome = Outcome(
             head,
             created=True,
@@ -205,10 +296,15 @@ class _Publish:
             snapshot=True,
             report=source.report,
         )
-        self._validate(None, outcome)
+        if self.options.dry_run:
+            return outcome
+        outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
+        self._validate(None, outcome, data)
+        outcome.secret = locks.keep()
         check_in_time(self.store, began)
         self.store.flush()
-        self.store.swap_head(token, format_head(head), head.time)
+        head = outcome.head
+        place(self.store, token, head, data)
         self._remember(source, head)
         return outcome
 
@@ -231,6 +327,7 @@ class _Publish:
     def _whole(self, was: Published, source: Source) -> Outcome:
         """The first state of a dataset that was created empty."""
         head = was.head
+        self._check_key(was)
         tree, checksum, records = self._snapshot_of(source)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
@@ -242,6 +339,9 @@ class _Publish:
     def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
         if touched == []:
             return Outcome(was.head, changed=False, report=source.report)
+        self._check_key(was)
+        if touched is not None and was.head.kind == "table":
+            return self._by_keys(was, source, touched)
         outcome, diff, checksum = self._compare(was, source, touched)
         if diff is None:
             return outcome
@@ -251,6 +351,29 @@ class _Publish:
         )
         outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
+
+    def _by_keys(self, was: Published, source: Source, keys: list[bytes]) -> Outcome:
+        """As `_changes`, for rows that are looked up by their keys; there is no patch, which takes their old values."""
+        from publisher.touched import Touched
+        from puller.wire.rows import SCHEMA_KEY
+
+        self.touched = Touched(was, source, keys)
+        found = self.touched.changes
+        schema = int(SCHEMA_KEY in found.keys)
+        outcome = Outcome(was.head, added=found.added, deleted=found.deleted, report=source.report)
+        outcome.updated = len(found.keys) - found.added - found.deleted - schema
+        outcome.schema_changed = bool(schema)
+        outcome.changed = bool(found.keys)
+        self._guard(was.head, found.deleted)
+        if found.keys:
+            self.next = self.touched.next(self.options.interval, self.options.keep, self.now)
+            outcome.head, outcome.snapshot = self.next.head, self.next.carried
+        return outcome
+
+    def _check_key(self, was: Published) -> None:
+        """Raise NoKey or Untrusted, before anything is written, where the next version could not be signed."""
+        if not self.options.dry_run:
+            _ = was.signing
 
     def _runs(self, source: Source) -> Iterator[Run]:
         for keys, values in source.runs():
@@ -284,13 +407,15 @@ class _Publish:
         for _ in range(2):
             outcome = Outcome(head)
             builder = TreeBuilder(self.diffs, self.pool, costs=self.costs)
-            patch = PatchBuilder(self.store, self.pool, self.costs, self.moved)
+            patch = PatchBuilder(self.store, self.pool, self.cipher, self.costs, self.moved)
             checksum = head.checksum
+            keys: set[bytes] = set()
             before = Cursor(was.records() if touched is None else was.records_of(touched))
             below = before.take_below(b"\0") if head.kind == "table" else ([], [])
             try:
                 for changed in compare(_rest(before), self._runs(source), self._settle):
                     checksum += _count(outcome, changed)
+                    keys.update(changed.keys if len(keys) <= _NAMED else ())
                     builder.add(changed.keys, changed.values)
                     patch.change(changed)
             except Unsorted:
@@ -299,6 +424,11 @@ class _Publish:
             checksum += 0 if lead is None else _count(Outcome(head), lead)
             outcome.schema_changed = lead is not None
             outcome.report = source.report
+            if isinstance(source, Tracked) and source.expected is not None and (missed := keys - source.expected):
+                outcome.report.warnings.append(
+                    f"{len(missed):,} changes were not tracked, and found by reading everything: run `publisher track` again, "
+                    "and see what changes the database past its triggers"
+                )
             if builder.empty and lead is None:
                 outcome.changed = False
                 return outcome, None, head.checksum
@@ -334,14 +464,14 @@ class _Publish:
             self._find_moved(stored.value, stored, given, before)
         return stored.value
 
-    def _validate(self, was: Head | None, outcome: Outcome) -> None:
-        if self.options.validate and not self.options.dry_run:
+    def _validate(self, was: Head | None, outcome: Outcome, data: bytes) -> None:
+        if self.options.validate:
             from publisher.validate import validate
 
             self.progress("validate", 0, 0)
-            validate(
-                self.options.validate, self.store, was, outcome.head, outcome.added, outcome.updated, outcome.deleted
-            )
+            secret = None if self.cipher is None else self.cipher.secret.text
+            changes = outcome.added, outcome.updated, outcome.deleted
+            validate(self.options.validate, self.store, was, outcome.head, data, *changes, secret=secret)
 
     def _find_moved(self, value: Large, stored: Stored, given: Any, before: Value) -> None:
         """Find what of a large file was moved, for the patch; copies of other kinds have no ranges to give."""

@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from publisher.stores.base import ABSENT, Store, Token
+from publisher.build import Sink
 from puller.errors import Invalid, NotFound
 from puller.runs import live, merge
+from puller.stores.base import ABSENT, Store, Token
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
-from puller.wire.head import Head, archive_path, parse_head
+from puller.wire.head import Head, archive_path, format_head, parse_head
 from puller.wire.keys import table_range
 from puller.wire.nodes import Diff, Log, Run, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from puller.fetch import Answer
+    from publisher.keys import Keyring
+    from publisher.signing import Signing
+    from puller.fetch import Answer, Check
+    from puller.wire.cipher import Cipher
     from puller.wire.rows import Schema
 
 
@@ -34,10 +38,12 @@ class StoreFetcher:
         self.requests = 0
         self.received = 0
 
-    def fetch(self, path: str, size: int) -> bytes:
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
         data = self._store.get(path)
         self.requests += 1
         self.received += len(data)
+        if check is not None:
+            check(data)
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:
@@ -51,29 +57,67 @@ class StoreFetcher:
 
 
 class Published:
-    """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store."""
+    """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store.
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, head: Head, data: bytes, token: Token) -> None:
+    `head` is opened, and `cipher` reads and writes the files, where the dataset is encrypted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        head: Head,
+        data: bytes,
+        token: Token,
+        cipher: Cipher | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """`keyring` has the private key with which the next version is signed."""
+        self.keyring = keyring
         self.store = store
         self.head = head
         self.data = data
         self.token = token
-        self.reader = Reader(StoreFetcher(store), pool)
+        self.reader = Reader(StoreFetcher(store), pool, cipher=cipher)
         self.began = uptime()
         """When HEAD was read, or read again and found to be the same."""
         self.sizes: dict[bytes, int] = {}
         """Bytes of trees by the SHA-256 of their roots, for `is_due`: those that were needed before."""
         self._known: list[Diff] = []
 
+    @property
+    def cipher(self) -> Cipher | None:
+        """What encrypts the files of the next version."""
+        return self.reader.cipher
+
+    def sink(self, area: str) -> Sink:
+        """Puts files of the next version."""
+        return Sink(self.store, area, self.cipher)
+
     def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
         """The version that came next, with what is known of it, so that a further one costs no reading."""
-        after = Published(self.store, self.reader.pool, head, data, token)
+        after = Published(self.store, self.reader.pool, head, data, token, self.cipher, self.keyring)
+        if head.trust == self.head.trust:
+            after.signing = self.signing
         after.reader = self.reader
         after.log = log
         after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]
         roots = {tree.ref.sha256 for tree in (head.snapshot, *(diff.tree for diff in after._known))}
         after.sizes = {root: size for root, size in self.sizes.items() if root in roots}
         return after
+
+    @cached_property
+    def signing(self) -> Signing | None:
+        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted."""
+        if self.head.trust == 0:
+            return None
+        from publisher.signing import signing_of
+
+        return signing_of(self.store, self.head, self.data, self.keyring)
+
+    def sign(self, head: Head) -> bytes:
+        """The bytes of the next HEAD, signed if the dataset is."""
+        return format_head(head) if self.signing is None else self.signing.sign(head)
 
     @cached_property
     def log(self) -> Log:
@@ -158,7 +202,10 @@ def uptime() -> float:
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
-    """The store's HEAD and its bytes, or None where there is provably none. Raises Invalid if it is no HEAD."""
+    """The store's HEAD, still sealed if it is, and its bytes, or None where there is provably none.
+
+    Raises Invalid if it is no HEAD.
+    """
     try:
         data, token = store.read_head()
     except NotFound:
@@ -167,7 +214,10 @@ def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
 
 
 def versions(store: Store, limit: int) -> Iterator[Head]:
-    """The newest HEAD and up to `limit` - 1 archived ones, newest first. Raises NotFound without a dataset."""
+    """The newest HEAD and up to `limit` - 1 archived ones, newest first, still sealed if they are.
+
+    Raises NotFound without a dataset.
+    """
     head, _, _ = read_head(store)
     if head is None:
         raise NotFound(f"there is no dataset at {store.where}")

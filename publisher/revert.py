@@ -6,34 +6,46 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from publisher.build import Sink, TreeBuilder, make_pool
+from publisher.build import TreeBuilder, make_pool
 from publisher.changes import Changed, compare
 from publisher.commit import damaged, follow, swap
 from publisher.patches import PatchBuilder
 from publisher.publish import ATTEMPTS, Outcome
 from publisher.published import Published, read_head
-from publisher.stores.base import Store
 from puller.errors import Conflict, Corrupt, Invalid, NotFound, UsageError
+from puller.secret import unlock
+from puller.stores.base import Store
 from puller.tree import ahead
+from puller.trust import check_head, read_key_set
 from puller.wire.codec import DIFFS
-from puller.wire.graph import Node, value_nodes
+from puller.wire.graph import Graph, Node
 from puller.wire.head import archive_path, parse_head
 from puller.wire.nodes import Diff, Large, Run, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.keys import Keyring
 
-def revert(store: Store, version: int, *, now: Callable[[], float] = time.time) -> Outcome:
+
+def revert(
+    store: Store,
+    version: int,
+    *,
+    secret: str | None = None,
+    keyring: Keyring | None = None,
+    now: Callable[[], float] = time.time,
+) -> Outcome:
     """Publish the state of an earlier version of HEAD's epoch as the next version, if it differs from HEAD's.
 
-    Raises UsageError for a version that is not below HEAD's; NotFound if it is not kept any more; Invalid where the
-    dataset is damaged; Conflict if others kept publishing first. HEAD is as it was then.
+    `secret` is that of an encrypted dataset, `keyring` has the private key of a signed one (None: the user's own keys).
+    Raises UsageError for a version that is not below HEAD's; NoKey and SecretError; NotFound if it is not kept any more;
+    Invalid where the dataset is damaged; Conflict if others kept publishing first. HEAD is as it was then.
     """
     for _ in range(ATTEMPTS):
-        with make_pool() as pool:
+        with make_pool(store.threads) as pool:
             try:
-                return _revert(store, version, pool, now)
+                return _revert(store, version, pool, secret, keyring, now)
             except Conflict:
                 continue
             except Corrupt as error:
@@ -41,18 +53,27 @@ def revert(store: Store, version: int, *, now: Callable[[], float] = time.time) 
     raise Conflict(f"other publishers kept coming first to {store.where}; nothing was published. Try again")
 
 
-def _revert(store: Store, version: int, pool: ThreadPoolExecutor, now: Callable[[], float]) -> Outcome:
+def _revert(
+    store: Store,
+    version: int,
+    pool: ThreadPoolExecutor,
+    secret: str | None,
+    keyring: Keyring | None,
+    now: Callable[[], float],
+) -> Outcome:
     head, data, token = read_head(store)
     if head is None:
         raise NotFound(f"there is no dataset at {store.where}")
     if not 0 < version < head.version:
         raise UsageError(f"there is no version {version} before the newest, {head.version}; nothing was published")
-    was = Published(store, pool, head, data, token)
+    head, cipher = unlock(head, secret)
+    was = Published(store, pool, head, data, token, cipher, keyring)
     then = _earlier(was, version)
     outcome = Outcome(head, changed=False)
     if (then.head.checksum, then.head.records) == (head.checksum, head.records):
         return outcome
-    builder, patch = TreeBuilder(Sink(store, DIFFS), pool), PatchBuilder(store, pool, {}, {})
+    _ = was.signing  # raises where the version could not be signed, before anything is written
+    builder, patch = TreeBuilder(was.sink(DIFFS), pool), PatchBuilder(store, pool, cipher)
     for changed in compare(*_states(was, then), _same):
         _put_again(was, changed.values)
         builder.add(changed.keys, changed.values)
@@ -61,8 +82,8 @@ def _revert(store: Store, version: int, pool: ThreadPoolExecutor, now: Callable[
     tree = builder.finish()
     diff = Diff(head.version, head.version + 1, tree, patch.beside(tree, None))
     ready = follow(was, diff, then.head.checksum, then.head.records, now=now)
-    swap(was, ready)
-    outcome.head, outcome.changed, outcome.snapshot, outcome.written = ready.head, True, ready.carried, store.written
+    outcome.head = swap(was, ready).head
+    outcome.changed, outcome.snapshot, outcome.written = True, ready.carried, store.written
     return outcome
 
 
@@ -74,9 +95,12 @@ def _earlier(was: Published, version: int) -> Published:
     except NotFound as error:
         raise NotFound(f"version {version} is not kept any more ({error}); nothing was published") from error
     head = parse_head(data)
+    head = head if was.cipher is None else was.cipher.unseal(head)
     if (head.name, head.kind, head.epoch, head.version) != (was.head.name, was.head.kind, was.head.epoch, version):
         raise Invalid(f"{path} in {was.store.where} is not the HEAD of version {version}; nothing was published")
-    return Published(was.store, was.reader.pool, head, data, "")
+    if head.trust:
+        check_head(head, data, read_key_set(was.store.get, head.trust, head.name).keys)
+    return Published(was.store, was.reader.pool, head, data, "", was.cipher)
 
 
 def _states(was: Published, then: Published) -> tuple[Iterable[Run], Iterable[Run]]:
@@ -97,7 +121,7 @@ def _same(_key: bytes, value: object, before: Value) -> Value:
 
 def _put_again(was: Published, values: Iterable[Value]) -> None:
     """Put the pieces of large values again: HEAD may not reach them, so that they may be about to be collected."""
-    found = (node for value in values if isinstance(value, Large) for node in value_nodes(value))
+    found = (node for value in values if isinstance(value, Large) for node in Graph(was.cipher).value(value))
     _put_nodes(was, found, set())
 
 

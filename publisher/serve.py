@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from puller.errors import HeadwaterError, NotFound
+from puller.stores import open_store
+from puller.stores.base import Store
+from puller.stores.headers import cache_control, content_type
 from puller.wire.head import HEAD
 
-IMMUTABLE = "public, max-age=31536000, immutable, no-transform"
-MUTABLE = "public, max-age=5, stale-while-revalidate=10, stale-if-error=3600, no-transform"
 _PATH = re.compile(r"/(HEAD|heads/\d+-\d+|trust/\d+|(?:chunks|diffs)/[0-9a-f]{2}/[0-9a-f]{64}\.zst)")
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "headwater"
-    root = ""
+    store: Store
+    head: bytes | None = None
     quiet = False
 
     def do_GET(self) -> None:
@@ -28,15 +30,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         match = _PATH.fullmatch(self.path.split("?")[0])
-        data = self._read(match[1]) if match else None
+        plain = {"Content-Type": "text/plain", "Cache-Control": "no-store"}
+        try:
+            data = self._read(match[1]) if match else None
+        except HeadwaterError as error:
+            self._send(503, f"{error}\n".encode(), plain, body=body)
+            return
         if match is None or data is None:
-            self._send(404, b"not found\n", {"Content-Type": "text/plain", "Cache-Control": "no-store"}, body=body)
+            self._send(404, b"not found\n", plain, body=body)
             return
         tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
         headers = {
             "ETag": tag,
-            "Cache-Control": MUTABLE if match[1] == HEAD else IMMUTABLE,
-            "Content-Type": "text/plain; charset=utf-8" if "." not in match[1] else "application/octet-stream",
+            "Cache-Control": cache_control(match[1]),
+            "Content-Type": content_type(match[1]),
             "Access-Control-Allow-Origin": "*",
         }
         if self.headers.get("If-None-Match") == tag:
@@ -45,10 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, data, headers, body=body)
 
     def _read(self, path: str) -> bytes | None:
+        if path == HEAD and self.head is not None:
+            return self.head
         try:
-            with open(os.path.join(self.root, path), "rb") as file:
-                return file.read()
-        except OSError:
+            return self.store.get(path)
+        except NotFound:
             return None
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
@@ -66,7 +74,13 @@ class _Handler(BaseHTTPRequestHandler):
             super().log_message(format, *args)
 
 
-def make_server(root: str, host: str, port: int, *, quiet: bool) -> ThreadingHTTPServer:
-    """A server for the dataset in the folder `root`; only files of a dataset are served."""
-    handler = type("Handler", (_Handler,), {"root": root, "quiet": quiet})
+def make_server(
+    address: str | Store, host: str, port: int, *, quiet: bool, head: bytes | None = None
+) -> ThreadingHTTPServer:
+    """A server for the dataset in a store, or at a store's address; only files of a dataset are served.
+
+    `head` is served in place of the HEAD that is there.
+    """
+    store = open_store(address) if isinstance(address, str) else address
+    handler = type("Handler", (_Handler,), {"store": store, "head": head, "quiet": quiet})
     return ThreadingHTTPServer((host, port), handler)

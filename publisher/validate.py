@@ -9,26 +9,41 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from publisher.stores.base import Store
 from puller.console import rows_of
 from puller.errors import Rejected
-from puller.wire.head import HEAD, Head, format_head
+from puller.secret import VARIABLE
+from puller.stores.base import Store
+from puller.stores.folder import FolderStore
+from puller.wire.head import HEAD, Head
 
 GRACE = 10
 """Seconds that a validator has to end after an interruption."""
 
 
 def validate(
-    commands: Sequence[str], store: Store, was: Head | None, new: Head, added: int, updated: int, deleted: int
+    commands: Sequence[str],
+    store: Store,
+    was: Head | None,
+    new: Head,
+    data: bytes,
+    added: int,
+    updated: int,
+    deleted: int,
+    *,
+    secret: str | None = None,
 ) -> None:
     """Run the commands one after the other against the version that `new` stands for; all of its files are in the store.
 
+    `data` are the bytes of its HEAD, signed as it will be published.
+
     Each runs in a shell, with a JSON object on stdin that says what changed and with HEADWATER_NAME, HEADWATER_VERSION
-    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; what it prints goes to stderr.
+    and HEADWATER_CANDIDATE (an address to pull the new version from) in its environment; of an
+    encrypted dataset, HEADWATER_SECRET as well (`secret`). What it prints goes to stderr.
     Raises Rejected at the first that does not end with 0.
     """
     if not commands:
@@ -47,12 +62,15 @@ def validate(
         "previous_version": None if was is None else was.version,
         "previous_records": None if was is None else rows_of(was.records, was.kind),
     }
-    with _candidate(store, new) as address:
+    candidate = _linked(store, data) if isinstance(store, FolderStore) else _served(store, data)
+    with candidate as address:
         environment = os.environ | {
             "HEADWATER_NAME": new.name,
             "HEADWATER_VERSION": str(new.version),
             "HEADWATER_CANDIDATE": address,
         }
+        if secret is not None:
+            environment[VARIABLE] = secret
         for command in commands:
             status = _run(command, msgspec.json.encode(facts) + b"\n", environment)
             if status != 0:
@@ -60,7 +78,7 @@ def validate(
 
 
 @contextlib.contextmanager
-def _candidate(store: Store, new: Head) -> Iterator[str]:
+def _linked(store: FolderStore, data: bytes) -> Iterator[str]:
     """A folder that serves the new version: its HEAD, and links to the store's files. It goes in the end."""
     folder = tempfile.mkdtemp(prefix="headwater-candidate-")
     try:
@@ -69,10 +87,24 @@ def _candidate(store: Store, new: Head) -> Iterator[str]:
                 if entry.is_dir():
                     os.symlink(os.path.abspath(entry.path), os.path.join(folder, entry.name))
         with open(os.path.join(folder, HEAD), "wb") as file:
-            file.write(format_head(new))
+            file.write(data)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _served(store: Store, data: bytes) -> Iterator[str]:
+    """The address of a server on this machine alone that serves the new version: its HEAD, and the store's files."""
+    from publisher.serve import make_server
+
+    store.flush()
+    with make_server(store, "127.0.0.1", 0, quiet=True, head=data) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def _run(command: str, given: bytes, environment: dict[str, str]) -> int:

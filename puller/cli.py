@@ -6,16 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.console import EXIT_CODES, Console, amount, common, console, count, noun_of, rows_of, run, size
+from puller.console import (
+    EXIT_CODES,
+    Console,
+    Duration,
+    amount,
+    common,
+    console,
+    count,
+    noun_of,
+    rows_of,
+    run,
+    secret_option,
+    size,
+)
 
 if TYPE_CHECKING:
     from puller.plan import Candidate, Plan
     from puller.pull import Options, Outcome
-    from puller.targets.base import Target
+    from puller.targets.base import State, Target
+    from puller.trust import Pins, Staleness
     from puller.wire.head import Head
+    from puller.wire.note import Key
 
 UNCHANGED = 10
-DIFFERS = 6
+DIFFERS = STALE = 6
 REASONS = {
     "new_target": "nothing was held yet",
     "overwrite": "as told",
@@ -41,6 +56,20 @@ as_option = click.option(
 )
 
 
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="KEY",
+    help="A public key that the dataset must be signed under, or a file with such keys; repeatable, one suffices.",
+)
+staleness_option = click.option(
+    "--max-staleness",
+    type=Duration(),
+    metavar="TIME",
+    help=f"Exit with {STALE} if the newest HEAD is older, as 90s, 15m, 2h or 3d.",
+)
+
+
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
@@ -52,13 +81,24 @@ def main() -> None:
       puller pull https://data.example.org/prices prices.db
       puller status prices.db
       puller verify prices.db
+      puller mirror https://data.example.org/prices /srv/data/prices
     """
+
+
+mirror_option = click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="URL",
+    help="A further address of the same dataset, used where the first fails or lags; repeatable.",
+)
 
 
 @main.command("pull", epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("target")
 @as_option
+@mirror_option
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
@@ -73,30 +113,45 @@ def main() -> None:
     "--dry-run", is_flag=True, help="Say what would be fetched, by which of the ways and why; change nothing."
 )
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@trust_option
+@click.option("--repin", is_flag=True, help="Forget whom TARGET trusted and what it saw; begin with the --trust keys.")
+@click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
+@staleness_option
+@secret_option
 @common
 def pull_command(
     url: str,
     target: str,
     form: str | None,
+    mirrors: tuple[str, ...],
     adopt: bool,
     check: bool,
     overwrite: bool,
     number: int | None,
     dry_run: bool,
     exit_code: bool,
+    trust: tuple[str, ...],
+    repin: bool,
+    allow_expired: bool,
+    max_staleness: int | None,
+    secret: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
     """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
 
-    URL is http://, https://, file:// or a path. TARGET is a folder (kind files), a SQLite database
+    URL is http://, https://, s3://bucket/prefix, file:// or a path. TARGET is a folder (kind files), a SQLite database
     (*.db, *.sqlite; kinds table and bytes) or a JSON Lines file (*.jsonl; kind table).
+
+    A signed dataset is verified by the key that --trust gives (`publisher key show` prints it), or by the one that is met
+    first, and from then on by no other: TARGET remembers it.
 
     \b
     Examples:
       puller pull https://data.example.org/catalogue ./catalogue
       puller pull https://data.example.org/prices prices.db
+      puller pull --trust prices+c1bd1d7c+AXv… --max-staleness 2h URL prices.db
       puller pull --dry-run /srv/data/prices prices.db
       puller pull --version 41 URL prices.db
       puller pull --exit-code -q URL /etc/rules && systemctl reload app
@@ -104,18 +159,77 @@ def pull_command(
     from puller.pull import Options
 
     out = console(as_json, quiet, verbose)
-    options = Options(overwrite=overwrite, adopt=adopt, check=check, dry_run=dry_run, version=number)
-    outcome = _pull(url, target, form, options, out)
+    options = Options(
+        overwrite=overwrite,
+        adopt=adopt,
+        check=check,
+        dry_run=dry_run,
+        version=number,
+        trust=_keys(trust, repin=repin),
+        repin=repin,
+        allow_expired=allow_expired,
+        max_staleness=max_staleness,
+        secret=secret,
+    )
+    outcome = _pull(url, target, form, options, out, mirrors)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
     )
     out.result(text, **fields)
+    if outcome.stale is not None:
+        out.warn(_staleness(outcome.stale, target))
+        return STALE
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
 
-def _pull(url: str, path: str, form: str | None, options: Options, out: Console) -> Outcome:
+def _keys(words: tuple[str, ...], *, repin: bool = False) -> list[Key]:
+    from puller.errors import UsageError
+    from puller.trust import parse_given
+
+    if repin and not words:
+        raise UsageError("--repin needs --trust KEY: whom to trust from now on")
+    return parse_given(words) if words else []
+
+
+def _staleness(stale: Staleness, target: str) -> str:
+    why = {
+        "expired": "the newest HEAD that the host gave is expired; newer ones may be held back",
+        "stale": "the newest HEAD that the host gave is older than --max-staleness",
+        "older-head": "the host has served an older HEAD than one seen before for too long",
+    }
+    return f"{target} is stale ({stale}): {why[stale]}. Ask whoever serves or publishes the dataset"
+
+
+def _trusted(pins: Pins) -> dict[str, Any]:
+    """Whom a target trusts, for --json."""
+    if not pins.key_set:
+        return {"signed": False, "key_set": 0, "roots": [], "given": False}
+    from puller.wire.keyset import parse_key_set
+
+    keys = parse_key_set(pins.key_set)[0]
+    return {"signed": True, "key_set": keys.number, "roots": list(map(str, keys.roots)), "given": bool(pins.given)}
+
+
+def _met(outcome: Outcome, dry_run: bool) -> list[str]:
+    """What is said about trust at first contact."""
+    if not outcome.met:
+        return []
+    trusted = _trusted(outcome.pins)
+    if not trusted["signed"]:
+        return ["  not signed: whoever can write to the host, or stands between, can change the data"]
+    if trusted["given"]:
+        return [f"  signed under the key given, key set {trusted['key_set']}"]
+    verb = "would trust" if dry_run else "trusts from now on"
+    return [
+        f"  {verb} the key that it met first: {' '.join(trusted['roots'])}",
+        "  compare it with `publisher key show`, or give the right one with --trust",
+    ]
+
+
+def _pull(url: str, path: str, form: str | None, options: Options, out: Console, mirrors: tuple[str, ...]) -> Outcome:
     from puller.fetch import open_fetcher
+    from puller.mirrors import Health
     from puller.pull import pull
     from puller.targets import open_target
 
@@ -127,10 +241,11 @@ def _pull(url: str, path: str, form: str | None, options: Options, out: Console)
         opened.append(open_target(path, None if head is None else head.kind, form))
         return opened[-1]
 
-    fetcher = open_fetcher(url)
+    health = Health()
+    fetcher = open_fetcher(url, mirrors, health)
     try:
         with out.progress() as progress:
-            outcome = pull(url, fetcher, find, options, progress=progress)
+            outcome = pull(url, fetcher, find, options, progress=progress, health=health)
     finally:
         fetcher.close()
         for old in opened:
@@ -170,19 +285,22 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
         "notes": outcome.notes,
         "requests": outcome.requests,
         "received": outcome.received,
-    }
+        "stale": outcome.stale,
+        "first_contact": outcome.met,
+    } | _trusted(outcome.pins)
     version = f"{outcome.dataset} version {outcome.after[1]}"
     if plan.way == "nothing":
         held = amount(outcome.records, outcome.kind)
         state = "stays at" if plan.reason == "older_head" else "up to date with"
-        return fields, f"{target}: {state} {version} ({held})"
+        return fields, "\n".join([f"{target}: {state} {version} ({held})", *_met(outcome, dry_run)])
     start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
     if dry_run:
         text = f"{target}: would go from {start} to {version} by {plan.way} ({REASONS[plan.reason]}), fetching {_cost(plan)}"
-        return fields, "\n".join([text, *map(_explain, plan.candidates)])
+        return fields, "\n".join([text, *map(_explain, plan.candidates), *_met(outcome, dry_run)])
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
-    return fields, f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
+    text = f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
+    return fields, "\n".join([text, *_met(outcome, dry_run)])
 
 
 def _cost(way: Plan | Candidate) -> str:
@@ -196,19 +314,89 @@ def _explain(candidate: Candidate) -> str:
     return f"  {candidate.way:<10} {_cost(candidate) if closed is None else f'no: {REASONS[closed]}'}"
 
 
+@main.command("mirror", epilog=EXIT_CODES)
+@click.argument("url")
+@click.argument("folder")
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Also copy what it takes to pull the N versions before the newest, where URL still has it.",
+)
+@click.option("--check", is_flag=True, help="Read every file of FOLDER again, and fetch those anew that are damaged.")
+@click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@common
+def mirror_command(
+    url: str, folder: str, keep_versions: int, check: bool, exit_code: bool, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Copy the files of the dataset at URL to FOLDER, to serve them onward: FOLDER is then an address to pull from.
+
+    Every file is verified; those of encrypted datasets are copied as they are, and no secret is needed. New files come
+    first, HEAD last, and never an older HEAD than before. Nothing is deleted.
+
+    \b
+    Examples:
+      puller mirror https://data.example.org/prices /srv/data/prices
+      puller mirror --keep-versions 10 https://data.example.org/prices /srv/data/prices
+    """
+    from puller.fetch import open_fetcher
+    from puller.mirror import Options, mirror
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    fetcher = open_fetcher(url)
+    try:
+        with out.progress() as progress:
+            options = Options(keep_versions=keep_versions, check=check)
+            outcome = mirror(url, fetcher, open_store(folder), options, progress=progress)
+    finally:
+        fetcher.close()
+    for note in outcome.notes:
+        out.warn(note)
+    head = outcome.head
+    version = f"{head.name} version {head.version}"
+    copied = f"{count(outcome.files, 'file')} ({size(outcome.bytes)}) copied"
+    cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
+    text = f"{folder}: mirrors {version}: {copied}, {cost}" if outcome.changed else f"{folder}: still mirrors {version}"
+    out.result(
+        text,
+        folder=folder,
+        dataset=head.name,
+        encrypted=head.encryption is not None,
+        changed=outcome.changed,
+        **{"from": _position(outcome.before), "to": _position(outcome.after)},
+        files=outcome.files,
+        bytes=outcome.bytes,
+        archived=outcome.archived,
+        notes=outcome.notes,
+        requests=outcome.requests,
+        received=outcome.received,
+    )
+    return UNCHANGED if exit_code and not outcome.changed else 0
+
+
+def _position(order: tuple[int, int, int] | None) -> dict[str, int] | None:
+    return None if order is None else {"epoch": order[0], "version": order[1]}
+
+
 @main.command("status", epilog=EXIT_CODES)
 @click.argument("target")
 @as_option
+@staleness_option
 @common
-def status_command(target: str, form: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Say which version of which dataset TARGET holds. Reads only bookkeeping.
+def status_command(
+    target: str, form: str | None, max_staleness: int | None, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Say which version of which dataset TARGET holds, and whom it trusts. Reads only bookkeeping.
+
+    Exits with 6 if the newest HEAD that was seen is expired, or older than --max-staleness.
 
     \b
-    Example:
+    Examples:
       puller status prices.db
+      puller status --max-staleness 2h -q prices.db || echo stale
     """
-    from datetime import UTC, datetime
-
     out = console(as_json, quiet, verbose)
     state, opened = _held(target, form)
     opened.close()
@@ -224,13 +412,52 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
         "published": state.time,
         "pulled": state.pulled,
         "publish_id": state.publish_id,
-    }
-    published, pulled = (datetime.fromtimestamp(t, UTC).isoformat(" ", "seconds") for t in (state.time, state.pulled))
+        "seen": dict(zip(("epoch", "version", "time"), state.seen, strict=True)),
+        "expires": state.expires,
+        "stale": (stale := _how_stale(state, max_staleness)),
+        "encrypted": bool(state.encryption),
+        "secret_id": state.encryption or None,
+    } | _trusted(state.pins)
+    published, pulled = map(_time, (state.time, state.pulled))
     text = (
         f"{target}: {state.dataset} version {state.version} (epoch {state.epoch}), {amount(state.records, state.kind)}\n"
-        f"  published  {published}\n  pulled     {pulled} from {state.source}\n  checksum   {state.checksum}"
+        f"  published  {published}\n  pulled     {pulled} from {state.source}\n  checksum   {state.checksum}\n"
+        f"  signed     {_signed(state)}\n"
+        f"  newest     version {state.seen[1]} (epoch {state.seen[0]}), of {_time(state.seen[2])}{_expires(state)}"
     )
+    text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
     out.result(text, **fields)
+    if stale is not None:
+        out.warn(_staleness(stale, target))
+        return STALE
+    return 0
+
+
+def _how_stale(state: State, most: int | None) -> Staleness | None:
+    import time
+
+    from puller.trust import staleness
+
+    now = int(time.time())
+    return staleness(now, state.seen[2], expires=state.expires, behind=state.behind, interval=state.interval, most=most)
+
+
+def _signed(state: State) -> str:
+    trusted = _trusted(state.pins)
+    if not trusted["signed"]:
+        return "no"
+    how = "given with --trust" if trusted["given"] else "met first"
+    return f"key set {trusted['key_set']}, {how}; root {' '.join(trusted['roots'])}"
+
+
+def _time(seconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
+
+
+def _expires(state: State) -> str:
+    return "" if state.expires is None else f", expires {_time(state.expires)}"
 
 
 @main.command("verify", epilog=EXIT_CODES)
@@ -240,14 +467,29 @@ def status_command(target: str, form: str | None, as_json: bool, quiet: bool, ve
     "--repair", is_flag=True, help="Bring back what differs, over local edits, fetching as little as will do."
 )
 @click.option("--from", "source", metavar="URL", help="Where to repair from (default: where TARGET was pulled from).")
+@trust_option
+@staleness_option
+@secret_option
+@mirror_option
 @common
 def verify_command(
-    target: str, form: str | None, repair: bool, source: str | None, as_json: bool, quiet: bool, verbose: bool
+    target: str,
+    form: str | None,
+    repair: bool,
+    source: str | None,
+    trust: tuple[str, ...],
+    max_staleness: int | None,
+    secret: str | None,
+    mirrors: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Read everything in TARGET again and compare it with what was pulled.
 
     Without --repair it changes nothing and asks no host, and exits with 6 if TARGET differs. With --repair, what differs
-    is told, and then brought back to the version that is held.
+    is told, and then brought back to the version that is held. With --trust, a TARGET that trusts another key is refused;
+    with --max-staleness, one that is stale exits with 6, too.
 
     \b
     Examples:
@@ -258,11 +500,13 @@ def verify_command(
 
     out = console(as_json, quiet, verbose)
     state, opened = _held(target, form)
+    given = _keys(trust)
     try:
+        _check_trust(state, target, given)
         check = opened.check()
     finally:
         opened.close()
-    same = check.equals(state)
+    same, stale = check.equals(state), None if max_staleness is None else _how_stale(state, max_staleness)
     out.warn_each("differs: ", check.differing)
     out.warn_each("missing: ", check.missing)
     noun = noun_of(state.kind)
@@ -271,8 +515,8 @@ def verify_command(
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
-        options = Options(overwrite=True, version=state.version)
-        outcome = _pull(source or state.source, target, form, options, out)
+        options = Options(overwrite=True, version=state.version, trust=given, secret=secret)
+        outcome = _pull(source or state.source, target, form, options, out, mirrors)
         repaired = _describe(outcome, target, dry_run=False)[0]
         text = (
             f"{target}: {what}; brought back to {state.dataset} version {state.version} by {outcome.plan.way}: "
@@ -297,8 +541,43 @@ def verify_command(
         differing=check.differing,
         missing=check.missing,
         repaired=repaired or None,
+        stale=stale,
     )
-    return 0 if same or repaired else DIFFERS
+    if stale is not None:
+        out.warn(_staleness(stale, target))
+    return 0 if (same or repaired) and stale is None else DIFFERS
+
+
+def _check_trust(state: State, target: str, given: list[Key]) -> None:
+    """Raise Untrusted if what is held does not go back to one of the keys that were given. Asks no host."""
+    from puller.errors import Distrust, Untrusted
+
+    trusted = {*state.pins.given, *_trusted(state.pins)["roots"]}
+    if given and not trusted & set(map(str, given)):
+        raise Untrusted(
+            Distrust.UNKNOWN_KEY if state.pins.key_set else Distrust.UNSIGNED,
+            f"{target} trusts {' '.join(sorted(trusted)) or 'no key'}, not the one given; pull with --trust to look further back",
+        )
+
+
+@main.command("doctor", epilog=EXIT_CODES)
+@click.argument("url")
+@common
+def doctor_command(url: str, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Look at how the dataset at URL is served, and say what is wrong and what to do about it.
+
+    Exits with 1 if there is a problem. Asks for one name that cannot exist, to see what is said of missing files.
+
+    \b
+    Example:
+      puller doctor https://data.example.org/catalogue
+    """
+    from puller.doctor import examine, fields, problems, told
+
+    findings, _ = examine(url)
+    wrong = problems(findings)
+    console(as_json, quiet, verbose).result(told(findings), url=url, problems=wrong, findings=fields(findings))
+    return 1 if wrong else 0
 
 
 def _held(path: str, form: str | None) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from puller.errors import HeadwaterError, LocalEdits
+from puller.errors import HeadwaterError, LocalEdits, Untrusted
 
 INTERRUPTED = 130
 SHOWN = 20
@@ -24,8 +24,8 @@ Exit codes:
   3  refused: going on would lose something (a flag says it is meant)
   4  the host or the store is unavailable; try again later
   5  what was read breaks the format or its promises; nothing of it was used
-  6  `verify` found differences
- 10  nothing was new (`pull --exit-code` only)
+  6  `verify` found differences, or what is held is stale: HEAD is expired, older than --max-staleness, or lags behind
+ 10  nothing was new (`pull` and `mirror` with `--exit-code` only)
   130  interrupted; the old state was kept
 """
 
@@ -168,13 +168,9 @@ def run(main: click.Command, name: str) -> None:
         status = INTERRUPTED
     except HeadwaterError as error:
         status = error.exit_code
-        _fail(
-            str(error),
-            type(error).__name__,
-            status,
-            as_json,
-            getattr(error, "names", []) if isinstance(error, LocalEdits) else [],
-        )
+        names = error.names if isinstance(error, LocalEdits) else []
+        reason = str(error.reason) if isinstance(error, Untrusted) else None
+        _fail(str(error), type(error).__name__, status, as_json, names, reason)
     except BrokenPipeError:
         status = 1
     except UnicodeError as error:
@@ -190,11 +186,32 @@ def run(main: click.Command, name: str) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str]) -> None:
+def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str], reason: str | None = None) -> None:
     if as_json:
-        error = {"error": kind, "message": message, "exit_code": status, "names": names}
+        error = {"error": kind, "message": message, "exit_code": status, "names": names, "reason": reason}
         click.echo(_json(error))
-    click.echo(f"error: {printable(message)}", err=True)
+    click.echo(f"error: {printable(message)}{f' [{reason}]' if reason else ''}", err=True)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A span of time on the command line, as 90s, 15m, 2h, 3d or 4w; in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+        if isinstance(value, int):
+            return value
+        digits = value[:-1]
+        if value[-1:] not in units or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 10**8:
+            self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h, 3d or 4w", param, ctx)
+        return int(digits) * units[value[-1]]
+
+
+def span(seconds: int) -> str:
+    """A span of time for people, in the largest unit that tells it exactly."""
+    name, unit = next((n, u) for n, u in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)) if seconds % u == 0)
+    return f"{seconds // unit}{name}"
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,6 +223,20 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _secret_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.startswith("HEADWATER-SECRET"):
+        raise click.BadParameter("name the file with the secret, not the secret: everybody here can see command lines")
+    return value
+
+
+secret_option = click.option(
+    "--secret",
+    metavar="FILE",
+    callback=_secret_file,
+    help="The secret of an encrypted dataset (default: HEADWATER_SECRET, or the user's keys folder).",
+)
 
 
 def console(as_json: bool, quiet: bool, verbose: bool) -> Console:

@@ -5,6 +5,8 @@ A message says what happened, what was kept, and what to do next.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class HeadwaterError(Exception):
     """Base of all errors raised on purpose. `exit_code` is the command's exit status."""
@@ -16,6 +18,10 @@ class UsageError(HeadwaterError):
     """The command, or a combination of its arguments, makes no sense."""
 
     exit_code = 2
+
+
+class SecretError(UsageError):
+    """The secret of an encrypted dataset is missing, damaged or another one's, or was given for one that is not encrypted."""
 
 
 class Refused(HeadwaterError):
@@ -47,6 +53,10 @@ class Rejected(Refused):
     """A validator did not let a new version pass."""
 
 
+class NoKey(Refused):
+    """The private key that would have to sign is not here, or is not one that the dataset's key set names."""
+
+
 class SourceError(HeadwaterError):
     """The source cannot be read, or holds something that cannot be published."""
 
@@ -56,11 +66,27 @@ class TargetError(HeadwaterError):
 
 
 class FetchError(HeadwaterError):
-    """A file could not be had from the host."""
+    """A file could not be had from the host.
+
+    `diff` is the SHA-256 of the root of the diff that needs the file, where it is known.
+    """
+
+    diff: bytes | None = None
 
 
 class NotFound(FetchError):
     """The host says that the file does not exist (proven absence, never an outage)."""
+
+
+class Missing(NotFound):
+    """The host says that a file does not exist which the dataset names: it may come yet, or be gone."""
+
+
+class Withheld(FetchError):
+    """The host gives something else than the file (403, a web page); whether it is absent cannot be told.
+
+    S3 answers 403 for what is missing to whoever may not list the bucket.
+    """
 
 
 class Unavailable(FetchError):
@@ -80,6 +106,29 @@ class Invalid(HeadwaterError):
     """What was read breaks the format (SPEC.md); nothing of it was used."""
 
     exit_code = 5
+
+
+class Distrust(StrEnum):
+    """Why a HEAD or a key set is not believed (SPEC 7.4, 7.5)."""
+
+    UNSIGNED = "unsigned"
+    UNKNOWN_KEY = "unknown-key"
+    BAD_SIGNATURE = "bad-signature"
+    OTHER_DATASET = "other-dataset"
+    KEY_SET_ROLLBACK = "key-set-rollback"
+    KEY_SET_FORGED = "key-set-forged"
+    KEY_SET_SKIPPED = "key-set-skipped"
+    EPOCH = "epoch"
+    FORK = "fork"
+    EXPIRED = "expired"
+
+
+class Untrusted(Invalid):
+    """What the host serves is not what the trusted keys signed, or not what they may sign. `reason` names what is wrong."""
+
+    def __init__(self, reason: Distrust, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Corrupt(Invalid):

@@ -1,40 +1,54 @@
-"""Where files come from: a folder, or a host over HTTP. Fetchers say what they got; they verify nothing."""
+"""Where files come from: what a fetcher is, the one for folders, retrying, and which one an address asks for."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from puller.errors import FetchError, HeadwaterError, NotFound, Unavailable, UsageError
+from puller.errors import Corrupt, HeadwaterError, NotFound, Unavailable, UsageError
 from puller.wire.head import HEAD, MAX_HEAD
 
 if TYPE_CHECKING:
-    import urllib3
+    from puller.mirrors import Health
 
 TIMEOUT = 30.0
+"""Seconds that a host has for the headers of an answer, and to be silent."""
 ATTEMPTS = 4
 THREADS = 8
+CONNECTIONS = 32
+"""Files that are asked of a remote host at once: what is far away is waited for, not worked on."""
+PATIENCE = 20.0
+"""Seconds that a pull waits for files that are missing on the host."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a host gave for HEAD: its bytes (None: not modified since `etag`), and the tag for the next time."""
+    """What a host gave for HEAD: its bytes (None: not modified since `etag`), and the tag for the next time.
+
+    `others` is what further places gave, the newest first: one of them may do where this one is refused.
+    """
 
     data: bytes | None
     etag: str | None
+    others: tuple[Answer, ...] = ()
+
+
+Check = Callable[[bytes], object]
+"""Raises Corrupt for bytes that are not the file's."""
 
 
 class Fetcher(Protocol):
     """Gives the bytes of a dataset's files. Methods may be called from several threads at once.
 
-    `fetch` and `fetch_head` raise NotFound only when the host says that a file is absent, Unavailable when
-    asking again may help, FetchError otherwise. `requests` counts what was asked of the host, and `received`
-    the bytes of the bodies it gave.
+    `fetch` and `fetch_head` raise NotFound only when the host says that a file is absent, Withheld when it gives
+    something else than the file, Unavailable when asking again may help, FetchError otherwise. `requests` counts what
+    was asked of the host, and `received` the bytes of the bodies it gave. A tag means nothing to fetchers of another
+    address, which ignore it.
     """
 
     @property
@@ -48,8 +62,12 @@ class Fetcher(Protocol):
     @property
     def received(self) -> int: ...
 
-    def fetch(self, path: str, size: int) -> bytes:
-        """The file at `path`; at most `size` + 1 bytes of it, so that a longer file shows."""
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
+        """The file at `path`; at most `size` + 1 bytes of it, so that a longer file shows.
+
+        Bytes that do not pass `check` are not returned: they are asked for again, or elsewhere, where the fetcher can,
+        and Corrupt is raised in the end.
+        """
         ...
 
     def fetch_head(self, etag: str | None) -> Answer:
@@ -71,10 +89,12 @@ class FolderFetcher:
         self.requests = 0
         self.received = 0
 
-    def fetch(self, path: str, size: int) -> bytes:
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
         self.requests += 1
         data = self._read(path, size + 1)
         self.received += len(data)
+        if check is not None:
+            check(data)
         return data
 
     def fetch_head(self, etag: str | None) -> Answer:
@@ -121,155 +141,8 @@ class FolderFetcher:
         return Unavailable(f"{path} in {self.root} cannot be read: {error.strerror}")
 
 
-class HttpFetcher:
-    """Files of an HTTP host, over pooled connections, without redirects to another origin."""
-
-    is_local = False
-
-    def __init__(self, base: str) -> None:
-        import urllib3
-
-        self.base = base.rstrip("/") + "/"
-        self.requests = 0
-        self.received = 0
-        self._errors = urllib3.exceptions
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "headwater"}
-        user = urlsplit(base).netloc.rpartition("@")[0]
-        if user:
-            self._headers |= urllib3.make_headers(basic_auth=unquote(user))
-            self.base = shown(self.base)
-        options: dict[str, Any] = {
-            "maxsize": THREADS,
-            "block": True,
-            "retries": False,
-            "timeout": urllib3.Timeout(connect=10.0, read=TIMEOUT),
-        }
-        proxy = _proxy(base)
-        self._pool: urllib3.PoolManager = (
-            urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-        )
-
-    def fetch(self, path: str, size: int) -> bytes:
-        _, data, _ = self._get(path, size + 1, {})
-        return data
-
-    def fetch_head(self, etag: str | None) -> Answer:
-        headers = {"If-None-Match": etag} if etag else {"Cache-Control": "no-cache"}
-        status, data, tag = self._get(HEAD, MAX_HEAD + 1, headers)
-        return Answer(None, etag) if status == 304 else Answer(data, tag)
-
-    def close(self) -> None:
-        self._pool.clear()
-
-    def _get(self, path: str, limit: int, headers: dict[str, str]) -> tuple[int, bytes, str | None]:
-        url = urljoin(self.base, path)
-        for _ in range(4):
-            self.requests += 1
-            try:
-                response = self._pool.request(
-                    "GET", url, headers=self._headers | headers, redirect=False, preload_content=False
-                )
-                whole = False
-                try:
-                    if response.status in (301, 302, 303, 307, 308):
-                        url = self._redirect(url, response)
-                        continue
-                    self._check(url, response, "If-None-Match" in headers)
-                    data = self._body(url, response, limit)
-                    whole = len(data) < limit
-                    return response.status, data, response.headers.get("ETag")
-                finally:
-                    if not whole:
-                        response.close()
-                    response.release_conn()
-            except self._errors.LocationParseError as error:
-                raise UsageError(f"{url} is not a proper address: {error}") from error
-            except ValueError as error:
-                raise Unavailable(f"{shown(url)}: the host's answer makes no sense ({error})") from error
-            except (self._errors.HTTPError, OSError) as error:
-                raise Unavailable(f"{url}: {_reason(error)}") from error
-        raise FetchError(f"{url}: too many redirects")
-
-    def _redirect(self, url: str, response: urllib3.BaseHTTPResponse) -> str:
-        to = urljoin(url, response.headers.get("Location", ""))
-        if urlsplit(to)[:2] != urlsplit(url)[:2]:
-            raise FetchError(f"{url} redirects to another origin, {to}; use that address if you trust it")
-        return to
-
-    def _check(self, url: str, response: urllib3.BaseHTTPResponse, conditional: bool) -> None:
-        status = response.status
-        if status == 200 or (status == 304 and conditional):
-            return
-        if status in (404, 410):
-            raise NotFound(f"{url}: the host answers {status}, not found")
-        if status in (401, 403):
-            raise FetchError(f"{url}: the host answers {status}: reading is denied, or the file is missing")
-        if status in (408, 425, 429) or status >= 500:
-            raise Unavailable(f"{url}: the host answers {status}", _retry_after(response.headers.get("Retry-After")))
-        raise FetchError(f"{url}: the host answers {status}")
-
-    def _body(self, url: str, response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
-        deadline = time.monotonic() + max(TIMEOUT, limit / 10_000)
-        parts = []
-        left = limit
-        while left and (part := response.read1(min(left, 1 << 20), decode_content=False)):
-            parts.append(part)
-            left -= len(part)
-            if time.monotonic() > deadline:
-                raise Unavailable(f"{url}: the body came too slowly")
-        self.received += limit - left
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        seen.append(cause)
-        reason = getattr(cause, "reason", None)
-        cause = reason if isinstance(reason, BaseException) else cause.__cause__ or cause.__context__
-    names = {type(e).__name__ for e in seen}
-    for name, words in _WORDS.items():
-        if name in names:
-            return words
-    texts = [e.strerror for e in seen if isinstance(e, OSError) and e.strerror]
-    return texts[-1] if texts else str(error)
-
-
-_WORDS = {
-    "ConnectionRefusedError": "the connection was refused",
-    "NameResolutionError": "the host's name is unknown",
-    "gaierror": "the host's name is unknown",
-    "ConnectTimeoutError": "the host did not answer in time",
-    "ReadTimeoutError": "the host went silent",
-    "IncompleteRead": "the connection broke off in the middle of a file",
-    "ProtocolError": "the connection broke off",
-    "ProxyError": "the proxy does not let it through",
-    "SSLCertVerificationError": "the host's certificate cannot be verified",
-    "SSLError": "no secure connection could be made",
-}
-
-
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY), as curl has it."""
-    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
-        return None
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    parts = urlsplit(url)
-    proxies = getproxies_environment()
-    if proxy_bypass(parts.netloc):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all")
-
-
-def _retry_after(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isascii() and value.isdigit() else None
-
-
 class Retrying:
-    """Wraps a fetcher: what is Unavailable is asked for again, after growing, jittered pauses."""
+    """Wraps a fetcher: what is Unavailable is asked for again, after growing, jittered pauses; what is Corrupt, once."""
 
     def __init__(
         self,
@@ -295,8 +168,8 @@ class Retrying:
     def received(self) -> int:
         return self._inner.received
 
-    def fetch(self, path: str, size: int) -> bytes:
-        return self._again(lambda: self._inner.fetch(path, size))  # type: ignore[no-any-return]
+    def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
+        return self._again(lambda: self._inner.fetch(path, size, check))  # type: ignore[no-any-return]
 
     def fetch_head(self, etag: str | None) -> Answer:
         return self._again(lambda: self._inner.fetch_head(etag))  # type: ignore[no-any-return]
@@ -305,14 +178,58 @@ class Retrying:
         self._inner.close()
 
     def _again(self, ask: Callable[[], Any]) -> Any:
-        for attempt in range(self._attempts):
-            try:
-                return ask()
-            except Unavailable as error:
-                if attempt + 1 == self._attempts or (error.retry_after or 0) > TIMEOUT:
-                    raise
-                self._sleep(max(error.retry_after or 0.0, 0.2 * 2**attempt * (0.5 + self._jitter())))
-        raise AssertionError("unreachable")
+        return again(lambda: self._whole(ask), self._attempts, self._sleep, self._jitter)
+
+    def _whole(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except Corrupt:
+            self._sleep(0.2 * (0.5 + self._jitter()))
+            return ask()
+
+
+T = TypeVar("T")
+
+
+def again(
+    ask: Callable[[], T],
+    attempts: int = ATTEMPTS,
+    sleep: Callable[[float], object] = time.sleep,
+    jitter: Callable[[], float] = random.random,
+) -> T:
+    """What `ask` gives; while it is Unavailable, it is asked again after growing, jittered pauses."""
+    for attempt in range(attempts):
+        try:
+            return ask()
+        except Unavailable as error:
+            if attempt + 1 == attempts or (error.retry_after or 0) > TIMEOUT:
+                raise
+            sleep(max(error.retry_after or 0.0, 0.2 * 2**attempt * (0.5 + jitter())))
+    raise AssertionError("unreachable")
+
+
+class Patience:
+    """How long a pull waits for files that are missing, all in all: a cache may be behind the host, or hold a "not found"."""
+
+    def __init__(
+        self,
+        seconds: float = PATIENCE,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._sleep = sleep
+        self._clock = clock
+        self._jitter = jitter
+        self._end = clock() + seconds
+
+    def wait(self, attempt: int) -> bool:
+        """Pause, longer with each attempt; False at once if there is no time left."""
+        pause = min(8.0, 2.0**attempt) * (0.5 + self._jitter())
+        if self._clock() + pause > self._end:
+            return False
+        self._sleep(pause)
+        return True
 
 
 def shown(address: str) -> str:
@@ -328,17 +245,39 @@ def where(address: str) -> str:
     return shown(address) if "://" in address else os.path.abspath(address)
 
 
-def open_fetcher(address: str) -> Fetcher:
-    """The fetcher for an address: http(s)://, file://, or a path. Raises UsageError for another scheme."""
+def open_fetcher(address: str, mirrors: Sequence[str] = (), health: Health | None = None) -> Fetcher:
+    """The fetcher for an address: http(s)://, s3://, file://, or a path. Raises UsageError for another scheme.
+
+    `mirrors` are further addresses with the same dataset; `health` is what is known of all of them.
+    """
+    if not mirrors and _is_local(address):
+        return _open(address)
+    from puller.mirrors import Mirrors
+
+    fetchers = {where(one): _open(one) for one in (address, *mirrors)}
+    return Retrying(Mirrors(fetchers, health))
+
+
+def _is_local(address: str) -> bool:
+    return urlsplit(address).scheme not in ("http", "https")
+
+
+def _open(address: str) -> Fetcher:
     parts = urlsplit(address)
     if parts.scheme in ("http", "https"):
         if not parts.netloc or parts.query or parts.fragment:
             raise UsageError(f"{address} is not the address of a dataset: give it without query and fragment")
-        return Retrying(HttpFetcher(address))
+        from puller.http import HttpFetcher
+
+        return HttpFetcher(address)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise UsageError(f"{address} names another machine; file:// reads local folders only")
         return FolderFetcher(unquote(parts.path))
+    if parts.scheme == "s3":
+        from puller.s3 import S3Fetcher
+
+        return Retrying(S3Fetcher(address))
     if "://" in address:
-        raise UsageError(f"{address}: {parts.scheme}:// is not supported; use http(s)://, file:// or a path")
+        raise UsageError(f"{address}: {parts.scheme}:// is not supported; use http(s)://, s3://, file:// or a path")
     return FolderFetcher(address)

@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from puller.errors import (
     ChecksumMismatch,
     Corrupt,
+    Distrust,
     FetchError,
     HeadwaterError,
     Invalid,
     LocalEdits,
+    Missing,
     Moved,
     NotFound,
     SchemaChanged,
+    SecretError,
     Stale,
     Unavailable,
+    Untrusted,
     UsageError,
+    Withheld,
 )
-from puller.fetch import THREADS, Fetcher, shown, where
+from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, shown, where
+from puller.mirrors import Health
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.ranges import Ranges
 from puller.runs import bounded, live
+from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
+from puller.trust import GetFile, Keeper, Pins, Staleness, identity, staleness
 from puller.wire.checksum import Hash, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
+from puller.wire.keyset import MAX_KEY_SET, check_key_set
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
+from puller.wire.note import Key
 
 if TYPE_CHECKING:
     from puller.events import Watch
@@ -46,6 +57,9 @@ MOST_DAMAGED = 3
 """Damaged diffs that a pull goes round before it gives up."""
 MOST_NAMED = 10_000
 """Records that are named one by one when local edits are overwritten."""
+CHANGES = (Way.NOTHING, Way.PATCH, Way.DIFFS)
+MOST_ATTEMPTS = 8
+"""Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
 READ_AGAIN = 3600
 """Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
@@ -56,7 +70,12 @@ class Options:
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest).
+    to go to, of HEAD's epoch (None: the newest); `secret`: of an encrypted dataset, as a text or the file that it is in
+    (None: where it is otherwise found, see `puller.secret.unlock`).
+
+    `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
+    what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
+    old the newest HEAD may be, in seconds, before the outcome says that it is stale.
     """
 
     overwrite: bool = False
@@ -64,6 +83,11 @@ class Options:
     check: bool = False
     dry_run: bool = False
     version: int | None = None
+    trust: Sequence[Key] = ()
+    repin: bool = False
+    allow_expired: bool = False
+    max_staleness: int | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -82,6 +106,12 @@ class Outcome:
     received: int = 0
     notes: list[str] = field(default_factory=list)
     """What went wrong on the way and was got over."""
+    pins: Pins = field(default_factory=Pins)
+    """Whom the target trusts now; no key set where the dataset is not signed."""
+    met: bool = False
+    """Whether this was the first contact, or the first with a signed HEAD: `pins` are new."""
+    stale: Staleness | None = None
+    """Why what is held may be old, though nothing is wrong with it."""
 
     @property
     def changed(self) -> bool:
@@ -97,15 +127,27 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def read_head(address: str, fetcher: Fetcher, etag: str | None) -> tuple[Head | None, str | None]:
-    """HEAD (None: not modified since it came with `etag`), and its tag. Raises Invalid, FetchError."""
+Found = tuple[Head | None, Answer]
+"""A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
+
+
+def read_heads(address: str, fetcher: Fetcher, etag: str | None) -> list[Found]:
+    """HEAD; several where the dataset has mirrors that differ, the newest first. Raises Invalid, FetchError."""
     try:
         answer = fetcher.fetch_head(etag)
-        return (None if answer.data is None else parse_head(answer.data)), answer.etag
-    except NotFound as error:
-        raise NotFound(f"there is no dataset at {shown(address)} ({error}); check the address") from error
-    except Invalid as error:
-        raise type(error)(f"{shown(address)}: {error}") from error
+    except (NotFound, Withheld) as error:
+        what = "there is no dataset at" if isinstance(error, NotFound) else "no dataset can be read at"
+        raise type(error)(f"{what} {shown(address)} ({error}); check the address") from error
+    found: list[Found] = []
+    first: Invalid | None = None
+    for one in (answer, *answer.others):
+        try:
+            found.append((None if one.data is None else parse_head(one.data), one))
+        except Invalid as error:
+            first = first or error
+    if not found and first is not None:
+        raise type(first)(f"{shown(address)}: {first}") from first
+    return found
 
 
 def pull(
@@ -117,53 +159,121 @@ def pull(
     progress: Progress = _silent,
     now: Callable[[], float] = time.time,
     watch: Watch | None = None,
+    health: Health | None = None,
+    patience: Callable[[], Patience] = Patience,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
-    `watch` notes what changes on the way.
+    `watch` notes what changes on the way. `health` is what the fetcher knows of its hosts: it is kept with the target.
+    `patience` says how long files that are missing on the host are waited for.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
+    health = health or Health()
     state = partial = None
+    closed = dict.fromkeys(CHANGES, Reason.OVERWRITE) if options.overwrite else {}
     with contextlib.suppress(UsageError):
         target = find_target(None)
         state = target.state()
-    closed: dict[Way, Reason] = {}
-    if options.overwrite:
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
-    if state is not None and not target.is_there():
-        closed = dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.DATA_MISSING)
-    elif state is not None and options.check:
-        _check(target, state)
+    if state is not None:
+        closed |= _closed_by_what_is_there(target, state, options)
+        health.load(state.rests)
     current = int(now())
-    fresh = state is None or bool(closed or options.version) or not 0 <= current - state.read <= READ_AGAIN
+    fresh = state is None or _must_read(state, options, current) or bool(closed)
     try:
-        head, etag = read_head(address, fetcher, None if fresh or state is None else state.etag)
+        found = read_heads(address, fetcher, None if fresh or state is None else state.etag)
         if state is None:
-            target = find_target(head)
+            target = find_target(_met_first(found, fetcher, options, patience))
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS if fetcher.is_local else CONNECTIONS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
                 puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
                 puller.closed |= closed
                 puller.watch = watch
-                outcome = puller.run(head, etag, fresh)
+                puller.patience = patience
+                outcome = puller.run(found, fresh)
                 if partial is not None:
                     partial.clear()
+                outcome.notes[:0] = dict.fromkeys(health.notes)
+                _remember_rests(target, options, health)
                 return outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except HeadwaterError as error:
-        if not isinstance(error, Unavailable) and partial is not None:
+        if state is not None:
+            _remember_rests(target, options, health)
+        if not isinstance(error, (Unavailable, Missing, Withheld)) and partial is not None:
             partial.clear()
-        if not isinstance(error, FetchError):
+        if not isinstance(error, FetchError | Untrusted):
             raise
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
+
+
+def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience: Callable[[], Patience]) -> Head | None:
+    """The HEAD by which a target is made, opened: of several the first that is right. Raises Untrusted, SecretError."""
+    first: HeadwaterError | None = None
+    for head, answer in found:
+        try:
+            assert head is not None
+            assert answer.data is not None
+            opened, _ = unlock(head, options.secret)
+            if len(found) > 1:
+                Keeper(_key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
+        except (Invalid, SecretError) as error:
+            first = first or error
+        else:
+            return opened
+    assert first is not None
+    raise first
+
+
+def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
+    """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
+
+    def get(path: str) -> bytes:
+        waiting = None if fetcher.is_local else patience()
+        attempt = 0
+        while True:
+            try:
+                return fetcher.fetch(path, MAX_KEY_SET, check_key_set)
+            except Corrupt as error:
+                raise Untrusted(Distrust.KEY_SET_FORGED, f"{path}: {error}") from error
+            except (NotFound, Withheld):
+                if waiting is None or not waiting.wait(attempt):
+                    raise
+                attempt += 1
+
+    return get
+
+
+def _must_read(state: State, options: Options, now: int) -> bool:
+    """Whether HEAD itself is needed, not only whether it changed."""
+    unknown = bool(options.trust) and not state.pins.key_set
+    return bool(options.version) or options.repin or unknown or not 0 <= now - state.read <= READ_AGAIN
+
+
+def _remember_rests(target: Target, options: Options, health: Health) -> None:
+    """Keep with the target which hosts are to be left alone, also by the next process."""
+    if options.dry_run:
+        return
+    with contextlib.suppress(HeadwaterError):
+        state, rests = target.state(), health.dump()
+        if state is not None and state.rests != rests:
+            target.remember(msgspec.structs.replace(state, rests=rests))
+
+
+def _closed_by_what_is_there(target: Target, state: State, options: Options) -> dict[Way, Reason]:
+    """The ways that are closed before HEAD is known. Raises LocalEdits where that was asked to be checked."""
+    if not target.is_there():
+        return dict.fromkeys((*CHANGES, Way.RESYNC), Reason.DATA_MISSING)
+    if options.check:
+        _check(target, state)
+    return {}
 
 
 def _check(target: Target, state: State) -> None:
@@ -253,25 +363,164 @@ class _Pull:
         self.edited: list[str] = []
         self.way = Way.NOTHING
         self.watch: Watch | None = None
+        self.patience: Callable[[], Patience] = Patience
         self.notes: list[str] = []
+        self.accepted: dict[str, Any] = {}
+        """What the state is to remember of the newest HEAD, once it was verified."""
+        self.met = False
 
-    def run(self, head: Head | None, etag: str | None, fresh: bool) -> Outcome:
-        if head is None:
-            assert self.state is not None
-            return self._unchanged(self.state, Reason.CURRENT)
-        for attempt in range(3):
+    def run(self, found: list[Found], fresh: bool) -> Outcome:
+        try:
+            return self._to_newest(found, fresh)
+        except HeadwaterError:
+            self._remember_seen()
+            raise
+
+    def _to_newest(self, found: list[Found], fresh: bool) -> Outcome:
+        """Go to the newest HEAD that is right, or to one that has taken its place where files of it are gone."""
+        missing: FetchError | None = None
+        head: Head | None = None
+        for attempt in range(MOST_ATTEMPTS):
+            last = attempt + 1 == MOST_ATTEMPTS
             try:
-                return self._by_some_way(head, etag, fresh)
+                head, answer, early = self._choose(found)
+                if head is None:
+                    return self._not_modified()
+                return early or self._by_some_way(head, answer.etag, fresh)
+            except Untrusted:
+                raise
+            except Invalid as error:
+                raise missing or error from error
             except Moved:
-                if attempt == 2:
+                if last:
                     raise
                 self.state = self.target.state()
-            except NotFound:
-                newer, newer_etag = read_head(self.address, self.reader.fetcher, None)
-                if attempt == 2 or newer is None or newer.order <= head.order:
+            except (Missing, Withheld) as error:
+                missing = error
+                newer = read_heads(self.address, self.reader.fetcher, None)
+                if not last and head is not None and any(new and new.order > head.order for new, _ in newer):
+                    found = newer
+                elif last or not self._go_on_without(error):
                     raise
-                head, etag = newer, newer_etag
         raise AssertionError("unreachable")
+
+    def _choose(self, found: list[Found]) -> tuple[Head | None, Answer, Outcome | None]:
+        """The first HEAD that is right, opened, and with it an outcome if it is to be passed over.
+
+        There are several where a dataset has mirrors: one that lies makes room for the next. None: it was not modified.
+        """
+        first: HeadwaterError | None = None
+        for head, answer in found:
+            if head is None:
+                return None, answer, None
+            try:
+                opened, self.reader.cipher = unlock(head, self.options.secret)
+                early = self._accept(opened, answer)
+            except (Invalid, SecretError) as error:
+                first = first or error
+            else:
+                if first is not None:
+                    self.notes.append(str(first))
+                return opened, answer, early
+        assert first is not None
+        raise first
+
+    def _go_on_without(self, error: FetchError) -> bool:
+        """A file is missing, and HEAD is no newer: wait for it, then look for another way; say whether there is any."""
+        if self.way is not Way.PATCH and self.reader.patience is None and not self.reader.fetcher.is_local:
+            self.reader.patience = self.patience()
+            return True
+        if self.state is None or not self._close(error):
+            return False
+        self.notes.append(str(error))
+        return True
+
+    def _not_modified(self) -> Outcome:
+        """Nothing new: HEAD is the one that was verified before."""
+        state = self.state
+        assert state is not None
+        pins = self._keeper(state).proven(state.pins) if self.options.trust else state.pins
+        if not self.options.dry_run and (pins is not state.pins or state.behind is not None):
+            self.state = state = msgspec.structs.replace(state, pins=pins, behind=None)
+            self.target.remember(state)
+        return self._unchanged(state, Reason.CURRENT)
+
+    def _keeper(self, state: State | None) -> Keeper:
+        pins = None if state is None or self.options.repin else state.pins
+        return Keeper(_key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
+
+    def _accept(self, head: Head, answer: Answer) -> Outcome | None:
+        """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
+
+        Raises Untrusted. What is remembered is stored with the next state, or where that fails, by itself.
+        """
+        state, options = self.state, self.options
+        assert answer.data is not None
+        verified = hashlib.sha256(answer.data).hexdigest()
+        if state is not None:
+            self._check_same(state, head)
+            if self._is_older(state, head):
+                return self._older(state, head, answer.data)
+        if state is not None and state.verified == verified and not (options.trust or options.repin):
+            pins = state.pins
+        else:
+            pins = self._keeper(state).accept(head, answer.data)
+        if state is not None:
+            self._check_seen(state, head)
+        if (state is None or options.repin) and not options.allow_expired and self._is_past(head.expires):
+            raise Untrusted(
+                Distrust.EXPIRED,
+                f"HEAD of {head.name!r} is expired: whoever serves it may hold back newer ones. Take it with --allow-expired",
+            )
+        self.met = state is None or options.repin or bool(pins.key_set and not state.pins.key_set)
+        self.accepted = {
+            "pins": pins,
+            "seen": head.order,
+            "seen_as": identity(head),
+            "verified": verified,
+            "expires": head.expires,
+            "behind": None,
+        }
+        return None
+
+    def _is_past(self, expires: int | None) -> bool:
+        return expires is not None and int(self.now()) > expires
+
+    def _may_go_back(self, state: State) -> bool:
+        """Whether the user said that history may be another one. A signed one can tell that itself, by a new epoch."""
+        return self.options.repin or (self.options.overwrite and not state.pins.key_set)
+
+    def _is_older(self, state: State, head: Head) -> bool:
+        """Whether HEAD is older than the one that was seen, and not refused for being unsigned anyway."""
+        unsigned = bool(state.pins.key_set) and not head.trust
+        return head.order < state.seen and not self._may_go_back(state) and not unsigned
+
+    def _older(self, state: State, head: Head, data: bytes) -> Outcome:
+        """Pass over a HEAD that is older than one seen before: a cache lags behind, or somebody plays old ones back."""
+        pins, keeper = state.pins, self._keeper(state)
+        if self.options.trust and not pins.key_set:
+            keeper.accept(head, data)
+        elif self.options.trust:
+            pins = keeper.proven(pins)
+        really = "run `publisher restart`" if state.pins.key_set else "pull with --overwrite"
+        self.notes.append(
+            f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
+            f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
+            f"really set back, {really}"
+        )
+        if (state.behind is None or pins is not state.pins) and not self.options.dry_run:
+            behind = int(self.now()) if state.behind is None else state.behind
+            self.state = state = msgspec.structs.replace(state, behind=behind, pins=pins)
+            self.target.remember(state)
+        return self._unchanged(state, Reason.OLDER_HEAD)
+
+    def _remember_seen(self) -> None:
+        """Remember the newest HEAD though it could not be applied: nobody is to take the copy back before it."""
+        state = self.state
+        if state is None or not self.accepted or self.options.dry_run or self.accepted["verified"] == state.verified:
+            return
+        with contextlib.suppress(HeadwaterError, OSError):
+            self.target.remember(msgspec.structs.replace(state, **self.accepted, etag=None))
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         """Take the cheapest way; where it turns out to be closed, the next one."""
@@ -305,28 +554,27 @@ class _Pull:
             raise UsageError(f"there is no version {version} yet; the newest is {newest.version}; nothing was changed")
         path = archive_path(newest.epoch, version)
         try:
-            wanted = parse_head(self.reader.fetcher.fetch(path, MAX_HEAD))
-        except NotFound as error:
+            data = self.reader.fetcher.fetch(path, MAX_HEAD)
+            wanted = parse_head(data)
+        except (NotFound, Withheld) as error:
             raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        if (wanted.name, wanted.kind, wanted.epoch, wanted.version) != (
-            newest.name,
-            newest.kind,
-            newest.epoch,
-            version,
-        ):
+        wanted, _ = unlock(wanted, self.options.secret)
+        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
             raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
+        self._keeper(self.state).archived(wanted, data, self.accepted["pins"])
         return wanted
 
     def _close(self, error: HeadwaterError) -> bool:
         """Close the way that failed, or a part of it; say whether another is left to try."""
         if self.way is Way.PATCH:
             self.closed[Way.PATCH] = Reason.PATCH_FAILED
-        elif isinstance(error, Corrupt) and error.diff is not None:
+        elif isinstance(error, (Corrupt, FetchError)) and error.diff is not None:
             self.damaged.add(error.diff)
             return len(self.damaged) <= MOST_DAMAGED
         elif self.way is Way.DIFFS:
             self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
-        elif self.way is Way.RESYNC and not isinstance(error, Corrupt):
+        elif self.way is Way.RESYNC and isinstance(error, ChecksumMismatch):
             if self.trusting:
                 self.trusting = False
             else:
@@ -338,15 +586,16 @@ class _Pull:
     def _to(self, head: Head, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         state = self.state
         if state is not None:
-            if (early := self._check_same(state, newest)) is not None:
-                return early
             self._check_fork(state, head)
             if state.position == (head.epoch, head.version) and Way.NOTHING not in self.closed:
                 tag = etag if head is newest else None
-                if not self.options.dry_run and (state.etag != tag or fresh):
-                    self._remember(state, newest, tag, fresh)
+                if not self.options.dry_run and (
+                    state.etag != tag or fresh or self.accepted["verified"] != state.verified
+                ):
+                    state = self._remember(state, tag, fresh)
                 return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
+        self.way = Way.NOTHING
         whole = self.options.dry_run or Way.DIFFS in self.closed
         diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole)
         chosen = plan(position, head, diffs, closed=self.closed)
@@ -355,33 +604,47 @@ class _Pull:
         changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
         return self._outcome(chosen, head, position, changes)
 
-    def _check_same(self, state: State, head: Head) -> Outcome | None:
-        """Refuse another dataset; pass over a HEAD that is older than one seen before."""
+    def _check_same(self, state: State, head: Head) -> None:
+        """Refuse another dataset."""
         if (state.dataset, state.kind) != (head.name, head.kind):
-            raise Invalid(
+            raise Untrusted(
+                Distrust.OTHER_DATASET,
                 f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
-                f"{head.name!r} of kind {head.kind}; nothing was changed. Use another target"
+                f"{head.name!r} of kind {head.kind}; use another target",
             )
-        if head.order < state.seen and not self.options.overwrite:
-            self.notes.append(
-                f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
-                f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
-                "really set back, pull with --overwrite"
+        if state.encryption != (head.encryption or ""):
+            held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))
+            raise Untrusted(
+                Distrust.OTHER_DATASET,
+                f"{self.target.where} holds {head.name!r} as it was published {held}; what the host serves is {served}. Nothing "
+                "was changed. Ask the publisher; if that is meant, pull into another target",
             )
-            return self._unchanged(state, Reason.OLDER_HEAD)
-        return None
+
+    def _check_seen(self, state: State, head: Head) -> None:
+        """Refuse another HEAD for the version that was seen, though perhaps never held (SPEC 7.4)."""
+        same = state.seen[:2] == head.order[:2] and state.seen_as not in ("", identity(head))
+        if same and not self._may_go_back(state):
+            raise self._fork(state, head)
 
     def _check_fork(self, state: State, head: Head) -> None:
         """Refuse another HEAD for the version that is held (SPEC 7.4)."""
         same = state.position == (head.epoch, head.version)
         known = (state.publish_id, state.checksum, state.records, state.snapshot)
         served = (head.publish_id, f"{head.checksum:032x}", head.records, head.snapshot.ref.sha256.hex())
-        forked = known != served
-        if same and forked and not self.options.overwrite:
-            raise Invalid(
-                f"the host serves another version {head.version} of {head.name!r} than the one held: history was forked. "
-                "Nothing was changed. Ask the publisher; to take the host's word, pull with --overwrite"
-            )
+        if same and known != served:
+            if not self._may_go_back(state):
+                raise self._fork(state, head)
+            self.closed |= dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
+
+    def _fork(self, state: State, head: Head) -> Untrusted:
+        word = (
+            "pull with --repin --trust KEY" if state.pins.key_set else "to take the host's word, pull with --overwrite"
+        )
+        return Untrusted(
+            Distrust.FORK,
+            f"the host serves another version {head.version} of {head.name!r} than the one seen before: history was "
+            f"forked. Ask the publisher; {word}",
+        )
 
     def _trees(self, head: Head, chosen: Plan) -> Iterator[Run]:
         """The newest value of each key in what a plan reads, deletions as None."""
@@ -511,7 +774,6 @@ class _Pull:
 
     def _new_state(self, head: Head, newest: Head, etag: str | None, ranges: Ranges) -> State:
         now = int(self.now())
-        seen = newest.order if self.state is None or self.options.overwrite else max(self.state.seen, newest.order)
         return State(
             dataset=head.name,
             kind=head.kind,
@@ -522,18 +784,21 @@ class _Pull:
             records=head.records,
             time=head.time,
             publish_id=head.publish_id,
-            seen=seen,
+            **self.accepted,
             etag=etag if head is newest else None,
             read=now,
             pulled=now,
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
             ranges=ranges.dump(),
+            encryption=head.encryption or "",
         )
 
-    def _remember(self, state: State, head: Head, etag: str | None, fresh: bool) -> None:
+    def _remember(self, state: State, etag: str | None, fresh: bool) -> State:
         read = int(self.now()) if fresh else state.read
-        self.target.remember(msgspec.structs.replace(state, seen=max(state.seen, head.order), etag=etag, read=read))
+        state = msgspec.structs.replace(state, **self.accepted, etag=etag, read=read)
+        self.target.remember(state)
+        return state
 
     def _unchanged(self, state: State, reason: Reason) -> Outcome:
         fetcher = self.reader.fetcher
@@ -548,7 +813,14 @@ class _Pull:
             requests=fetcher.requests,
             received=fetcher.received,
             notes=self.notes,
+            pins=state.pins,
+            met=self.met,
+            stale=self._stale(state.seen[2], state.expires, state.behind, state.interval),
         )
+
+    def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> Staleness | None:
+        most = self.options.max_staleness
+        return staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
 
     def _outcome(self, chosen: Plan, head: Head, before: tuple[int, int] | None, changes: Changes) -> Outcome:
         return Outcome(
@@ -563,4 +835,7 @@ class _Pull:
             requests=self.reader.fetcher.requests,
             received=self.reader.fetcher.received,
             notes=self.notes,
+            pins=self.accepted["pins"],
+            met=self.met,
+            stale=self._stale(self.accepted["seen"][2], self.accepted["expires"], None, head.interval),
         )

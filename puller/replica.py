@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
@@ -11,10 +11,12 @@ from puller.errors import Moved, UsageError
 from puller.events import Change, Watch, form_at
 from puller.fetch import open_fetcher
 from puller.forms import Form
+from puller.mirrors import Health
 from puller.pull import Options, Outcome, pull
 from puller.targets import open_target
 from puller.targets.base import ReadableTarget, Reading, Target
 from puller.targets.memory import Held, MemoryTarget
+from puller.trust import parse_given
 from puller.wire.head import Head
 
 _TRIES = 100
@@ -196,7 +198,15 @@ class Replica(_Ranges):
     `url` is http://, https://, file:// or a path. Without `path` the copy lives in this process's memory. With one
     it is kept there, and what was pulled before can be read at once: a SQLite database (`*.db`, `*.sqlite`; kinds
     table and bytes) or a folder (kind files); `form`, "sqlite" or "folder", says so where the name does not.
-    Nothing is fetched before `pull`; until the first one, the replica is empty.
+    `mirrors` are further addresses of the same dataset: the newest HEAD of all wins, and files come from another one where
+    the first fails. Nothing is fetched before `pull`; until the first one, the replica is empty.
+
+    `secret` is the secret of an encrypted
+    dataset, as its text or the file that it is in; without it, it is looked for in HEADWATER_SECRET in the environment and
+    in the user's keys folder.
+
+    `trust`: the publisher's public key, as `publisher key show` prints it, or several, one of which suffices. Without
+    it, the key that is met first is trusted from then on; for a replica in memory that is each time anew.
 
     | kind | key | value |
     | --- | --- | --- |
@@ -217,8 +227,22 @@ class Replica(_Ranges):
     ...     print(replica.version, len(replica), replica["prices", "a1"]["price"])
     """
 
-    def __init__(self, url: str, path: str | None = None, *, form: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        path: str | None = None,
+        *,
+        form: str | None = None,
+        trust: str | Iterable[str] = (),
+        secret: str | None = None,
+        mirrors: Sequence[str] = (),
+    ) -> None:
+        """Raises UsageError for what is no public key, and as pulling does for `path`."""
+        self._trust = parse_given([trust] if isinstance(trust, str) else trust)
         self.url = url
+        self._secret = secret
+        self.mirrors = tuple(mirrors)
+        self._health = Health()
         self.path = path
         self._form = form
         self._memory = MemoryTarget() if path is None else None
@@ -277,18 +301,28 @@ class Replica(_Ranges):
             self._for_reading()
             self._puller = threading.get_ident()
             try:
-                return self._pull(on_change, Options(overwrite=overwrite, adopt=adopt))
+                return self._pull(
+                    on_change, Options(overwrite=overwrite, adopt=adopt, trust=self._trust, secret=self._secret)
+                )
             finally:
                 self._puller = None
 
     def _pull(self, on_change: Callable[[Change], object] | None, options: Options) -> Outcome:
         with ExitStack() as stack:
-            fetcher = open_fetcher(self.url)
+            self._health.notes.clear()
+            fetcher = open_fetcher(self.url, self.mirrors, self._health)
             stack.callback(fetcher.close)
             watch = None if on_change is None else stack.enter_context(Watch(self._reading))
             self._first = self._is_empty()
             try:
-                outcome = pull(self.url, fetcher, lambda head: self._target(stack, head), options, watch=watch)
+                outcome = pull(
+                    self.url,
+                    fetcher,
+                    lambda head: self._target(stack, head),
+                    options,
+                    watch=watch,
+                    health=self._health,
+                )
             finally:
                 self._first = False
             if watch is not None and on_change is not None:

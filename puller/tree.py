@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from puller.errors import Corrupt, Invalid, NotFound, Stale
+from puller.errors import Corrupt, FetchError, Invalid, Missing, NotFound, Stale, Withheld
 from puller.partial import Partial
 from puller.runs import merge
 from puller.wire import nodes
 from puller.wire.checksum import RecordHasher, check_large
-from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, path_of, unseal
+from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, decompress, path_of
 from puller.wire.nodes import (
     AnyPiece,
     Diff,
@@ -34,7 +34,8 @@ from puller.wire.nodes import (
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from puller.fetch import Fetcher
+    from puller.fetch import Fetcher, Patience
+    from puller.wire.cipher import Cipher
 
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
@@ -86,12 +87,24 @@ class Leaf:
 
 
 class Reader:
-    """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read."""
+    """Reads the immutable files of one dataset, verified. `done` counts the stored bytes of what was read.
 
-    def __init__(self, fetcher: Fetcher, pool: ThreadPoolExecutor, partial: Partial | None = None) -> None:
+    `cipher` decrypts them, where the dataset is encrypted.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        pool: ThreadPoolExecutor,
+        partial: Partial | None = None,
+        cipher: Cipher | None = None,
+    ) -> None:
         self.fetcher = fetcher
         self.pool = pool
         self.partial = partial
+        self.cipher = cipher
+        self.patience: Patience | None = None
+        """Whether, and how long, files that are missing are waited for."""
         self.done = 0
         self._segments: dict[Segment, Log] = {}
         self._lock = threading.Lock()
@@ -130,19 +143,35 @@ class Reader:
 
     def _fetched(self, area: str, ref: Ref) -> bytes:
         path = path_of(area, ref.sha256)
-        try:
-            data = check_stored(ref, self.fetcher.fetch(path, min(ref.stored, MAX_STORED)))
-        except Corrupt as error:
-            raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
-        except NotFound as error:
-            raise NotFound(f"{error}, although the dataset names this file") from error
+        attempt = 0
+        while True:
+            try:
+                data = self.fetcher.fetch(path, min(ref.stored, MAX_STORED), lambda data: check_stored(ref, data))
+                break
+            except Corrupt as error:
+                raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
+            except (NotFound, Withheld) as error:
+                if self.patience is None or not self.patience.wait(attempt):
+                    kind = Missing if isinstance(error, NotFound) else Withheld
+                    raise kind(f"{error}, although the dataset names this file") from error
+            attempt += 1
         if self.partial is not None:
             self.partial.keep(ref, data)
         return data
 
+    def frame(self, area: str, ref: Ref) -> bytes:
+        """The frame in a file (SPEC 4.1), decrypted where the dataset is encrypted (SPEC 11.3)."""
+        stored = self.stored(area, ref)
+        if self.cipher is None:
+            return stored
+        try:
+            return self.cipher.decrypt(stored)
+        except Corrupt as error:
+            raise Corrupt(f"{path_of(area, ref.sha256)}: {error}; nothing of it was used") from error
+
     def load(self, area: str, ref: Ref) -> bytes:
         """The raw bytes of a file."""
-        return unseal(ref, self.stored(area, ref))
+        return decompress(self.frame(area, ref), ref.raw)
 
     def leaves(self, area: str, tree: Tree) -> Iterator[Leaf]:
         """The leaves of a tree in key order; its indexes are read on the way."""
@@ -177,7 +206,7 @@ class Reader:
         return run
 
     def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
-        """The records of a tree. Raises Corrupt, which names the tree if it is a diff's."""
+        """The records of a tree. Raises Corrupt, or a FetchError, which names the tree if it is a diff's."""
         leaves = self.leaves(area, tree)
         try:
             for _, run in ahead(
@@ -185,7 +214,7 @@ class Reader:
             ):
                 if run[0]:
                     yield run
-        except Corrupt as error:
+        except (Corrupt, FetchError) as error:
             error.diff = tree.ref.sha256 if area == DIFFS else None
             raise
 
@@ -330,7 +359,7 @@ class Reader:
 
     def piece(self, piece: AnyPiece, held: Held | None = None, old: Old | None = None) -> bytes:
         """The content of a piece; what `held` gives of it and of its bases is not fetched, and `old` gives ranges."""
-        return nodes.build_piece(piece, lambda ref: self.stored(CHUNKS, ref), held, old)
+        return nodes.build_piece(piece, lambda ref: self.frame(CHUNKS, ref), held, old)
 
 
 def _work(piece: AnyPiece) -> int:

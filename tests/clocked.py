@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from publisher.stores.folder import FolderStore
+from puller.stores.folder import FolderStore
 
 
 class ClockedFolder(FolderStore):

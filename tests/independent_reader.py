@@ -1,5 +1,7 @@
 """A reader of headwater datasets in a local folder, written from SPEC.md alone; numbers in brackets: its sections."""
+import base64
 import hashlib
+import hmac
 import json
 import re
 from functools import cache, partial
@@ -9,6 +11,9 @@ from pathlib import Path
 import msgpack
 import xxhash
 import zstandard
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 # Forms, for fits(): (low, high) is a number, a range a byte string of such a length, a text another text that it
 # matches as a pattern, [form, form] an array of two, [form, ...] one of any length, a type or function what it says.
@@ -22,6 +27,8 @@ TABLE = [str, [[str, "|".join([*TYPES, "any"])], ...], [NUMBER, ...], [[str, boo
 RANGE, PATCH = [NUMBER, POSITIVE], [bytes, HASH, bytes]
 INTEGERS, STRING = b"|".join(b"[%c%c].{%d}" % (20 - s, 20 + s, s) for s in range(9)), rb"([^\0]*(?:\0\xff[^\0]*)*)\0"
 ELEMENT = re.compile(rb"([\1-\3])|(%b)|\x21(.{8})|0%b|1%b" % (INTEGERS, STRING, STRING), re.DOTALL)
+NAME, KEY_ID = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "[0-9a-f]{8}"
+SECRET = re.compile(rf"HEADWATER-SECRET\+({NAME})\+({KEY_ID})\+([A-Za-z0-9+/]{{42}}[AEIMQUYcgkosw048]=)\n?")
 BAD_PATH = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|[^/]{256}|[\0-\x1f\x7f]")
 
 class Refused(Exception):
@@ -62,6 +69,38 @@ def frame(data, raw=None, dictionary=None, limit=16 * MIB):
     need(fine and (header.has_checksum or not dictionary), "magic number, window, dictionary ID or checksum of a frame")
     known = zstandard.ZstdCompressionDict(dictionary, zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
     return attempt(zstandard.ZstdDecompressor(dict_data=known).decompress, data, allow_extra_data=False)
+class Secret:
+    """The secret of an encrypted dataset (11.1)."""
+    def __init__(self, text):
+        self.name, self.id, key = check(SECRET.fullmatch(text), re.Match).groups()
+        self.keys = {use: HKDF(SHA256(), 32, None, f"headwater-secret/1 {use} {self.name}".encode()).derive(
+            base64.b64decode(key)) for use in ("encrypt", "nonce", "id")}
+        need(self.keys["id"][:4].hex() == self.id, "id of a secret")
+    def text(self, data, about):  # what was encrypted with some data
+        text = attempt(AESGCM(self.keys["encrypt"]).decrypt, data[:12], data[12:], about)
+        return need(hmac.digest(self.keys["nonce"], about + text, "sha256")[:12] == data[:12], "nonce", text)
+    def file(self, data):
+        """The frame in a file, and its links as sets of (SHA-256, size) by area (11.3)."""
+        end = 4 + 37 * int.from_bytes(data[:4])
+        links = [data[at : at + 37] for at in range(4, need(end <= len(data), "number of links", end), 37)]
+        names, sizes = [item[:33] for item in links], [int.from_bytes(item[33:]) for item in links]
+        need(names == sorted(set(names)) and all(name[0] < 2 for name in names), "order or area of links")
+        need(all(fits(size, SIZE) for size in sizes), "size of a link")
+        found = [{(name[1:], size) for name, size in zip(names, sizes, strict=True) if name[0] == at} for at in (0, 1)]
+        about = b"headwater-file/1 " + self.name.encode() + b"\n" + data[:end]
+        return self.text(data[end:], about), dict(zip(("chunks", "diffs"), found, strict=True))
+    def head(self, head):  # an object with what was sealed in it (11.2)
+        first, second = (f"headwater-sealed/1 {self.name}", "{epoch} {version} {publish_id}".format(**head))
+        root = "{version} {tree[0]}".format(**head["snapshot"])
+        text = self.text(base64.b64decode(head["sealed"]), f"{first}\n{second} {root}\n".encode())
+        fine = text[24:] in (b"files", b"table", b"bytes") and int.from_bytes(text[16:24]) <= TOP
+        sealed = {"checksum": text[:16].hex(), "records": int.from_bytes(text[16:24]), "kind": text[24:].decode()}
+        return need(fine, "upgrade needed: kind, or number of records", head | sealed)
+def named(value):
+    """The files that references anywhere in a value name, as a set of (SHA-256, size) (4.2)."""
+    parts = [*value.values()] if type(value) is dict else value if type(value) is list else []
+    return {tuple(parts[:2]) for _ in [0] if fits(parts[:3], REF)}.union(*map(named, parts))
+
 def tree(ref, value):  # whether a value is the root of a tree, its reference being of the form ref (5.5)
     return fits(value, ref) or fits(value, [*ref, (0, 15), NUMBER, NUMBER])
 def diff(value, ref):  # a diff, checked (5.6)
@@ -186,45 +225,71 @@ def check_state(kind, records):  # by the rules of the kind (8 to 10)
 HEAD = {"epoch": NUMBER, "version": POSITIVE, "time": TIME, "checksum": HEX, "records": NUMBER, "snapshot": dict,
         "diffs": list, "interval": (1, 604_800), "publish_id": HEX, "trust": NUMBER, "needs": list, "expires": TIME, "keep": TIME,
         "log": lambda log: log is None or fits(log, HEAD_REF)}
+SEALED = {"encryption": lambda value: type(value) is dict and fits(value.get("key"), KEY_ID), "sealed": lambda text:
+          fits(text, BASE64) and 53 <= len(base64.b64decode(text)) <= 116}
 def parse_head(data):
-    """Name and object of a HEAD; of its signatures only the form is checked (7)."""
+    """Name and object of a HEAD, sealed if it is (11.2); of its signatures only the form is checked (7)."""
     need(data.startswith(b"headwater/1 "), "upgrade needed: format" if data.startswith(b"headwater/") else "no HEAD")
     found, bad = re.fullmatch(NOTE, need(len(data) <= 16384, "size of HEAD", utf8(data))), []
     head = attempt(json.loads, check(found, re.Match)[2], parse_float=bad.append, parse_constant=bad.append,
                    parse_int=lambda text: int(text) if abs(float(text)) <= TOP and text != "-0" else bad.append(text),
                    object_pairs_hook=lambda items: bad.extend(items[len(dict(items)):]) or dict(items))
-    needs, known = check(head, dict).get("needs"), head.get("kind") in ("files", "table", "bytes")
-    need(known and not (type(needs) is list and str in map(type, needs)), f"upgrade needed: {needs!a} or kind")  # 7.3
+    needs = check(head, dict).get("needs")
+    unknown = {item for item in needs if type(item) is str} - {"encryption"} if type(needs) is list else set()
+    encrypted = type(needs) is list and "encryption" in needs
+    known = encrypted or head.get("kind") in ("files", "table", "bytes")
+    need(known and not unknown, f"upgrade needed: {needs!a} or kind")  # 7.3
     depths = accumulate(1 if item in "[{" else -1 for item in re.sub(r'"(?:\\.|[^"\\])*"|[^][{}]', "", found[2]))
-    need(not bad and not needs and max(depths) <= 32, "a name twice, a number or nesting")
+    need(not bad and fits(needs, [str, ...] if needs else list) and max(depths) <= 32, "a name twice, number or nesting")
     attempt(json.dumps(head, ensure_ascii=False).encode)  # no lone surrogate
-    need(all(fits(({"expires": 0, "keep": 0} | head).get(name), form) for name, form in HEAD.items()), "form of HEAD")
+    need(not encrypted or not {"kind", "checksum", "records"} & {*head}, "something in the clear")
+    forms = HEAD | (SEALED | dict.fromkeys(("checksum", "records"), lambda value: value is None) if encrypted else {})
+    need(all(fits(({"expires": 0, "keep": 0} | head).get(name), form) for name, form in forms.items()), "form of HEAD")
     fine = all(diff(item, HEAD_REF)[1] <= head["version"] for item in head["diffs"])
     fine = fine and fits(head["snapshot"].get("version"), (1, head["version"]))
     return need(fine and tree(HEAD_REF, head["snapshot"].get("tree")), "snapshot or diffs", (found[1], head))
 
 class Dataset:
-    """A dataset in a folder (3)."""
-    def __init__(self, folder, head="HEAD"):
+    """A dataset in a folder (3); secret is the text of its secret, if it is encrypted (11)."""
+    def __init__(self, folder, head="HEAD", secret=None):
         self.folder, (self.name, self.head) = Path(folder), parse_head(attempt((Path(folder) / head).read_bytes))
+        self.secret, key = secret and Secret(secret), self.head.get("encryption", {}).get("key")
+        if "encryption" in self.head["needs"]:
+            need(self.secret and (self.secret.name, self.secret.id) == (self.name, key), f"no secret {key}")
+            self.head = self.secret.head(self.head)
+        else:
+            need(not secret, "not encrypted")
+        self.links = {}
         need(head in ("HEAD", f"heads/{self.head['epoch']}-{self.head['version']}"), "HEAD of another version")
     def read(self, area, ref, dictionary=None):
         """The content of the file that a reference names (3, 4.1, 4.2)."""
         name = ref[0] if type(ref[0]) is str else ref[0].hex()
         data = attempt((self.folder / area / name[:2] / f"{name}.zst").read_bytes)
         need(len(data) == ref[1] and hashlib.sha256(data).hexdigest() == name, f"size or hash of {area} {name}")
+        data, self.links[name] = self.secret.file(data) if self.secret else (data, None)
         return frame(data, ref[2], dictionary)
+    def check_links(self, area, ref, found, exact=True):  # of a file, which names what was found, and perhaps more (11.3)
+        links = self.links[ref[0] if type(ref[0]) is str else ref[0].hex()] or {"chunks": set(), "diffs": set()}
+        links, other = links[area], links["diffs" if area == "chunks" else "chunks"]
+        fine = not other and (links == found if exact else links >= found)
+        return need(not self.secret or fine, "links of a file", found)
     def walk(self, area, root, decode, lower=b"", upper=None):
         """The records of a tree, given as [sha256, stored, raw, level, ...] (5.2, 5.5)."""
         raw, level, records = self.read(area, root), (root[3:] or [0])[0], {}
-        for low, ref, inner, count, large, checksum, high in index(raw, level, lower, upper) if level else ():
+        found = index(raw, level, lower, upper) if level else []
+        self.check_links(area, root, named(found)) if level else None
+        for low, ref, inner, count, large, checksum, high in found:
             found = self.walk(area, [*ref, inner], decode, low, high)
             need(totals(found) == [count, large, int.from_bytes(checksum)], "records, large or checksum of an index")
             records |= found
-        return records if level else check_keys(self.head["kind"], decode(raw, lower=lower, upper=upper))
+        records = records if level else check_keys(self.head["kind"], decode(raw, lower=lower, upper=upper))
+        patched = type(decode) is partial and decode.func is patch_leaf  # which leaves out what cannot be used
+        level or self.check_links("chunks", root, named(records), not patched)
+        return records
     def pieces(self, depth, parts):  # that entries stand for, in order (5.3)
         for part in parts if depth else ():
             found = unpack(need(part[2] <= 4 * MIB, "size of a list", part) and self.read("chunks", part))
+            self.check_links("chunks", part, named(found))
             yield from self.pieces(depth - 1, entries(found, depth - 1, part[3]))
         yield from () if depth else parts
     def content(self, part):
@@ -232,10 +297,16 @@ class Dataset:
         if type(part) is bytes:
             return part
         data = self.read("chunks", part, part[4] and b"".join([bytes(8), *map(self.content, part[4])]))
+        self.check_links("chunks", part, set())
         return need(xxhash.xxh3_128_digest(data) == part[3], "check of a piece", data)
     def diffs(self, version):
         """HEAD's diffs, and those in its log that lead to later versions than this (5.6, 5.8)."""
-        diffs, read = [*self.head["diffs"]], cache(lambda ref: log(self.read("diffs", ref)))
+        diffs = [*self.head["diffs"]]
+        @cache
+        def read(ref):
+            found = log(self.read("diffs", ref))
+            self.check_links("diffs", ref, named([list(part) for part in found]))
+            return found
         @cache
         def extent(ref, depth):  # lowest a, highest b and width of what a log lists, which is added to diffs
             found, segments = read(need(depth <= 8, "nesting of segments", ref))

@@ -1,12 +1,13 @@
-"""A source of any kind whose records are given: what a publisher of exactly these records would be."""
+"""Publishing in this process: sources by their path, and a source of any kind whose records are given."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from publisher.publish import Options, Outcome, publish
+from publisher.sources import open_source
 from publisher.sources.base import Report
-from publisher.stores import open_store
+from puller.stores import open_store
 from puller.wire.codec import MAX_INLINE
 
 
@@ -47,3 +48,17 @@ def publish_records(root: Path | str, kind: str, records: dict[bytes, bytes], ti
     return publish(
         open_store(str(root)), lambda name, schema: PlainSource(kind, records), "data", options, now=lambda: time
     )
+
+
+def publish_source(
+    path: Path | str, dest: Path | str, *, key: tuple[str, ...] = (), cache: bool = True, keyring=None, **options
+) -> Outcome:
+    """Publish a source as the command does, as the dataset `data`."""
+
+    def find(name, schema):
+        cached_for = str(dest) if cache else None
+        return open_source(
+            str(path), None, key=key, tables=(), name=name, schema=schema, strict=False, cached_for=cached_for
+        )
+
+    return publish(open_store(str(dest)), find, "data", Options(**options), keyring=keyring)

@@ -8,6 +8,7 @@ from puller.errors import Invalid
 from puller.fetch import FolderFetcher
 from puller.plan import route
 from puller.runs import live, merge
+from puller.secret import unlock
 from puller.tree import Reader
 from puller.wire.checksum import run_sum
 from puller.wire.head import Head, archive_path, parse_head
@@ -15,14 +16,14 @@ from puller.wire.nodes import Diff
 
 
 def read_head(dest: str) -> Head:
-    return parse_head(FolderFetcher(dest).fetch_head(None).data)
+    return unlock(parse_head(FolderFetcher(dest).fetch_head(None).data), None)[0]
 
 
 def state_of(dest: str, head: Head | None = None) -> dict[bytes, bytes]:
     """The whole state of a version, its checksum and number of records checked."""
     head = head or read_head(dest)
     with ThreadPoolExecutor(1) as pool:
-        reader = Reader(FolderFetcher(dest), pool)
+        reader = Reader(FolderFetcher(dest), pool, cipher=unlock(head, None)[1])
         way = route(head.snapshot_version, head.version, diffs_of(reader, head))
         if way is None:
             raise Invalid("no diffs lead from the snapshot to HEAD")
@@ -39,4 +40,4 @@ def diffs_of(reader: Reader, head: Head) -> list[Diff]:
 
 
 def archived(dest: str, version: int) -> Head:
-    return parse_head(FolderFetcher(dest).fetch(archive_path(1, version), 4096))
+    return unlock(parse_head(FolderFetcher(dest).fetch(archive_path(1, version), 4096)), None)[0]

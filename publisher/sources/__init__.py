@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from publisher.sources.base import Source
-from publisher.sources.statcache import StatCache
+from publisher.sources.statcache import StatCache, identity
 from puller.errors import SourceError, UsageError
+from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
     from puller.wire.rows import Schema
@@ -17,7 +18,7 @@ def form_of(path: str) -> str:
     """Which form of source `path` is. Raises SourceError if there is nothing, UsageError for another kind of file."""
     if path == "-":
         return "jsonl"
-    if not os.path.lexists(path):
+    if not os.path.exists(path):
         raise SourceError(f"there is no {path}; nothing was published")
     if os.path.isdir(path):
         if os.path.exists(os.path.join(path, "HEAD")) and os.path.isdir(os.path.join(path, "chunks")):
@@ -25,9 +26,29 @@ def form_of(path: str) -> str:
                 f"{path} is a published dataset, not a source; to publish its files as they are, say --as folder"
             )
         return "folder"
-    if os.path.splitext(path)[1].lower() in (".jsonl", ".ndjson"):
-        return "jsonl"
-    raise UsageError(f"{path}: cannot tell what this is; name it *.jsonl, or say --as jsonl")
+    try:
+        if is_database(path):
+            return "sqlite"
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}; nothing was published") from error
+    ending = os.path.splitext(path)[1].lower()
+    if ending in _ENDINGS:
+        return _ENDINGS[ending]
+    raise UsageError(
+        f"{path}: cannot tell what this is; name it {', '.join(f'*{one}' for one in _ENDINGS)}, or say with --as what it is"
+    )
+
+
+FORMS = ("folder", "jsonl", "csv", "tsv", "sqlite")
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+}
 
 
 def open_source(
@@ -35,10 +56,11 @@ def open_source(
     form: str | None,
     *,
     key: tuple[str, ...],
-    table: str | None,
+    tables: tuple[str, ...],
     name: str,
     schema: Schema,
     strict: bool,
+    detect: bool = False,
     cached_for: str | None = None,
 ) -> Source:
     """The source at `path`. `schema` is what was published before, `name` the dataset's.
@@ -46,15 +68,29 @@ def open_source(
     With `cached_for`, the store's address, what did not change since it was published there is not read again.
     """
     form = form or form_of(path)
+    if detect and form not in ("csv", "tsv"):
+        raise UsageError("--detect-types is for CSV; other sources say of which type a value is")
     cache = None if cached_for is None or path == "-" else StatCache(cached_for, name, path)
     if form == "folder":
         from publisher.sources.folder import FolderSource
 
-        if key or table:
+        if key or tables:
             raise UsageError("--key and --table belong to tables; a folder has none")
         return FolderSource(path, strict=strict, cache=cache)
+    if form == "sqlite":
+        from publisher.sources.apart import apart
+        from publisher.sources.sqlite import SQLiteSource
+
+        reader = None if cached_for is None else identity(cached_for, name)
+        return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache, reader=reader))
+    if len(tables) > 1:
+        raise UsageError(f"{path} holds one table; --table names it, and is given once")
+    table = tables[0] if tables else schema[0].name if len(schema) == 1 else name
+    if form in ("csv", "tsv"):
+        from publisher.sources.apart import apart
+        from publisher.sources.delimited import DelimitedSource
+
+        return apart(DelimitedSource(path, key, table, schema, detect=detect, tabs=form == "tsv", cache=cache))
     from publisher.sources.jsonl import JsonLinesSource
 
-    if table is None:
-        table = schema[0].name if len(schema) == 1 else name
     return JsonLinesSource(path, key, table, schema, cache=cache)

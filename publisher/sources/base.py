@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Run
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Report:
 
     skipped: list[tuple[str, str]] = field(default_factory=list)
     bytes_read: int = 0
+    warnings: list[str] = field(default_factory=list)
     private: int = 0
     """Files that not everybody may read."""
 
@@ -62,6 +65,34 @@ class Remembering(Protocol):
     def remember(self, state: bytes) -> None:
         """Note that what was read is published, as the state that `state` names."""
         ...
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A source that is told of changes, and reads everything now and then to see whether it was told of all."""
+
+    expected: set[bytes] | None
+    """The keys that it was told of, once `runs` is exhausted; None: nothing was checked."""
+
+
+class LazyRow:
+    """A row over 1 MiB, given as a stream so that it is stored in pieces."""
+
+    prefix = b""
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def open(self) -> Stream:
+        """The row's bytes."""
+        return io.BytesIO(self._value)
+
+
+def lazily(values: list[Any]) -> list[Any]:
+    """Rows as a run has them: large ones as streams."""
+    if max(map(len, values), default=0) <= MAX_INLINE:
+        return values
+    return [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
 
 
 class Unsorted(Exception):

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import stat as stats
-import sys
-import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import IO, Any
@@ -16,15 +9,15 @@ from typing import IO, Any
 import msgspec
 
 from publisher.sources import sorting
-from publisher.sources.base import Report, Unsorted
-from publisher.sources.sorting import Duplicate, Rows, Sorter
-from publisher.sources.statcache import StatCache, look, racy_since
-from puller.errors import Invalid, SourceError, UsageError
+from publisher.sources.rowsfile import RowsFile
+from publisher.sources.sorting import Rows
+from publisher.sources.statcache import StatCache
+from puller.errors import Invalid, SourceError
 from puller.wire import rows as wire
-from puller.wire.codec import MAX_INLINE, MAX_KEY
+from puller.wire.codec import MAX_KEY
 from puller.wire.jsontext import MAX_DIGITS, MAX_JSON_DEPTH, cell, json_depth, needs_dicts, row_struct
-from puller.wire.keys import decode_key, encode_key, encode_keys
-from puller.wire.nodes import Run, is_ascending
+from puller.wire.keys import decode_key, encode_keys
+from puller.wire.nodes import Run
 from puller.wire.rows import SCHEMA_KEY, Column, Json, Schema, Table
 
 _BLOCK = 512 << 10
@@ -33,15 +26,13 @@ _MOST_BYTES = 9
 """A row has at most so many bytes for each of its line (`1e1` becomes nine), or is small."""
 
 
-class JsonLinesSource:
+class JsonLinesSource(RowsFile):
     """Reads one JSON object a line; `path` may be "-" for standard input.
 
     `schema` is what was published before: its columns stay, in their order, and its key is used where none is
     given. A field that is null or absent is nil; of a field that a line has twice, the last one counts. Lines that
     are not in key order are sorted within `memory` bytes, and in temporary files beyond.
     """
-
-    kind = "table"
 
     def __init__(
         self,
@@ -53,74 +44,15 @@ class JsonLinesSource:
         memory: int = sorting.MEMORY,
         cache: StatCache | None = None,
     ) -> None:
-        self.where = path
-        self._table = table
-        self.report = Report()
-        self._old = next((t for t in schema if t.name == table), None)
-        self._key = list(key)
-        if not self._key and self._old is not None:
-            self._key = [self._old.columns[n].name for n in self._old.key]
-        if not self._key:
-            raise UsageError(f"{path}: say which field is the key of a row, with --key FIELD (repeatable)")
-        self._memory = memory
-        self._cache = cache
-        self._looks: dict[bytes, bytes] = {}
-        self._unsettled = False
-        self._sorted = True
-        self._spool: IO[bytes] | None = None
+        super().__init__(path, key, table, schema, memory=memory, cache=cache)
         self._columns = _Columns(self._key, self._old)
-
-    def recall(self, state: bytes) -> list[bytes] | None:
-        known = None if self._cache is None else self._cache.load(state)
-        self._look()
-        return [] if self._looks and known == self._looks else None
-
-    def remember(self, state: bytes) -> None:
-        if self._cache is not None and self._looks:
-            self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)
-
-    def _look(self) -> None:
-        """What the file looks like before it is read, under the table and key that it is read with."""
-        limit = racy_since(time.time_ns())
-        with contextlib.suppress(OSError):
-            status = os.stat(self.where)
-            if stats.S_ISREG(status.st_mode):
-                self._looks = {encode_key(self._table, self._key): look(status)}
-                self._unsettled = max(status.st_ctime_ns, status.st_mtime_ns) >= limit
-
-    def runs(self) -> Iterator[Run]:
-        """In one pass if the lines are in key order; raises Unsorted at the first that is not, and then sorts."""
-        self.report = Report()
-        self._columns = _Columns(self._key, self._old)
-        if not self._looks:
-            self._look()
-        for keys, values in self._ordered() if self._sorted else self._sort():
-            if max(map(len, values)) > MAX_INLINE:
-                values = [value if len(value) <= MAX_INLINE else LazyRow(value) for value in values]
-            yield keys, values
 
     def lead(self) -> Run:
         schema = [] if self._columns.empty else [self._columns.table(self._table, self._old)]
         return [SCHEMA_KEY], [wire.encode_schema(schema)]
 
-    def _ordered(self) -> Iterator[Rows]:
-        last = b""
-        for keys, values in self._records():
-            if keys and (keys[0] <= last or not is_ascending(keys)):
-                self._sorted = False
-                raise Unsorted
-            if keys:
-                last = keys[-1]
-                yield keys, values
-
-    def _sort(self) -> Iterator[Rows]:
-        with Sorter(self._memory) as sorter:
-            try:
-                for keys, values in self._records():
-                    sorter.add(keys, values)
-                yield from sorter.runs()
-            except Duplicate as error:
-                raise self._duplicate(error.key) from error
+    def _again(self) -> None:
+        self._columns = _Columns(self._key, self._old)
 
     def _duplicate(self, key: bytes) -> SourceError:
         """The error for two rows with the same key; reads the lines once more to find them."""
@@ -225,20 +157,6 @@ class JsonLinesSource:
                 ) from error
         self._columns.add(fields)
 
-    def _open(self) -> IO[bytes]:
-        try:
-            if self.where != "-":
-                return open(self.where, "rb", buffering=0)
-            if self._spool is None:
-                self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - kept to be read again
-                shutil.copyfileobj(sys.stdin.buffer, self._spool)
-                self._spool.flush()
-            copy = os.fdopen(os.dup(self._spool.fileno()), "rb")
-            copy.seek(0)
-            return copy
-        except OSError as error:
-            raise SourceError(f"{self.where} cannot be read: {error.strerror}; nothing was published") from error
-
 
 class _Columns:
     """The columns seen so far, the key's first, with the types of their cells."""
@@ -315,17 +233,3 @@ class _Columns:
 def _fit(cells: Sequence[Any], types: set[type]) -> bool:
     numbers = cells if types == {int} else [value for value in cells if type(value) is int]
     return wire.fits_int64(max(numbers)) and wire.fits_int64(min(numbers))
-
-
-class LazyRow:
-    """A row over 1 MiB, given as a stream so that it is stored in pieces."""
-
-    prefix = b""
-
-    def __init__(self, value: bytes) -> None:
-        self._value = value
-
-    def open(self) -> Any:
-        import io
-
-        return io.BytesIO(self._value)

@@ -46,9 +46,7 @@ class StatCache:
     """
 
     def __init__(self, address: str, dataset: str, source: str) -> None:
-        if "://" not in address or address.startswith("file://"):
-            address = os.path.abspath(address.removeprefix("file://"))
-        name = "\0".join((address, dataset, os.path.abspath(source)))
+        name = f"{identity(address, dataset)}\0{os.path.abspath(source)}"
         self._folder = os.path.join(cache_folder() or os.devnull, "sources")
         self._path = os.path.join(self._folder, hashlib.sha256(os.fsencode(name)).hexdigest())
         self._known: tuple[bytes, dict[bytes, bytes]] | None = None
@@ -88,6 +86,13 @@ class StatCache:
             except OSError:
                 os.unlink(temporary)
                 raise
+
+
+def identity(address: str, dataset: str) -> str:
+    """Names a dataset in a store, however the store's address is written."""
+    if "://" not in address or address.startswith("file://"):
+        address = os.path.abspath(address.removeprefix("file://"))
+    return f"{address}\0{dataset}"
 
 
 def cache_folder() -> str | None:

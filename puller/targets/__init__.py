@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 
 from puller.errors import UsageError
+from puller.sqlitefile import is_database
 from puller.targets.base import Target
 
 _SQLITE = (".db", ".sqlite", ".sqlite3")
@@ -34,27 +33,6 @@ def form_of(path: str, kind: str | None) -> str:
     raise UsageError(
         f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite) or *.jsonl (JSON Lines), or use --as"
     )
-
-
-def is_database(path: str) -> bool:
-    """Whether a file is a SQLite database.
-
-    A program may have it open: closing any other descriptor of the file would drop the locks by which SQLite, in all of
-    this process, keeps other processes from removing the log that it reads from. So SQLite itself looks, once it is loaded.
-    """
-    if not os.path.getsize(path):
-        return False
-    if "sqlite3" not in sys.modules:
-        with open(path, "rb") as file:
-            return file.read(16) == b"SQLite format 3\0"
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(path, timeout=10.0)) as db:
-        try:
-            db.execute("PRAGMA schema_version")
-        except sqlite3.DatabaseError as error:
-            return "not a database" not in str(error)
-        return True
 
 
 def open_target(path: str, kind: str | None = None, form: str | None = None) -> Target:

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from puller.errors import Invalid, Moved
+from puller.trust import Pins
 from puller.wire.checksum import Hash
 from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
@@ -41,8 +42,22 @@ class State(msgspec.Struct, frozen=True):
     interval: int = 30
     snapshot: str = ""
     """SHA-256 of the snapshot's root in the HEAD that the version came with, where it was noted."""
+    pins: Pins = Pins()
+    """Whom the copy trusts (SPEC 7.5)."""
+    seen_as: str = ""
+    """What HEADs of the seen epoch and version must have in common (`puller.trust.identity`)."""
+    verified: str = ""
+    """SHA-256 of the bytes of the seen HEAD: the same bytes need not be verified again."""
+    expires: int | None = None
+    """When the seen HEAD expires, in Unix seconds."""
+    behind: int | None = None
+    """Since when the host serves an older HEAD than the seen one, in Unix seconds; None: it does not."""
     ranges: bytes = b""
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
+    encryption: str = ""
+    """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
+    rests: dict[str, tuple[int, int]] = {}
+    """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
     format: int = STATE_FORMAT
 
     @property

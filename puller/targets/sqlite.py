@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.sqlitefile import quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.reading import Connections
 from puller.wire import rows as wire
@@ -213,7 +214,7 @@ class SQLiteTarget:
         return self._db
 
     def _is_database(self) -> bool:
-        """Whether the file is a database, or empty. It must not be opened but by SQLite (`puller.targets.is_database`)."""
+        """Whether the file is a database, or empty. It must not be opened but by SQLite (`puller.sqlitefile`)."""
         db = sqlite3.connect(self.where, timeout=10.0)
         try:
             db.execute("PRAGMA schema_version")
@@ -829,11 +830,6 @@ def _column_names(table: Table) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def quote(name: str) -> str:
-    """A name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _batches(rows: Iterator[Any]) -> Iterator[Run]:

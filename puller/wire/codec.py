@@ -106,12 +106,6 @@ def check_stored(ref: Ref, stored: bytes) -> bytes:
     return stored
 
 
-def unseal(ref: Ref, stored: bytes) -> bytes:
-    """The raw bytes of a stored file, after its hash and its sizes were checked (SPEC 4.2)."""
-    check_ref(ref)
-    return decompress(check_stored(ref, stored), ref.raw)
-
-
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 
 

@@ -67,8 +67,12 @@ def encode_key(table: str, key: Sequence[Scalar]) -> bytes:
 def encode_keys(table: str, columns: Sequence[Sequence[Scalar]]) -> list[bytes]:
     """The keys of many rows of one table, given the columns of its primary key; common forms take no call per row."""
     prefix = encode_element(table)
-    if len(columns) == 1 and set(map(type, columns[0])) == {str}:
-        return _text_keys(table, columns[0])  # type: ignore[arg-type]
+    if len(columns) == 1:
+        types = set(map(type, columns[0]))
+        if types == {str}:
+            return _text_keys(table, columns[0])  # type: ignore[arg-type]
+        if types == {int} and (keys := _integer_keys(prefix, columns[0])):  # type: ignore[arg-type]
+            return keys
     return list(map(b"".join, zip(repeat(prefix), *map(_elements, columns))))
 
 
@@ -81,6 +85,16 @@ def _text_keys(table: str, column: Sequence[str]) -> list[bytes]:
         return keys
     start = encode_element(table) + _TEXT_TAG
     return [start + _escape(text.encode()) + b"\0" for text in column]
+
+
+def _integer_keys(prefix: bytes, column: Sequence[int]) -> list[bytes] | None:
+    """Keys of integers that all have the same number of bytes, as those of neighbours do; None for others."""
+    least, most = min(column), max(column)
+    size = most.bit_length() + 7 >> 3
+    if least <= 0 or most > INT_MAX or least.bit_length() + 7 >> 3 != size:
+        return None
+    head = prefix + _TAG[_ZERO + size]
+    return list(map(head.__add__, map(int.to_bytes, column, repeat(size), repeat("big"))))  # type: ignore[arg-type]
 
 
 def _elements(column: Sequence[Scalar]) -> Iterable[bytes]:
@@ -116,6 +130,8 @@ def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
                 return [(key[size:-1].decode(),) for key in keys]
             except UnicodeDecodeError as error:
                 raise Invalid("a text in a key is not UTF-8") from error
+    if (numbers := _decode_integers(prefix, keys)) is not None:
+        return numbers
     rows = []
     for key in keys:
         name, values = decode_key(key)
@@ -123,6 +139,23 @@ def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
             raise Invalid(f"a key of table {name!r} stands among those of {table!r}")
         rows.append(values)
     return rows
+
+
+def _decode_integers(prefix: bytes, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]] | None:
+    """Keys of one integer each, all above 0 and of the same number of bytes; None for others.
+
+    The keys ascend: what the first and the last one begin with, all do.
+    """
+    start = len(prefix)
+    size = keys[0][start] - _ZERO if keys and keys[0][start:] else 0
+    head = prefix + keys[0][start : start + 1] if 1 <= size <= 8 else b""
+    if not head or not (keys[0].startswith(head) and keys[-1].startswith(head)):
+        return None
+    if set(map(len, keys)) != {len(head) + size} or keys[0][len(head)] == 0:
+        return None
+    digits = map(itemgetter(slice(len(head), None)), keys)
+    numbers: list[int] = list(map(int.from_bytes, digits, repeat("big")))  # type: ignore[arg-type]
+    return list(zip(numbers)) if numbers[-1] <= INT_MAX else None
 
 
 def table_range(table: str) -> tuple[bytes, bytes]:

@@ -358,20 +358,20 @@ Old = Callable[[int, int], bytes]
 
 
 def build_piece(
-    piece: AnyPiece, stored: Callable[[Ref], bytes], held: Held | None = None, old: Old | None = None
+    piece: AnyPiece, frame_of: Callable[[Ref], bytes], held: Held | None = None, old: Old | None = None
 ) -> bytes:
     """The content of a piece (SPEC 5.4, 5.7). Raises Corrupt, or Stale where what `old` gives may be at fault.
 
-    `stored` gives the verified bytes of a file; it is asked for those only that `held` does not make needless. A
+    `frame_of` gives the verified frame in a file; it is asked for those only that `held` does not make needless. A
     piece with ranges needs `old`.
     """
     if held is not None and (found := held(piece.check, piece.raw)) is not None:
         return found
     dictionary = None
     if piece.bases:
-        parts = (build_piece(b, stored, held) if isinstance(b, Piece) else _range(b, old) for b in piece.bases)
+        parts = (build_piece(b, frame_of, held) if isinstance(b, Piece) else _range(b, old) for b in piece.bases)
         dictionary = DICTIONARY_START + b"".join(parts)
-    frame = stored(piece.ref)
+    frame = frame_of(piece.ref)
     try:
         content = decompress(frame, piece.raw, dictionary=dictionary)
         if xxhash.xxh3_128_digest(content) != piece.check:

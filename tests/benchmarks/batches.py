@@ -41,7 +41,7 @@ def make(dest: str, records: int) -> None:
     """One publish of the whole state."""
     from publisher.publish import Options, publish
     from publisher.sources.base import Report
-    from publisher.stores import open_store
+    from puller.stores import open_store
 
     class Source:
         kind = "bytes"

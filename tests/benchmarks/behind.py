@@ -63,7 +63,7 @@ class Counting:
 
     area = DIFFS
 
-    def put(self, raw: bytes) -> Ref:
+    def put(self, raw: bytes, links: object = ()) -> Ref:
         return seal(raw, 3)[0]
 
 
@@ -123,12 +123,12 @@ def build(changes: Iterator[Change], pool: ThreadPoolExecutor) -> History:
     hashes: dict[bytes, int | None] = {}
     change = next(changes)
     checksum = _take(hashes, change)
-    first = _tree(change, Sink(store, CHUNKS), pool)
-    head = first_head("data", "bytes", first, checksum, len(hashes), 30, 1)
+    first = _tree(change, Sink(store, CHUNKS, None), pool)
+    head = first_head("data", "bytes", first, checksum, len(hashes), 30, 1, None)
     history = History(store, [head, head])
     was = Published(store, pool, head, b"", "")
     for change in changes:
-        last = Diff(head.version, head.version + 1, _tree(change, Sink(store, DIFFS), pool))
+        last = Diff(head.version, head.version + 1, _tree(change, Sink(store, DIFFS, None), pool))
         checksum = (checksum + _take(hashes, change)) % MODULUS
         before = dict(store.areas)
         new = follow(was, last, checksum, len(hashes), now=lambda: 1)

@@ -1,10 +1,14 @@
-"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [A] [B] [C] [memory] [start]
+"""Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [ROW ...]
+
+A ROW is A, B, tables, C, encrypted, memory, start or signed.
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
 and their next state). Everything is written below --scratch, which should be on tmpfs. Each number is the median of
 --rounds rounds; the rivals take turns, and the spread is (slowest - fastest) / median. `memory` has no rival: it times
-pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them.
+pulls of C's rows into a `puller.Replica` in one process, its start excluded, and small pulls after them. The rival of
+`encrypted` is the same without encryption. `signed` needs no data: it is the CPU time of polls that find nothing new, of a
+signed dataset beside an unsigned one.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", nargs="*", help="A, B, C, memory, start; all of them by default")
+    parser.add_argument(
+        "data", nargs="*", help="A, B, tables, C, encrypted, memory, start, signed; all of them by default"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -69,6 +75,7 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
@@ -77,12 +84,18 @@ def main() -> None:
             folder(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "B" in arguments.data:
             large(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "tables" in arguments.data:
+            tables(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "C" in arguments.data:
             rows(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "encrypted" in arguments.data:
+            encrypted(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "memory" in arguments.data:
             memory(nginx.root, nginx.url, arguments.rounds)
         if not arguments.data or "start" in arguments.data:
             start(nginx.root, nginx.url, scratch, arguments.rounds)
+        if not arguments.data or "signed" in arguments.data:
+            signed(nginx.root, nginx.url, scratch, arguments.rounds)
     shutil.rmtree(scratch)
 
 
@@ -155,6 +168,28 @@ def folder(root: Path, url: str, scratch: Path, rounds: int) -> None:
     )
     behind(root, url, scratch, rounds)
     unchanged(scratch, rounds)
+
+
+def encrypted(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """A: what encryption costs, and a mirror against curl of the same files."""
+    tree, out = DATA / "A/tree", scratch / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    publish = f"{PUBLISHER} publish {tree}"
+    compare("A publish, encrypted / plain", f"{publish} {out}/a --encrypt", f"{publish} {out}/a", clean, rounds)
+    subprocess.run(
+        f"{publish} {root}/encrypted --encrypt; {publish} {root}/open", shell=True, check=True, stdout=sys.stderr
+    )
+    pull = f"{PULLER} pull {url}"
+    compare("A pull, encrypted / plain", f"{pull}/encrypted {out}/copy", f"{pull}/open {out}/copy", clean, rounds)
+    names = [path.relative_to(root) for path in (root / "encrypted").rglob("*") if path.is_file()]
+    lines = "".join(f'url = "{url}/{name}"\noutput = "{out}/{name}"\n' for name in names)
+    (scratch / "names").write_text(lines)
+    curl = f"curl -sf --parallel --parallel-max 8 --create-dirs -K {scratch}/names"
+    compare("A mirror / `curl --parallel`", f"{PULLER} mirror {url}/encrypted {out}/mirror", curl, clean, rounds)
 
 
 def behind(root: Path, url: str, scratch: Path, rounds: int) -> None:
@@ -262,6 +297,85 @@ def large(root: Path, url: str, scratch: Path, rounds: int) -> None:
     print(f"\nB: {written:,} bytes written, {received:,} fetched; the rival's file has {_size(root / 'b.zst'):,}\n")
 
 
+LOOP = """
+import sqlite3, sys
+for row in sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True).execute("SELECT * FROM item"):
+    pass
+"""
+"""The least that reading a table from Python costs."""
+
+COPY = """
+import sqlite3, sys
+source = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+db = sqlite3.connect(sys.argv[2], isolation_level=None)
+db.execute("PRAGMA cache_size=-65536")
+db.execute("BEGIN")
+db.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, sku TEXT, name TEXT, body TEXT, price REAL, stock INT, updated INT)")
+db.executemany("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", source.execute("SELECT * FROM item"))
+db.execute("CREATE INDEX item_sku ON item(sku)")
+db.execute("COMMIT")
+"""
+"""The same rows into the same table, with the same index, by `executemany`."""
+
+
+def tables(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """B as tables: three million rows from SQLite and into it."""
+    big, after, out = DATA / "B/big.db", DATA / "B/big-next.db", scratch / "out"
+
+    def clean() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+
+    for name, script in (("loop", LOOP), ("copy", COPY)):
+        (scratch / f"{name}.py").write_text(script)
+    loop = f"{sys.executable} {scratch}/loop.py {big}"
+    compare(
+        "B as tables, publish / a loop over `SELECT *`", f"{PUBLISHER} publish -q {big} {out}/t", loop, clean, rounds
+    )
+    subprocess.run(f"{PUBLISHER} publish -q {big} {root}/t", shell=True, check=True)
+    pull = f"{PULLER} pull -q {url}/t {out}/copy.db"
+    copy = f"{sys.executable} {scratch}/copy.py {big} {out}/rival.db"
+    compare("B as tables, pull into SQLite / `executemany` of its rows", pull, copy, clean, rounds)
+    clean()
+    subprocess.run(f"{pull} && {PUBLISHER} publish -q {after} {root}/t", shell=True, check=True)
+    done = subprocess.run(f"{PULLER} pull --json {url}/t {out}/copy.db", shell=True, check=True, capture_output=True)
+    fetched = json.loads(done.stdout)
+    print(
+        f"\nB as tables, the next state: {fetched['received']:,} bytes in {fetched['requests']} requests\n", flush=True
+    )
+    tracked(scratch)
+
+
+def tracked(scratch: Path) -> None:
+    """A tracked database of a million rows, 100 of which change before each publish; one process, its start excluded."""
+    script = """
+import random, sqlite3, statistics, sys, time
+from publisher.publish import Options, publish
+from publisher.sources import open_source, tracking
+from puller.stores import open_store
+path, dest = sys.argv[1:]
+db = sqlite3.connect(path)
+db.execute("CREATE TABLE t(k TEXT PRIMARY KEY, v TEXT, n INT)")
+db.executemany("INSERT INTO t VALUES(?, ?, ?)", ((f"user/{n:08d}", f"value {n} " * 8, n) for n in range(1_000_000)))
+db.commit()
+tracking.track(path)
+def find(name, schema):
+    return open_source(path, None, key=(), tables=(), name=name, schema=schema, strict=False, cached_for=dest)
+times = []
+for _ in range(42):
+    keys = [(f"user/{random.randrange(1_000_000):08d}",) for _ in range(100)]
+    db.executemany("UPDATE t SET n = n + 1 WHERE k = ?", keys)
+    db.commit()
+    start = time.perf_counter()
+    publish(open_store(dest), find, "data", Options())
+    times.append(time.perf_counter() - start)
+first, second, *others = times
+print(f"a million rows, 100 changed: median {statistics.median(others) * 1000:.0f} ms, longest {max(others) * 1000:.0f} ms; "
+      f"the first publish {first:.1f} s, the one that makes the cache {second:.1f} s")
+"""
+    subprocess.run([sys.executable, "-c", script, f"{scratch}/tracked.db", f"{scratch}/tracked"], check=True)
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
@@ -347,6 +461,37 @@ def start(root: Path, url: str, scratch: Path, rounds: int) -> None:
     pull = f"{PULLER} pull {url}/few {scratch}/few-copy"
     subprocess.run(f"{PUBLISHER} publish -q {source} {root}/few; {pull}", shell=True, check=True, stdout=sys.stderr)
     compare("pull, nothing new / Python", pull, bare, lambda: None, rounds)
+
+
+def signed(root: Path, url: str, scratch: Path, rounds: int) -> None:
+    """CPU time of a poll that finds nothing new, of a signed dataset and of an unsigned one: processes, and a replica's polls."""
+    import puller
+
+    source = scratch / "rows.jsonl"
+    source.write_text("".join(f'{{"k": {n}, "v": "value {n}"}}\n' for n in range(1000)))
+    times: dict[tuple[str, str], list[float]] = {}
+    replicas = {}
+    for name, flag in (("signed", ""), ("unsigned", "--unsigned")):
+        publish = f"{PUBLISHER} publish -q {source} {root}/poll-{name} --key k --name poll {flag}"
+        subprocess.run(f"{publish}; {PULLER} pull -q {url}/poll-{name} {scratch}/{name}.db", shell=True, check=True)
+        replicas[name] = puller.Replica(f"{url}/poll-{name}", str(scratch / f"{name}-replica.db"))
+        replicas[name].pull()
+    for _ in range(rounds * 10):
+        for name, replica in replicas.items():
+            process = subprocess.Popen([*PULLER.split(), "pull", "-q", f"{url}/poll-{name}", f"{scratch}/{name}.db"])
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            process.returncode = 0
+            times.setdefault(("process", name), []).append(usage.ru_utime + usage.ru_stime)
+            began = time.process_time()
+            for _ in range(10):
+                replica.pull()
+            times.setdefault(("replica", name), []).append((time.process_time() - began) / 10)
+    for what in ("process", "replica"):
+        us, them = (statistics.median(times[what, name]) * 1000 for name in ("signed", "unsigned"))
+        print(
+            f"| poll, nothing new, signed / unsigned: CPU of a {what} | {us:.2f} ms | {them:.2f} ms | {us - them:+.2f} ms |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import threading
@@ -10,10 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from publisher.serve import make_server
-from puller.errors import FetchError, NotFound, Unavailable, UsageError
-from puller.fetch import FolderFetcher, HttpFetcher, Retrying, open_fetcher
+from puller.errors import Corrupt, FetchError, NotFound, Unavailable, UsageError, Withheld
+from puller.fetch import FolderFetcher, Retrying, open_fetcher
+from puller.http import HttpFetcher
+from puller.s3 import S3Fetcher
+from tests.buckets import KEYS
 
-HEAD = b"headwater/1 test\n{}\n\n"
+FIELDS = {"epoch": 1, "version": 1, "time": 1, "kind": "bytes", "checksum": "0" * 32, "records": 0, "diffs": []}
+FIELDS |= {"snapshot": {"version": 1, "tree": ["0" * 64, 9, 9]}, "interval": 30, "publish_id": "0" * 32, "needs": []}
+
+
+def head_at(version):
+    return f"headwater/1 test\n{json.dumps(FIELDS | {'version': version, 'trust': 0})}\n\n".encode()
+
+
+HEAD = head_at(1)
 NAME = "ab" * 32
 FILE = f"chunks/ab/{NAME}.zst"
 DATA = bytes(range(256)) * 9000
@@ -24,8 +36,33 @@ def serve(server):
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-@pytest.fixture(params=["folder", "file-url", "nginx", "serve"])
+class InBucket:
+    """A file in a bucket, as a path would be one in a folder."""
+
+    def __init__(self, bucket, key):
+        self.bucket, self.key = bucket, key
+
+    def __truediv__(self, name):
+        return InBucket(self.bucket, f"{self.key}/{name}")
+
+    def write_bytes(self, data):
+        self.bucket.client.put_object(Bucket=self.bucket.name, Key=self.key, Body=data)
+
+    def unlink(self):
+        self.bucket.client.delete_object(Bucket=self.bucket.name, Key=self.key)
+
+
+@pytest.fixture(params=["folder", "file-url", "nginx", "serve", "s3", "s3 of rclone", "mirrors", "mirrors-one-folder"])
 def host(request, nginx):
+    if request.param.startswith("s3"):
+        bucket = request.getfixturevalue("bucket" if request.param == "s3" else "careless_bucket")
+        place = InBucket(bucket, "a/b")
+        (place / FILE).write_bytes(DATA)
+        (place / "HEAD").write_bytes(HEAD)
+        fetcher = open_fetcher(f"{bucket.url}/a/b")
+        yield place, fetcher
+        fetcher.close()
+        return
     root = nginx.root
     (root / "chunks/ab").mkdir(parents=True)
     (root / FILE).write_bytes(DATA)
@@ -37,6 +74,10 @@ def host(request, nginx):
         fetcher = open_fetcher(f"file://{root}")
     elif request.param == "nginx":
         fetcher = open_fetcher(nginx.url)
+    elif request.param == "mirrors":
+        fetcher = open_fetcher(nginx.url, [f"{nginx.url}/"])
+    elif request.param == "mirrors-one-folder":
+        fetcher = open_fetcher(str(root), [nginx.url])
     else:
         server = make_server(str(root), "127.0.0.1", 0, quiet=True)
         fetcher = open_fetcher(serve(server))
@@ -56,6 +97,20 @@ def test_gives_whole_files_and_shows_longer_ones(host):
     assert fetcher.received == 2 * len(DATA) + 1001
 
 
+def test_bytes_that_do_not_pass_the_check_are_not_returned(host):
+    _, fetcher = host
+    seen = []
+
+    def check(data):
+        seen.append(data)
+        raise Corrupt("damaged")
+
+    with pytest.raises(Corrupt):
+        fetcher.fetch(FILE, len(DATA), check)
+    assert set(seen) == {DATA}
+    assert fetcher.fetch(FILE, len(DATA), seen.append) == DATA
+
+
 def test_absence_is_not_found(host):
     root, fetcher = host
     with pytest.raises(NotFound):
@@ -71,11 +126,12 @@ def test_head_is_conditional(host):
     assert first.data == HEAD
     again = fetcher.fetch_head(first.etag)
     assert (again.data, again.etag) == (None, first.etag)
-    (root / "HEAD").write_bytes(HEAD + b"more")
+    (root / "HEAD").write_bytes(head_at(10))
     changed = fetcher.fetch_head(first.etag)
-    assert changed.data == HEAD + b"more"
+    assert changed.data == head_at(10)
     assert changed.etag != first.etag
-    assert fetcher.fetch_head(None).data == HEAD + b"more"
+    assert fetcher.fetch_head(None).data == head_at(10)
+    assert fetcher.fetch_head("a tag of another address").data == head_at(10)
 
 
 def test_many_threads_at_once(host):
@@ -158,11 +214,11 @@ def bad():
     [
         ("404", NotFound),
         ("410", NotFound),
-        ("403", FetchError),
+        ("403", Withheld),
         ("401", FetchError),
         ("400", FetchError),
         ("204", FetchError),
-        ("206", FetchError),
+        ("206", Unavailable),
         ("304", FetchError),
         ("500", Unavailable),
         ("503", Unavailable),
@@ -179,6 +235,42 @@ def test_errors_of_hosts(bad, path, error):
     if path in ("429", "503"):
         assert caught.value.retry_after == 7
     assert bad.fetch("found", 100) == b"found"
+
+
+@pytest.mark.parametrize(
+    ("fate", "error"),
+    [
+        ("drop", Unavailable),
+        ("lose", Unavailable),
+        ("refuse", Unavailable),
+        ("fail", Unavailable),
+        ("truncate", Unavailable),
+    ],
+)
+def test_errors_of_buckets(bucket, fate, error):
+    bucket.client.put_object(Bucket=bucket.name, Key="x", Body=DATA)
+    fetcher = S3Fetcher(bucket.url)
+    bucket.proxy.fate = lambda _request: fate
+    with pytest.raises(error):
+        fetcher.fetch("x", len(DATA))
+    bucket.proxy.fate = lambda _request: "pass"
+    assert fetcher.fetch("x", len(DATA)) == DATA
+    assert bucket.proxy.count() == 2
+    fetcher.close()
+
+
+def test_what_a_bucket_refuses_is_no_absence(bucket, monkeypatch):
+    fetcher = S3Fetcher("s3://no-such-bucket/x")
+    with pytest.raises(FetchError, match="there is no bucket no-such-bucket at http") as caught:
+        fetcher.fetch_head(None)
+    assert not isinstance(caught.value, NotFound)
+    fetcher.close()
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    fetcher = S3Fetcher(bucket.url)
+    with pytest.raises(FetchError, match="no AWS credentials were found"):
+        fetcher.fetch_head(None)
+    fetcher.close()
 
 
 def test_redirects_within_the_origin_are_followed(bad):
@@ -254,7 +346,9 @@ def test_an_unreadable_folder_is_no_absence(tmp_path):
         FolderFetcher(str(tmp_path)).fetch_head(None)
 
 
-@pytest.mark.parametrize("address", ["s3://b/x", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"])
+@pytest.mark.parametrize(
+    "address", ["s3://", "s3://b/x?y=1", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"]
+)
 def test_addresses_that_cannot_be(address):
     with pytest.raises(UsageError):
         open_fetcher(address)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
 import json
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -14,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from publisher.sources import jsonl, sorting
+from publisher.sources import apart, jsonl, open_source, sorting, statcache
 from publisher.sources.base import Unsorted
 from publisher.sources.folder import FolderSource
 from publisher.sources.jsonl import JsonLinesSource
@@ -22,7 +26,7 @@ from publisher.sources.sorting import Duplicate, Sorter
 from puller.errors import SourceError
 from puller.wire.keys import encode_key
 from puller.wire.nodes import is_ascending
-from puller.wire.rows import decode_schema, encode_row
+from puller.wire.rows import decode_schema, encode_row, encode_schema
 from tests.conftest import publisher
 
 ROWS = 3000
@@ -218,12 +222,90 @@ def test_a_folder_is_read_in_key_order(tmp_path):
     assert [v for run in runs for v in run[1]] == [b"fa", b"fb-c", b"fb/x", b"d", b"la"]
 
 
+def rewrite(form: str, tmp_path: Path, rows) -> str:
+    """The same rows as a source of some form, in the order given."""
+    if form == "folder":
+        shutil.rmtree(tmp_path / "tree", ignore_errors=True)
+        (tmp_path / "tree").mkdir()
+        for row in rows:
+            (tmp_path / "tree" / row["k"]).write_text(row["text"])
+        return str(tmp_path / "tree")
+    if form == "jsonl":
+        return write(tmp_path / "rows.jsonl", rows)
+    if form in ("csv", "tsv"):
+        with (tmp_path / f"rows.{form}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["k", "n", "text"], dialect="excel-tab" if form == "tsv" else "excel")
+            writer.writeheader()
+            writer.writerows(rows)
+        return str(tmp_path / f"rows.{form}")
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as db:
+        db.execute("DROP TABLE IF EXISTS t")
+        db.execute("CREATE TABLE t(k TEXT PRIMARY KEY, n INT, text TEXT)")
+        db.executemany("INSERT INTO t VALUES(:k, :n, :text)", rows)
+        db.commit()
+    return str(tmp_path / "rows.db")
+
+
+def opened(path: str, form: str, **options):
+    key = () if form == "folder" else ("k",)
+    tables = () if form == "folder" else ("t",)
+    schema = options.pop("schema", [])
+    return open_source(path, None, key=key, tables=tables, name="t", schema=schema, strict=True, **options)
+
+
+@pytest.fixture(params=["folder", "jsonl", "csv", "tsv", "sqlite", "csv apart", "sqlite apart"])
+def form(request, monkeypatch):
+    """A form of source; where it can be read by another process, that way too."""
+    if request.param.endswith(" apart"):
+        monkeypatch.setattr(apart, "LARGE", 0)
+    return request.param.split()[0]
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_every_source_gives_its_records_in_key_order_and_again(form, tmp_path, order):
+    rows = numbered(500)
+    path = rewrite(form, tmp_path, random.Random(1).sample(rows, len(rows)) if order == "shuffled" else rows)
+    source = opened(path, form)
+    found = read(source)
+    if form == "folder":
+        assert found == {row["k"].encode(): b"f" + row["text"].encode() for row in rows}
+    else:
+        numbers = str if form in ("csv", "tsv") else int
+        (table,) = decode_schema(found.pop(b""))
+        assert [column.name for column in table.columns] == ["k", "n", "text"]
+        expected = {encode_key("t", (row["k"],)): encode_row((numbers(row["n"]), row["text"])) for row in rows}
+        assert found == expected
+        found[b""] = encode_schema([table])
+    assert read(source) == found
+    assert source.report.bytes_read > 0
+    assert source.report.skipped == []
+
+
+def test_every_source_tells_that_it_did_not_change_and_only_of_the_state_that_was_read(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(statcache, "MARGIN", -(10**11))  # as if the files had been there for long
+    rows = numbered(20)
+    path = rewrite(form, tmp_path, rows)
+    first = opened(path, form, cached_for="/dest")
+    assert first.recall(b"state 1") is None
+    records = read(first)
+    first.remember(b"state 1")
+    same = opened(path, form, cached_for="/dest")
+    assert same.recall(b"state 1") == []
+    assert opened(path, form, cached_for="/dest").recall(b"state 2") is None
+    assert opened(path, form, cached_for="/other").recall(b"state 1") is None
+    assert opened(path, form).recall(b"state 1") is None
+    rewrite(form, tmp_path, [rows[0] | {"text": "y"}, *rows[1:]])
+    changed = opened(path, form, cached_for="/dest")
+    assert changed.recall(b"state 1") != []
+    assert form == "folder" or read(changed) != records
+
+
 PUBLISH = """
 import sys
 from pathlib import Path
 from publisher.publish import Options, publish
 from publisher.sources.jsonl import JsonLinesSource
-from publisher.stores import open_store
+from puller.stores import open_store
 path, dest = sys.argv[1:]
 publish(open_store(dest), lambda _, old: JsonLinesSource(path, ["key"], "t", old, memory=8 << 20), "data", Options())
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))

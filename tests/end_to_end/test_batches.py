@@ -13,9 +13,9 @@ import pytest
 
 import publisher
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
 from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import form_of
+from puller.stores.folder import FolderStore
 from puller.wire.rows import decode_schema
 from tests.conftest import ROOT, command, puller
 from tests.states import archived, diffs_of, read_head, state_of
@@ -141,7 +141,7 @@ def test_what_is_no_dataset_of_ours_is_refused(tmp_path, dest):
         publisher.open(str(foreign), kind="bytes")
     with pytest.raises(HeadwaterError, match="Not a directory"):
         publisher.open(str(foreign / "letter.txt"), kind="bytes")
-    with pytest.raises(UsageError, match="local folders"):
+    with pytest.raises(UsageError, match="local folder"):
         publisher.open("ftp://host/x", kind="bytes")
 
 

@@ -39,8 +39,12 @@ def is_set_up(block: str) -> bool:
     return "pip install" in block or ".ci/test" in block
 
 
-def test_commands_in_documents_work_when_pasted(tmp_path):
-    """In the order they stand in, in one folder, with the commands on the PATH; then Python, which prints what it says."""
+def test_commands_in_documents_work_when_pasted(tmp_path, bucket):
+    """In the order they stand in, in one folder, with the commands on the PATH; then Python, which prints what it says.
+
+    The environment leads to moto's server; it has the one bucket that is named.
+    """
+    bucket.client.create_bucket(Bucket="acme-data")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("publisher", "puller"):

@@ -134,15 +134,18 @@ def test_a_lost_head_does_not_fork_history(table):
 
 
 def test_a_dataset_that_was_set_back_is_taken_when_told(folder):
+    """One that is not signed: a signed one says so itself, by a new epoch."""
+    shutil.rmtree(folder / "d")
+    publisher("publish", "--unsigned", folder / "s", folder / "d")
     old = (folder / "d/HEAD").read_bytes()
     (folder / "s/a").write_text("newer")
     publisher("publish", folder / "s", folder / "d")
-    puller("pull", folder / "d", folder / "c")
+    puller("pull", folder / "d", folder / "other")
     (folder / "d/HEAD").write_bytes(old)
-    assert "really set back" in puller("pull", folder / "d", folder / "c").err
-    puller("pull", "--overwrite", folder / "d", folder / "c")
-    assert (folder / "c/a").read_text() == "a"
-    assert puller("status", "--json", folder / "c").json["version"] == 1
+    assert "really set back" in puller("pull", folder / "d", folder / "other").err
+    puller("pull", "--overwrite", folder / "d", folder / "other")
+    assert (folder / "other/a").read_text() == "a"
+    assert puller("status", "--json", folder / "other").json["version"] == 1
 
 
 def test_passwords_stay_secret(nginx, folder):

@@ -8,8 +8,8 @@ import pytest
 
 from publisher.build import make_pool
 from publisher.fsck import check
-from publisher.stores.folder import FolderStore
 from puller.errors import NotFound
+from puller.stores.folder import FolderStore
 from puller.wire.head import format_head, parse_head
 from tests.conftest import publisher
 from tests.plain import publish_records

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 
+from publisher import epochs, published
 from publisher.build import make_pool
 from publisher.commit import GRACE, LONGEST
+from publisher.fsck import check
 from publisher.gc import collect, find_archived
+from publisher.keys import Keyring
 from publisher.publish import Options, publish
 from publisher.retain import EVERY
-from publisher.stores.base import Listed
 from puller.errors import HeadwaterError, Invalid, NotFound, UsageError
 from puller.fetch import FolderFetcher
 from puller.plan import Way
 from puller.pull import Options as PullOptions
 from puller.pull import pull
+from puller.stores import open_store
+from puller.stores.base import Listed
+from puller.stores.s3 import S3Store
 from puller.targets import open_target
 from puller.tree import Reader
 from tests.clocked import ClockedFolder
 from tests.conftest import lines, publisher, puller, tree
-from tests.plain import PlainSource
+from tests.plain import PlainSource, publish_records
 from tests.states import diffs_of, read_head, state_of
 
 DAY = 86400
@@ -36,11 +42,15 @@ class Dataset:
         self.root = str(root)
         self.store = ClockedFolder(self.root)
 
-    def publish(self, records, days=0.0, keep=None):
+    def publish(self, records, days=0.0, keep=None, keyring=None, **options):
         self.store.now += days * DAY
-        options = Options(allow_shrink=True, keep=keep)
         return publish(
-            self.store, lambda name, schema: PlainSource("bytes", records), "data", options, now=lambda: self.store.now
+            self.store,
+            lambda name, schema: PlainSource("bytes", records),
+            "data",
+            Options(allow_shrink=True, keep=keep, **options),
+            now=lambda: self.store.now,
+            keyring=keyring,
         )
 
     def collect(self, days=0.0, **options):
@@ -245,10 +255,10 @@ def test_publishes_between_two_batches_are_seen(dataset, monkeypatch):
     collected = ClockedFolder.collect
     published = []
 
-    def between(store, paths, before):
+    def between(store, *arguments):
         if not published:
             published.extend(dataset.publish(rows(seed, 3)).head.version for seed in (0, 1))
-        return collected(store, paths, before)
+        return collected(store, *arguments)
 
     monkeypatch.setattr(ClockedFolder, "collect", between)
     monkeypatch.setattr("publisher.gc.BATCH", 1)
@@ -256,6 +266,78 @@ def test_publishes_between_two_batches_are_seen(dataset, monkeypatch):
     assert published == [4, 5]
     assert state_of(dataset.root) == rows(1, 3)
     assert dataset.pull(dataset.root + ".db", 4).after == (1, 4)
+
+
+def test_signed_and_encrypted_datasets_need_no_keys_here(dataset, tmp_path, monkeypatch):
+    """With the secret and without it, the same files are removed; key sets stay, those before a new epoch, too."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    ring = Keyring(folder=str(tmp_path / "keys"))
+    r = random.Random(5)
+    large = {b"x": r.randbytes(2_500_000)}
+    for n in range(5):
+        dataset.publish(
+            rows(n, 2000) | (large if n < 2 else {b"x": r.randbytes(1_200_000)}), 1, None, ring, encrypt=True
+        )
+    secret = (tmp_path / "config").rename(tmp_path / "away") / "headwater/keys"
+    planned = dataset.collect(days=6.5, dry_run=True)
+    monkeypatch.setenv("HEADWATER_SECRET", next(secret.iterdir()).read_text())
+    with_secret = dataset.collect(dry_run=True)
+    assert (planned.files_removed, planned.bytes_removed) == (with_secret.files_removed, with_secret.bytes_removed)
+    assert (planned.files_kept, planned.heads_removed) == (with_secret.files_kept, 2)
+    epochs.rotate(dataset.store, ring, epochs.Wanted(), now=lambda: dataset.store.now)
+    epochs.restart(dataset.store, ring, wanted=epochs.Wanted(), now=lambda: dataset.store.now)
+    monkeypatch.delenv("HEADWATER_SECRET")
+    done = dataset.collect()
+    assert done.files_removed == planned.files_removed > 2
+    assert (done.head.epoch, done.head.trust) == (2, 3)
+    assert sorted(dataset.store.list("trust/")) == ["trust/1", "trust/2", "trust/3"]
+    assert sorted(dataset.store.list("heads/")) == ["heads/1-3", "heads/1-4", "heads/1-5"]
+    monkeypatch.setenv("HEADWATER_SECRET", next(secret.iterdir()).read_text())
+    assert len(state_of(dataset.root)) == 2001
+    assert publisher("fsck", dataset.root).status == 0
+
+
+def test_a_bucket(bucket, monkeypatch):
+    """Files go in batches; who publishes meanwhile what was just removed puts it again."""
+    monkeypatch.setattr("publisher.gc.GRACE", 0)
+    dest = f"{bucket.url}/data"
+    states = [rows(n, 3000) | {b"big": random.Random(n).randbytes(1_500_000)} for n in range(3)]
+    for state in states:
+        publish_records(dest, "bytes", state)
+    time.sleep(1.1)
+    store, racing = open_store(dest), open_store(dest)
+    collected, met = S3Store.collect, []
+
+    def beside(self, paths, *arguments):
+        """A publisher that went as far as to the swap before the files go that it needs: its puts came before."""
+        if not met and any(path.startswith("chunks") for path in paths):
+            flush = S3Store.flush
+
+            def late(inner):
+                monkeypatch.setattr(S3Store, "flush", flush)
+                listed = S3Store._written_before(self, set(paths), 2e9)
+                met.append(self._place.remove(list(listed)))
+                self._note(b"ended", self._note(b"running", self._collection()[2]))
+                flush(inner)
+
+            monkeypatch.setattr(S3Store, "flush", late)
+            publish(racing, lambda name, schema: PlainSource("bytes", states[0]), "data", Options(allow_shrink=True))
+        return collected(self, paths, *arguments)
+
+    monkeypatch.setattr(S3Store, "collect", beside)
+    with make_pool(store.threads) as pool:
+        assert collect(store, pool, keep=0, keep_versions=0).heads_removed == 2
+        assert met == [set()]
+        assert published.read_head(store)[0].version == 4
+        assert check(store, pool).bad == {}
+        time.sleep(1.1)
+        before = set(store.list(""))
+        bucket.proxy.requests.clear()
+        done = collect(store, pool, keep=0, keep_versions=0)
+        removing = [request for request in bucket.proxy.requests if request.method == "POST"]
+        assert (done.heads_removed, len(removing)) == (1, 2)
+        assert len(before - set(store.list(""))) == done.heads_removed + done.files_removed > 1
+        assert check(store, pool).bad == {}
 
 
 def test_ages_of_superseded_heads():

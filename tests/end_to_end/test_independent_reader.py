@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import independent_reader as judge
+from tests import signed_note
 from tests.conftest import publisher, tree
 from tests.crafted import SNAPSHOT, VERSIONS, craft
 from tests.vectors import generate
@@ -46,7 +47,41 @@ def patch(v, data):
     assert v["values"] in (None, [x.hex() if type(x) is bytes else x for x in map(found.get, names)])
 
 
+def trusted(v, data):
+    """Whether HEAD is to be believed (7.5): a verifier from the C2SP text, and the rules of key sets."""
+    try:
+        name, head = judge.parse_head(data)
+        sets = {int(n): blob(text) for n, text in v["sets"].items()}
+        signed_note.believe(data, name, head, sets, blob(v["pinned"]), v["given"])
+    except signed_note.BadNote as error:
+        raise judge.Refused from error
+
+
+def key_set(v, data):
+    try:
+        assert signed_note.read_set(data)["number"] == v["number"]
+    except signed_note.BadNote as error:
+        raise judge.Refused from error
+
+
+def encrypted(v, data):
+    frame, links = judge.Secret(VECTORS["encrypted"]["secret"]).file(data)
+    assert frame == blob(v["frame"])
+    found = [[area, sha256.hex(), size] for area in links for sha256, size in sorted(links[area])]
+    assert found == v["links"]
+
+
+def sealed(v, data):
+    secret = judge.Secret(VECTORS["sealed"]["secret"])
+    name, head = judge.parse_head(data)
+    judge.need((name, head.get("encryption", {}).get("key")) == (secret.name, secret.id), "another secret's")
+    opened = secret.head(head)
+    assert all(opened[part] == v[part] for part in ("kind", "checksum", "records", "version"))
+
+
 READERS = {
+    "key_set": key_set,
+    "trust": trusted,
     "leaf": lambda v, data: judge.leaf(data, deletions=v.get("deletions", False), **bounds(v)),
     "index": lambda v, data: judge.index(data, v["level"], **bounds(v)),
     "log": lambda v, data: judge.log(data),
@@ -58,6 +93,9 @@ READERS = {
     "file_value": lambda v, data: judge.file_value(data),
     "frame": frame,
     "patch": patch,
+    "secret": lambda v, data: judge.Secret(data.decode()),
+    "encrypted": encrypted,
+    "sealed": sealed,
 }
 CASES = [(part, kind, v) for part in READERS for kind in ("good", "bad") for v in VECTORS[part][kind]]
 
@@ -78,7 +116,7 @@ def test_record_hashes():
 
 def test_it_is_small_and_shares_nothing():
     text = Path(judge.__file__).read_text()
-    assert len(text.splitlines()) <= 275
+    assert len(text.splitlines()) <= 345
     assert "puller" not in text
     assert "publisher" not in text
 

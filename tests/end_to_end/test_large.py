@@ -15,7 +15,7 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources.folder import FolderSource
-from publisher.stores.folder import FolderStore
+from puller.stores.folder import FolderStore
 from puller.wire.head import parse_head
 from tests.conftest import publisher, puller, tree
 from tests.fault.test_kills_and_flips import kill_after, start

@@ -10,9 +10,9 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.published import Published, read_head
-from publisher.stores import open_store
 from puller.plan import plan
 from puller.runs import merge
+from puller.stores import open_store
 from puller.wire.checksum import run_sum
 from tests.benchmarks import behind
 

@@ -16,7 +16,7 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source
-from publisher.stores import open_store
+from puller.stores import open_store
 from tests.conftest import puller, tree
 
 
@@ -69,7 +69,7 @@ def live(tmp_path, seconds, size):
         publish(
             open_store(str(dest)),
             lambda name, schema: open_source(
-                str(source), None, key=(), table=None, name=name, schema=schema, strict=False
+                str(source), None, key=(), tables=(), name=name, schema=schema, strict=False
             ),
             "data",
             Options(),

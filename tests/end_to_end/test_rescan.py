@@ -11,8 +11,8 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source, statcache
-from publisher.stores import open_store
 from puller.errors import Refused
+from puller.stores import open_store
 from tests.conftest import publisher, puller, tree
 
 
@@ -58,7 +58,7 @@ class Counted:
 def run(source, dest, *, cached=True, strict=False, **options):
     """Publish in this process; return the outcome, the bytes read from the source, and the files read from the store."""
     store = Counted(open_store(str(dest)))
-    asked = {"key": (), "table": None, "strict": strict} | options
+    asked = {"key": (), "tables": (), "strict": strict} | options
 
     def find(name, schema):
         return open_source(

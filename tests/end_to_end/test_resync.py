@@ -222,10 +222,10 @@ def restart(dest, **changes):
 @pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
 def test_a_new_epoch_is_reconciled_chunk_by_chunk(tmp_path, name):
     write_rows(tmp_path / "s.jsonl", 1)
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
     puller("pull", tmp_path / "d", tmp_path / name)
     write_rows(tmp_path / "s.jsonl", 1, range(100, 110))
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "new/d", "--key", "k")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "new/d", "--key", "k")
     restart(tmp_path / "new/d", epoch=2)
     whole = publisher("status", "--json", tmp_path / "new/d").json["snapshot_bytes"]
     plan = puller("pull", "--dry-run", tmp_path / "new/d", tmp_path / name).out
@@ -242,7 +242,7 @@ def test_a_new_epoch_is_reconciled_chunk_by_chunk(tmp_path, name):
 
 def test_local_edits_are_refused_by_a_resync(tmp_path):
     write_rows(tmp_path / "s.jsonl", 1)
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
     puller("pull", tmp_path / "d", tmp_path / "c.db")
     with sqlite3.connect(tmp_path / "c.db") as db:
         db.execute("UPDATE d SET name = 'mine' WHERE k = 30000")
@@ -258,11 +258,11 @@ def test_local_edits_are_refused_by_a_resync(tmp_path):
 
 def test_a_puller_that_no_diff_reaches_takes_only_what_differs(tmp_path):
     write_rows(tmp_path / "s.jsonl", 1)
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
     puller("pull", tmp_path / "d", tmp_path / "c.db")
     write_rows(tmp_path / "s.jsonl", 1, range(50))
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
-    publisher("publish", tmp_path / "s.jsonl", tmp_path / "other", "--key", "k", "--name", "d")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
+    publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "other", "--key", "k", "--name", "d")
     snapshot = parse_head((tmp_path / "other/HEAD").read_bytes()).snapshot
     shutil.copytree(tmp_path / "other/chunks", tmp_path / "d/chunks", dirs_exist_ok=True)
     restart(tmp_path / "d", snapshot=snapshot, snapshot_version=2, diffs=[], log=None)
@@ -286,13 +286,13 @@ def test_a_new_epoch_with_another_schema_or_shape(tmp_path, name):
                 (source / "a").mkdir()
                 (source / "a/x").write_text("below")
                 (source / "b").write_text("file")
-            publisher("publish", source, dest)
+            publisher("publish", "--unsigned", source, dest)
         else:
             rows = [{"k": k, "v": 1} | ({"w": [k]} if n == 2 else {}) for k in range(5)]
             rows[0]["v"] = "text" if n == 2 else 1
             source = tmp_path / "s.jsonl"
             source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            publisher("publish", source, dest, "--key", "k")
+            publisher("publish", "--unsigned", source, dest, "--key", "k")
     puller("pull", tmp_path / "d", tmp_path / name)
     restart(tmp_path / "new/d", epoch=2)
     done = puller("pull", "--json", tmp_path / "new/d", tmp_path / name).json

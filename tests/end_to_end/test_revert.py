@@ -7,9 +7,9 @@ import random
 import pytest
 
 from publisher.revert import revert
-from publisher.stores import open_store
-from publisher.stores.folder import FolderStore
 from puller.errors import NotFound, UsageError
+from puller.stores import open_store
+from puller.stores.folder import FolderStore
 from tests.conftest import publisher, puller, tree
 from tests.plain import publish_records
 from tests.states import archived, state_of

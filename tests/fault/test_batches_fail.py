@@ -14,8 +14,8 @@ import pytest
 
 import publisher
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
 from puller.errors import HeadwaterError
+from puller.stores.folder import FolderStore
 from tests.conftest import ROOT
 from tests.fault.test_faults import FaultyDatabase, FaultyStore
 from tests.states import read_head, state_of

@@ -18,10 +18,10 @@ import publisher.commit
 import publisher.gc
 from publisher.build import make_pool
 from publisher.gc import collect
-from publisher.stores.folder import FolderStore
 from puller.errors import Conflict, HeadwaterError
 from puller.fetch import FolderFetcher
 from puller.pull import Options, pull
+from puller.stores.folder import FolderStore
 from puller.targets import open_target
 from tests.states import archived, read_head, state_of
 

@@ -11,11 +11,11 @@ import pytest
 
 from publisher.publish import Options, publish
 from publisher.sources import open_source
-from publisher.stores.folder import FolderStore
 from puller.errors import HeadwaterError
 from puller.fetch import FolderFetcher
 from puller.pull import Options as PullOptions
 from puller.pull import pull
+from puller.stores.folder import FolderStore
 from puller.targets import open_target
 from tests.conftest import tree
 
@@ -60,7 +60,7 @@ class FaultyStore(FolderStore):
 
 def run_publish(store, source: Path, **options):
     def find(name, schema):
-        return open_source(str(source), None, key=(), table=None, name=name, schema=schema, strict=False)
+        return open_source(str(source), None, key=(), tables=(), name=name, schema=schema, strict=False)
 
     return publish(store, find, "data", Options(allow_shrink=True, **options))
 
@@ -221,7 +221,7 @@ def test_every_statement_of_a_database_fails_once(tmp_path, monkeypatch, name):
     def run_publish_any(dest, source):
         def find(name, schema):
             key = ("k",) if kind == "table" else ()
-            return open_source(str(source), None, key=key, table=None, name=name, schema=schema, strict=False)
+            return open_source(str(source), None, key=key, tables=(), name=name, schema=schema, strict=False)
 
         publish(FolderStore(str(dest)), find, "data", Options())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from publisher.stores.base import Store
+from puller.stores.base import Store
 from tests.infra import aws
 
 ACTIONS = {  # what S3 asks of who makes the requests of each method; the rest of `Store` makes none of its own

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import publisher
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
+from puller.stores.folder import FolderStore
 from tests.states import read_head, state_of
 
 KEYS = st.binary(max_size=2) | st.sampled_from([b"a", b"b", b"ab", bytes(3), b"\xff\xff"])
@@ -55,6 +55,8 @@ class Meddled(FolderStore):
 
 
 class Batches(RuleBasedStateMachine):
+    encrypt = False
+
     def __init__(self):
         super().__init__()
         self.patches = [patch(name, value) for name, value in SMALL.items()]
@@ -62,7 +64,7 @@ class Batches(RuleBasedStateMachine):
             one.start()
         self.base = tempfile.mkdtemp()
         self.dest, self.cache = os.path.join(self.base, "data"), os.path.join(self.base, "cache")
-        publisher.open(self.dest, kind="bytes", cache=False).close()
+        publisher.open(self.dest, kind="bytes", cache=False, encrypt=self.encrypt).close()
         self.states: list[dict[bytes, bytes]] = [{}, {}]
         self.open = [self.opened(), self.opened(), Dataset(Meddled(self.dest), None)]
 
@@ -164,5 +166,11 @@ class Batches(RuleBasedStateMachine):
         assert list(self.open[which]) == sorted(self.open_state(which))
 
 
+class Encrypted(Batches):
+    encrypt = True
+
+
 TestBatches = Batches.TestCase
 TestBatches.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+TestEncrypted = Encrypted.TestCase
+TestEncrypted.settings = settings(max_examples=3, stateful_step_count=40, deadline=None)

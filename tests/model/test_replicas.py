@@ -19,10 +19,12 @@ import puller
 from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.sources import open_source
-from publisher.stores import open_store
 from puller.fetch import FolderFetcher
+from puller.mirror import Options as MirrorOptions
+from puller.mirror import mirror
 from puller.plan import Way
 from puller.pull import Options, pull
+from puller.stores import open_store
 from puller.targets import open_target
 from tests.conftest import lines, tree
 
@@ -32,6 +34,7 @@ NAMES = st.sampled_from([f"{a}{b}" for a in "abcd" for b in "0123"])
 class Replicas(RuleBasedStateMachine):
     """One source, one dataset, three pullers that lag behind as they like."""
 
+    encrypt = False
     targets: tuple[str, ...]
     apart: tuple[str, ...] = ()
     """Those that can neither be edited nor go back."""
@@ -62,14 +65,14 @@ class Replicas(RuleBasedStateMachine):
                 self.source(),
                 None,
                 key=self.key,
-                table=None,
+                tables=(),
                 name=name,
                 schema=schema,
                 strict=True,
                 cached_for=self.dest,
             ),
             "data",
-            PublishOptions(allow_shrink=True),
+            PublishOptions(allow_shrink=True, encrypt=self.encrypt),
             now=self.now,
         )
         changed = not self.published or self.state != self.published[-1]
@@ -87,6 +90,21 @@ class Replicas(RuleBasedStateMachine):
         if self.held.get(name) == len(self.published):
             assert outcome.plan.way is Way.NOTHING
         self.held[name] = len(self.published)
+
+    @rule(data=st.data(), keep=st.integers(0, 3))
+    def pull_from_a_mirror(self, data, keep):
+        """A mirror that lags behind as it likes is brought up to date, and serves a puller of the origin."""
+        if not self.published:
+            return
+        copy = str(self.base / "mirror")
+        mirror(self.dest, FolderFetcher(self.dest), open_store(copy), MirrorOptions(keep_versions=keep))
+        assert (Path(copy) / "HEAD").read_bytes() == (Path(self.dest) / "HEAD").read_bytes()
+        assert (b'"sealed"' in (Path(copy) / "HEAD").read_bytes()) == self.encrypt
+        kept = [len(self.published) - n for n in range(keep + 1) if n < len(self.published)]
+        name = data.draw(st.sampled_from([n for n in self.targets if n not in self.apart]))
+        version = data.draw(st.sampled_from(kept))
+        self.run(name, Options(version=version), copy)
+        self.held[name] = version
 
     @rule()
     def lose_the_cache(self):
@@ -113,7 +131,8 @@ class Replicas(RuleBasedStateMachine):
         self.run(name, Options(overwrite=True, version=version))
         self.held[name] = version or len(self.published)
 
-    def run(self, name, options):
+    def run(self, name, options, address=None):
+        address = address or self.dest
         opened = []
 
         def find(head):
@@ -121,7 +140,7 @@ class Replicas(RuleBasedStateMachine):
             return opened[-1]
 
         try:
-            outcome = pull(self.dest, FolderFetcher(self.dest), find, options, now=self.now)
+            outcome = pull(address, FolderFetcher(address), find, options, now=self.now)
         finally:
             for target in opened:
                 target.close()
@@ -247,7 +266,7 @@ class Bytes(Replicas):
 
     def __init__(self):
         super().__init__()
-        self.dataset = publisher.open(self.dest, kind="bytes")
+        self.dataset = publisher.open(self.dest, kind="bytes", encrypt=self.encrypt)
         self.published.append({})
         self.memory = puller.Replica(self.dest)
 
@@ -282,9 +301,9 @@ class Bytes(Replicas):
         if self.state:
             del self.state[data.draw(st.sampled_from(sorted(self.state)))]
 
-    def run(self, name, options):
+    def run(self, name, options, address=None):
         if name != "memory":
-            return super().run(name, options)
+            return super().run(name, options, address)
         told = []
         before = dict(self.memory)
         outcome = self.memory.pull(on_change=told.append)
@@ -313,9 +332,26 @@ class Bytes(Replicas):
         return found
 
 
+class EncryptedFiles(Files):
+    encrypt = True
+
+
+class EncryptedTables(Tables):
+    encrypt = True
+
+
+class EncryptedBytes(Bytes):
+    encrypt = True
+
+
 TestFiles = Files.TestCase
 TestTables = Tables.TestCase
 TestBytes = Bytes.TestCase
 TestFiles.settings = TestTables.settings = TestBytes.settings = settings(
     max_examples=100, stateful_step_count=25, deadline=None
+)
+TestEncryptedFiles, TestEncryptedTables = EncryptedFiles.TestCase, EncryptedTables.TestCase
+TestEncryptedBytes = EncryptedBytes.TestCase
+TestEncryptedFiles.settings = TestEncryptedTables.settings = TestEncryptedBytes.settings = settings(
+    max_examples=10, stateful_step_count=25, deadline=None
 )

@@ -56,7 +56,7 @@ def small_indexes(monkeypatch):
 
 
 def built(store, pool, records, leaf_size=200, area=CHUNKS, lead=None, batch=7):
-    builder = TreeBuilder(Sink(store, area), pool, leaf_size)
+    builder = TreeBuilder(Sink(store, area, None), pool, leaf_size)
     keys = sorted(records)
     for n in range(0, len(keys), batch):
         part = keys[n : n + batch]
@@ -151,7 +151,7 @@ def test_a_snapshot_carried_forward(pool, monkeypatch, kind):
         diff, _ = built(store, pool, changes, area=DIFFS, leaf_size=5000)
         state = {k: v for k, v in (state | changes).items() if v is not None}
         old = {leaf.ref for leaf in reader.leaves(CHUNKS, tree)}
-        tree, _ = carry(reader, tree, [nodes.Diff(step, step + 1, diff)], Sink(store, CHUNKS), pool)
+        tree, _ = carry(reader, tree, [nodes.Diff(step, step + 1, diff)], Sink(store, CHUNKS, None), pool)
         assert read(store, pool, tree) == state
         leaves = list(reader.leaves(CHUNKS, tree))
         sizes = [leaf.ref.raw for leaf in leaves]
@@ -174,7 +174,9 @@ def test_large_values_in_chunks_that_stay_are_counted(pool):
     tree, _ = built(store, pool, state, leaf_size=500)
     assert tree.bytes > 10 * 500_000
     diff, _ = built(store, pool, {b"0350": bytes(60)}, area=DIFFS)
-    carried, _ = carry(Reader(StoreFetcher(store), pool), tree, [nodes.Diff(1, 2, diff)], Sink(store, CHUNKS), pool)
+    carried, _ = carry(
+        Reader(StoreFetcher(store), pool), tree, [nodes.Diff(1, 2, diff)], Sink(store, CHUNKS, None), pool
+    )
     assert abs(carried.bytes - tree.bytes) < 0.15 * tree.bytes
 
 

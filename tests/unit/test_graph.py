@@ -6,7 +6,7 @@ import msgspec
 
 from puller.wire import nodes
 from puller.wire.codec import DIFFS, seal
-from puller.wire.graph import diff_nodes
+from puller.wire.graph import Graph
 from puller.wire.nodes import Diff, PatchedLarge, PatchPiece, Piece, Range, Tree
 
 
@@ -20,7 +20,7 @@ def test_a_patch_names_the_pieces_that_stand_in_it_for_others_and_their_bases():
     value = PatchedLarge(own.raw, bytes(16), bytes(32), 0, msgspec.Raw(nodes.encode([own])), {0: instead})
     ref, stored = seal(nodes.encode_patch([b"k"], [value], nodes.patch_dictionary([None])))
     tree = Tree(ref, 0, 1, ref.stored)
-    _, patch = diff_nodes(Diff(1, 2, tree, tree))
+    _, patch = Graph().diff(Diff(1, 2, tree, tree))
     assert patch.leads
     assert [(node.area, node.ref.sha256[0], node.leads) for node in patch.below(stored)] == [
         ("chunks", 2, False),

@@ -14,8 +14,8 @@ import publisher
 from publisher import cache
 from publisher.cache import Cache, Place, Unusable, mark
 from publisher.dataset import Dataset
-from publisher.stores.folder import FolderStore
 from puller.errors import Invalid
+from puller.stores.folder import FolderStore
 from tests.states import read_head, state_of
 
 RECORDS = {b"key%05d" % n: b"value %d" % n * 5 for n in range(2000)}
@@ -198,7 +198,7 @@ def test_a_lie_is_found_before_a_snapshot_is_published(dest, tmp_path):
 
 def test_a_dataset_whose_checksum_is_wrong_already_is_refused(dest, tmp_path, monkeypatch):
     with opened(dest, None) as dataset, monkeypatch.context() as patch:
-        patch.setattr("publisher.dataset.hash_sum", lambda found: 7 * len(found) ** 2)
+        patch.setattr("publisher.hashes.hash_sum", lambda found: 7 * len(found) ** 2)
         put(dataset, some(3) | {b"more": b""})
     before = Path(dest, "HEAD").read_bytes()
     with opened(dest, None) as dataset, pytest.raises(Invalid, match="nothing was published"):

@@ -145,3 +145,29 @@ def test_columns_hold_their_type_only(type_, good, bad):
     for cell in bad:
         with pytest.raises(Invalid):
             wire.decode_columns(table, [wire.encode_row([cell])])
+
+
+@given(
+    st.lists(
+        st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(1, 255), st.integers(2**40, 2**40 + 99)), unique=True
+    )
+)
+def test_keys_of_one_integer_are_encoded_and_decoded_as_one_by_one(numbers):
+    numbers.sort()
+    keys = encode_keys("t", [numbers]) if numbers else []
+    assert keys == [encode_key("t", (n,)) for n in numbers]
+    assert decode_keys("t", keys) == [(n,) for n in numbers]
+    for same in (range(1, 256), range(2**32, 2**32 + 9)):
+        whole = list(same)
+        assert decode_keys("t", encode_keys("t", [whole])) == [(n,) for n in whole]
+
+
+@pytest.mark.parametrize("bad", ["1500", "160001", "1c8000000000000000", "1c0100000000000000ff", "16", "1501ff"])
+def test_a_bad_integer_is_refused_among_good_ones(bad):
+    prefix = bytes.fromhex("307400")
+    for keys in ([prefix + bytes.fromhex(bad)], [prefix + bytes.fromhex(bad)] * 3):
+        with pytest.raises(Invalid):
+            decode_keys("t", keys)
+    good = bytes.fromhex("1501" if bad != "1500" else "1502")
+    with pytest.raises(Invalid):
+        decode_keys("t", sorted([prefix + good, prefix + bytes.fromhex(bad)]))

@@ -20,6 +20,7 @@ from publisher.build import Sink
 from publisher.earlier import Earlier
 from publisher.published import StoreFetcher
 from puller.errors import Corrupt, Stale
+from puller.fetch import Check
 from puller.plan import REQUEST_COST
 from puller.targets.base import Opening
 from puller.targets.staging import Stager
@@ -52,7 +53,7 @@ class Dataset:
 
     def publish(self, content: bytes) -> large.Stored:
         before = self.store.written
-        sink = Sink(self.store, CHUNKS)
+        sink = Sink(self.store, CHUNKS, None)
         found = None if self.value is None else Earlier(self.value, self.reader, sink, self.pool)
         stored = large.put_stream(KEY, b"", io.BytesIO(content), sink, self.pool, found)
         assert isinstance(stored.value, Large)
@@ -66,11 +67,11 @@ class Dataset:
         fetcher = StoreFetcher(self.store)
         get = fetcher.fetch
 
-        def once(path: str, size: int) -> bytes:
+        def once(path: str, size: int, check: Check | None = None) -> bytes:
             if path in seen:  # a puller keeps what it fetched
                 return self.store.get(path)
             seen.add(path)
-            return get(path, size)
+            return get(path, size, check)
 
         fetcher.fetch = once
         reader = Reader(fetcher, self.pool)
@@ -286,10 +287,10 @@ def test_a_file_that_two_threads_want_is_fetched_once(dataset):
     fetcher = StoreFetcher(dataset.store)
     get = fetcher.fetch
 
-    def slow(path: str, size: int) -> bytes:
+    def slow(path: str, size: int, check: Check | None = None) -> bytes:
         both.wait()  # the other thread is on its way
         time.sleep(0.1)
-        return get(path, size)
+        return get(path, size, check)
 
     fetcher.fetch = slow
     reader = Reader(fetcher, dataset.pool)

@@ -42,7 +42,7 @@ def dataset():
 def publish(dataset: Dataset, content: bytes) -> tuple[PatchedLarge, moved.Moved | None, Stored]:
     """Publish a second version; the value as it stands in the patch, with its pieces put, and what a follower needs without."""
     before = dataset.value
-    sink = Sink(dataset.store, CHUNKS)
+    sink = Sink(dataset.store, CHUNKS, None)
     stored = put_stream(
         KEY, b"", io.BytesIO(content), sink, dataset.pool, Earlier(before, dataset.reader, sink, dataset.pool)
     )
@@ -111,7 +111,7 @@ def test_a_source_that_changes_while_it_is_read_gives_no_piece(dataset):
     content = text(3, 1_700_000)
     dataset.publish(content)
     after = content + pages(content, 3, 200, 12)
-    before, sink = dataset.value, Sink(dataset.store, CHUNKS)
+    before, sink = dataset.value, Sink(dataset.store, CHUNKS, None)
     stored = put_stream(KEY, b"", io.BytesIO(after), sink, dataset.pool)
     readings = [after, after[:-300_000] + bytes(300_000)]
     found = moved.find_moved(stored, lambda: io.BytesIO(readings.pop(0)), before, dataset.reader, dataset.pool)
@@ -206,7 +206,7 @@ def test_a_patch_is_kept_for_what_it_saves(dataset, cost, kept):
     now, number = dataset.value, dataset.value.record_hash
     piece = PatchPiece(bytes(32), 9, 100_000, bytes(16), [Range(0, 9)])
     found = moved.Moved({0: piece}, [("chunks/name", b"frame")], (20, cost), 9_500_000)
-    patch = PatchBuilder(dataset.store, dataset.pool, {number: (20, 10_000_000)}, {number: found})
+    patch = PatchBuilder(dataset.store, dataset.pool, None, {number: (20, 10_000_000)}, {number: found})
     patch.change(Changed([KEY], [now], [before]))
     tree = patch.beside(Tree(Ref(bytes(32), 100, 100), 0, 21, 10_000_100), None)
     assert (tree is not None) == kept == ("chunks/name" in dataset.store.files)

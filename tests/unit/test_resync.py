@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from publisher.build import Sink, TreeBuilder
-from publisher.stores.folder import FolderStore
 from puller.errors import LocalEdits
 from puller.fetch import FolderFetcher
 from puller.resync import Resync, differences
+from puller.stores.folder import FolderStore
 from puller.tree import Reader
 from puller.wire.checksum import record_hash, record_hashes
 from puller.wire.codec import CHUNKS
@@ -59,7 +59,7 @@ class Snapshot:
     """A snapshot with many small leaves, and the leaves that are fetched."""
 
     def __init__(self, base, pool, state):
-        builder = TreeBuilder(Sink(FolderStore(base), CHUNKS), pool, leaf_size=80)
+        builder = TreeBuilder(Sink(FolderStore(base), CHUNKS, None), pool, leaf_size=80)
         builder.add(*sorted_run(state))
         self.tree = builder.finish()
         self.fetcher = FolderFetcher(base)

@@ -7,16 +7,21 @@ import contextlib
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from publisher.diffs import LISTED
-from puller.errors import HeadwaterError, Invalid, Unsupported
+from publisher.diffs import LISTED, choose_listed, fit
+from puller import trust
+from puller.errors import HeadwaterError, Invalid, NotFound, SecretError, Unsupported, Untrusted
+from puller.secret import unlock
 from puller.wire import files, nodes
 from puller.wire import rows as wire
 from puller.wire.checksum import record_hash
+from puller.wire.cipher import Cipher, parse_secret
 from puller.wire.codec import decompress
-from puller.wire.head import MAX_HEAD, Head, format_head, parse_head
+from puller.wire.head import MAX_WRITTEN, Head, format_head, parse_head
 from puller.wire.keys import decode_key
+from puller.wire.links import decode_links
 from tests.vectors import generate
 
 HERE = Path(generate.__file__).parent
@@ -80,6 +85,51 @@ def read_patch(v, data):
     assert v["values"] in (None, [x if x is None or isinstance(x, nodes.Large) else x.hex() for x in values])
 
 
+def read_key_set(v, data):
+    assert trust.load(data, "the key set").keys.number == v["number"]
+
+
+def read_trust(v, data):
+    def get(path):
+        found = v["sets"].get(path.rpartition("/")[2])
+        if found is None:
+            raise NotFound(path)
+        return bytes.fromhex(found)
+
+    pins = None if v["pinned"] is None else trust.Pins(blob(v["pinned"]))
+    head = parse_head(data)
+    try:
+        pinned = trust.Keeper(get, pins, trust.parse_given(v["given"])).accept(head, data)
+    except Untrusted as error:
+        if error.reason != v.get("reason", error.reason):
+            raise RuntimeError(error.reason) from error
+        raise
+    assert pinned.number == head.trust
+
+
+def read_secret(v, data):
+    parse_secret(data.decode("latin-1"))
+
+
+def read_encrypted(v, data):
+    cipher = Cipher(parse_secret(VECTORS["encrypted"]["secret"]))
+    assert cipher.decrypt(data) == blob(v["frame"])
+    assert [[area, sha256.hex(), stored] for area, sha256, stored in decode_links(data)] == v["links"]
+    assert cipher.encrypt(blob(v["frame"]), decode_links(data)[::-1]) == data
+
+
+def read_sealed(v, data, secret=VECTORS["sealed"]["secret"]):
+    head = parse_head(data)
+    assert (head.kind, head.checksum, head.records) == ("", 0, 0) or head.encryption is None
+    try:
+        opened, _ = unlock(head, secret)
+    except SecretError as error:
+        raise Invalid(str(error)) from error
+    found = {"kind": opened.kind, "checksum": f"{opened.checksum:032x}", "records": opened.records}
+    assert found | {"version": opened.version} == {name: v[name] for name in [*found, "version"]}
+    assert parse_head(format_head(opened)) == head
+
+
 READERS = {name.removeprefix("read_"): reader for name, reader in list(globals().items()) if name.startswith("read_")}
 CASES = [(part, kind, v) for part in READERS for kind in ("good", "bad") for v in VECTORS[part][kind]]
 
@@ -115,7 +165,10 @@ def test_a_value_in_a_leaf_has_at_most_a_mebibyte():
         nodes.decode_leaf(nodes.encode_leaf([b"k"], [bytes(MIB + 1)]))
 
 
-@pytest.mark.parametrize("part", ["leaf", "index", "log", "head", "schema", "patch"])
+PARTS = ["leaf", "index", "log", "head", "schema", "patch", "key_set", "trust", "secret", "encrypted", "sealed"]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_mutations_never_raise_anything_else(part):
     """Every byte of every good vector flipped, removed or doubled: read, or refused."""
     for v in VECTORS[part]["good"]:
@@ -132,7 +185,7 @@ def test_mutations_never_raise_anything_else(part):
 
 
 def test_head_at_version_100_million_has_room_for_everything():
-    """Every level of diffs (of 4), the newest eight of the lowest with patches, and two Ed25519 signatures."""
+    """Every level of diffs (of 4) but one, the newest eight of the lowest with patches, and two Ed25519 signatures."""
     version, diffs, serial = 10**8, [], iter(range(1000))
 
     def tree(size):
@@ -159,10 +212,13 @@ def test_head_at_version_100_million_has_room_for_everything():
         interval=30,
         publish_id="ab" * 16,
         trust=12,
-        expires=1_800_003_600,
     )
-    signature = "\u2014 vulnerability-data.example.org " + base64.b64encode(bytes(68)).decode() + "\n"
-    data = format_head(head) + 2 * signature.encode()
-    assert len(data) <= MAX_HEAD
-    assert parse_head(data) == head
     assert len({d.b - d.a for d in head.diffs}) == 14
+    signature = "\u2014 vulnerability-data.example.org " + base64.b64encode(bytes(68)).decode() + "\n"
+    for expires in (None, 1_800_003_600):
+        fitted = fit(msgspec.structs.replace(head, expires=expires, diffs=choose_listed(diffs)))
+        refreshed = msgspec.structs.replace(fitted, expires=1_800_003_600)
+        data = format_head(refreshed) + 2 * signature.encode()
+        assert len(data) <= MAX_WRITTEN
+        assert parse_head(data) == refreshed
+        assert len(diffs) - len(fitted.diffs) <= 1  # the log has it

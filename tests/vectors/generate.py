@@ -7,6 +7,8 @@ kept as they are, since compressors may change.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import struct
@@ -17,11 +19,16 @@ import msgspec
 import xxhash
 import zstandard
 
+from publisher.keys import SigningKey
 from puller.wire import nodes
 from puller.wire.checksum import record_hash
+from puller.wire.cipher import Cipher, Secret
 from puller.wire.codec import Ref, compress, encode
+from puller.wire.head import parse_head
 from puller.wire.keys import encode_key
+from puller.wire.links import Link, encode_links
 from puller.wire.nodes import Diff, Log, Segment, Tree
+from puller.wire.note import ed25519_key
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
 
 HERE = Path(__file__).parent
@@ -230,6 +237,7 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("no log", head({"log": None}), version=42),
         case("log left out", head({"log": ...}), version=42),
         case("expires", head({"expires": 5}), version=42),
+        case("keep", head({"keep": 604800}), version=42),
         case("unknown names", head({"new": {"x": [None, True, "é"]}}), version=42),
         case("largest numbers", head({"version": 2**53 - 1, "epoch": 2**53 - 1}), version=2**53 - 1),
         case("over 4096 bytes", head({"pad": "x" * 4096}), version=42),
@@ -299,6 +307,9 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("nested 33 deep (7.2)", head(text=line[:-1] + ',"x":' + "[" * 32 + "]" * 32 + "}")),
         case("nested without end (7.2)", head(text=line[:-1] + ',"x":' + "[" * 3000 + "]" * 3000 + "}")),
         case("null for expires (7.2)", head({"expires": None})),
+        case("keep as text (7.2)", head({"keep": "7d"})),
+        case("keep over 9,000,000,000 (7.2)", head({"keep": 9_000_000_001})),
+        case("null for keep (7.2)", head({"keep": None})),
         case("a signature with bits unused (7.1)", head(end="\n\u2014 key aGFzaHNpZ25hdHVyZR==\n")),
         case("a need that is no text (7.2)", head({"needs": [1]})),
         case("a need that is an object (7.2)", head({"needs": [{}]})),
@@ -310,6 +321,7 @@ def heads() -> tuple[list[dict], list[dict]]:
         case("a key name with an em space (7.1)", head(end="\n\u2014 k\u2003y aGFzaHNpZ25hdHVyZQ==\n")),
     ]
     bad += [case(f"without {name} (7.2)", head({name: ...})) for name in HEAD if name != "log"]
+    bad += sealed_heads()[2]
     return good, bad
 
 
@@ -587,6 +599,139 @@ def patches() -> tuple[list[dict], list[dict]]:
     return good, bad
 
 
+SECRET = Secret("name", bytes(range(100, 132)))
+SEALED: dict[str, Any] = {k: v for k, v in HEAD.items() if k not in ("kind", "checksum", "records")}
+
+
+def secrets() -> tuple[list[dict], list[dict]]:
+    text = SECRET.text
+    start, name, id_, key = text.split("+", 3)
+    texts = {
+        "another word": text.replace("SECRET", "KEY", 1),
+        "nothing": "",
+        "the key alone": key,
+        "another id": text.replace(id_, f"{int(id_, 16) ^ 1:08x}"),
+        "an id in capitals": f"{start}+{name}+{id_.upper()}+{key}",
+        "another name": f"{start}+eman+{id_}+{key}",
+        "another key": f"{start}+{name}+{id_}+B{key[1:]}",
+        "a name that there cannot be": f"{start}+na me+{id_}+{key}",
+        "a key of 31 bytes": f"{start}+{name}+{id_}+{key[:40]}ow==",
+        "bits unused": f"{start}+{name}+{id_}+{key[:-2]}{chr(ord(key[-2]) + 1)}=",
+        "no padding": text[:-1],
+        "two lines": f"{text}\n{text}",
+    }
+    return [case("secret", text.encode()), case("with a newline", f"{text}\n".encode())], [
+        case(f"{why} (11.1)", bad.encode()) for why, bad in texts.items()
+    ]
+
+
+def encrypted() -> tuple[list[dict], list[dict]]:
+    cipher, other = Cipher(SECRET), Cipher(Secret("eman", SECRET.key))
+    links = [Link("diffs", H, 7), Link("chunks", bytes(32), 16 * MIB), Link("chunks", H, 5), Link("chunks", H, 5)]
+    one, two = (encode_links([link])[4:] for link in links[1:3])
+    data, alone = cipher.encrypt(b"frame", links), cipher.encrypt(b"frame")
+
+    def made(*items: bytes, count: int | None = None) -> bytes:
+        """Properly encrypted, with links as they are given."""
+        clear = (len(items) if count is None else count).to_bytes(4, "big") + b"".join(items)
+        return clear + cipher._encrypt(b"frame", b"headwater-file/1 name\n" + clear)
+
+    def flipped(at: int) -> bytes:
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    ordered = [[area, sha256, stored] for area, sha256, stored in sorted(set(links))]
+    good = [
+        case("links", data, frame=b"frame", links=ordered),
+        case("no links", alone, frame=b"frame", links=[]),
+        case("an empty frame", cipher.encrypt(b""), frame=b"", links=[]),
+    ]
+    end = 4 + 3 * 37
+    places = {"number of links": 3, "an area": 4, "a hash": 5, "a size": 40, "the nonce": end, "text": end + 12}
+    bad = [
+        *(case(f"another bit in {what} (11.3)", flipped(at)) for what, at in (places | {"the tag": -1}).items()),
+        case("links left out (11.3)", alone[:4] + data[end:]),
+        case("links of another file (11.3)", data[:end] + alone[4:]),
+        case("cut off in the tag (11.3)", data[:-1]),
+        case("cut off in the links (11.3)", data[:60]),
+        case("cut off behind the nonce (11.3)", data[: end + 12]),
+        case("cut off in the number of links (11.3)", data[:3]),
+        case("nothing (11.3)", b""),
+        case("trailing bytes (11.3)", data + b"\0"),
+        case("more links than bytes (11.3)", made(one, count=2**32 - 1)),
+        case("links descend (11.3)", made(two, one)),
+        case("a link twice (11.3)", made(one, one)),
+        case("a file twice, with two sizes (11.3)", made(two[:33] + b"\0\0\0\1", two)),
+        case("an area that there is not (11.3)", made(b"\2" + one[1:])),
+        case("a link of size 0 (4.2)", made(one[:33] + bytes(4))),
+        case("a link of over 16 MiB (4.2)", made(one[:33] + (16 * MIB + 1).to_bytes(4, "big"))),
+        case("another dataset's, with the same key (11.1)", other.encrypt(b"frame", links)),
+        case("another secret's (11.1)", Cipher(Secret("name", bytes(32))).encrypt(b"frame", links)),
+        case("not encrypted (11.3)", compress(b"frame" * 20)),
+    ]
+    return good, bad
+
+
+def sealed_head(changes: dict | None = None, sealed: Any = None, **options: Any) -> bytes:
+    fields = SEALED | {"needs": ["encryption"], "encryption": {"key": SECRET.id}, "sealed": sealed or seal()}
+    return head({"kind": ..., "checksum": ..., "records": ...} | fields | (changes or {}), **options)
+
+
+def seal(kind: str = "table", records: int = 3, cipher: Cipher | None = None, **changes: Any) -> str:
+    """What is sealed in a HEAD that differs from ours by some changes."""
+    plain = msgspec.structs.replace(parse_head(head()), kind=kind, records=records, **changes)
+    return base64.b64encode((cipher or Cipher(SECRET)).seal(plain).sealed).decode()
+
+
+def sealed_heads() -> tuple[list[dict], list[dict], list[dict]]:
+    """Good ones, those that only the secret shows to be bad, and those that anybody must refuse."""
+    meaning = {"kind": "table", "checksum": HEAD["checksum"], "records": 3, "version": 42}
+    moved = {"snapshot": Tree(Ref(bytes(32), 100, 200), 0, 1, 100)}
+    later = {"time": 1_800_000_100, "expires": 5, "interval": 31, "log": ..., "diffs": []}
+    good = [
+        case("sealed", sealed_head(), **meaning),
+        case("signed", sealed_head(end=f"\n{SIGNATURE}"), **meaning),
+        case("what may change in a version changed", sealed_head(later), **meaning),
+        case("unknown names", sealed_head({"x": 1, "encryption": {"key": SECRET.id, "x": 1}}), **meaning),
+        case(
+            "another kind and number", sealed_head(sealed=seal("bytes", 0)), **meaning | {"kind": "bytes", "records": 0}
+        ),
+    ]
+    text = seal()
+    bad = [
+        case("another bit (11.2)", sealed_head(sealed=("B" if text[0] == "A" else "A") + text[1:])),
+        case("sealed for another version (11.2)", sealed_head(sealed=seal(version=43))),
+        case("sealed for another epoch (11.2)", sealed_head(sealed=seal(epoch=2))),
+        case("sealed for another publish_id (11.2)", sealed_head(sealed=seal(publish_id="ac" * 16))),
+        case("sealed for a snapshot of another version (11.2)", sealed_head(sealed=seal(snapshot_version=41))),
+        case("sealed for another snapshot (11.2)", sealed_head(sealed=seal(**moved))),
+        case("sealed with another secret (11.2)", sealed_head(sealed=seal(cipher=Cipher(Secret("name", bytes(32)))))),
+        case("sealed for another name (11.2)", sealed_head(sealed=seal(name="eman"))),
+        case("an unknown kind (7.2)", sealed_head(sealed=seal("graph"))),
+        case("2^53 records (7.2)", sealed_head(sealed=seal(records=2**53))),
+        case("another secret's id (11.2)", sealed_head({"encryption": {"key": "00000000"}})),
+        case("not encrypted (11)", head()),
+    ]
+    refused = [
+        case("sealed, and a kind (11.2)", sealed_head({"kind": "table"})),
+        case("sealed, and a checksum (11.2)", sealed_head({"checksum": HEAD["checksum"]})),
+        case("sealed, and a number of records (11.2)", sealed_head({"records": 3})),
+        case("sealed, and null for a kind (11.2)", sealed_head({"kind": None})),
+        case("encrypted, and nothing sealed (11.2)", sealed_head({"sealed": ...})),
+        case("encrypted, with what secret is not said (11.2)", sealed_head({"encryption": ...})),
+        case("encrypted, without an id (11.2)", sealed_head({"encryption": {}})),
+        case("encrypted, a text for an object (11.2)", sealed_head({"encryption": SECRET.id})),
+        case("encrypted, an id in capitals (11.2)", sealed_head({"encryption": {"key": "ABCDEF01"}})),
+        case("encrypted, an id of nine (11.2)", sealed_head({"encryption": {"key": "abcdef012"}})),
+        case("sealed, without the need (7.2)", sealed_head({"needs": []})),
+        case("sealed, no base64 (11.2)", sealed_head(sealed="!" + text[1:])),
+        case("sealed, cut off (11.2)", sealed_head(sealed=text[:68])),
+        case("sealed, too long (11.2)", sealed_head(sealed=text * 3)),
+        case("sealed, bits unused (11.2)", sealed_head(sealed=text[:72] + "AAB=")),
+        case("encrypted, and an unknown need (7.3)", sealed_head({"needs": ["encryption", "teleportation"]})),
+    ]
+    return good, bad, refused
+
+
 def case(name: str, data: bytes, **fields: Any) -> dict:
     return {"name": name, "data": data.hex()} | {k: plain(v) for k, v in fields.items()}
 
@@ -601,6 +746,194 @@ def both(pair: tuple[list[dict], list[dict]]) -> dict:
     return {"good": pair[0], "bad": pair[1]}
 
 
+ROOT, OTHER, SIGNER, THIEF = (
+    SigningKey(name, bytes([n] * 32)) for n, name in enumerate(("root", "other", "name", "name"))
+)
+
+
+def key_set(
+    before: bytes | None = None, *, by: tuple[SigningKey, ...] = (ROOT,), first: str = "", **changes: Any
+) -> bytes:
+    """A key set that follows `before`, signed; `changes` replace fields, or leave them out where they are `...`."""
+    number = 1 if before is None else json.loads(before.split(b"\n")[1])["number"] + 1
+    fields = {
+        "number": number,
+        "epoch": 1,
+        "time": 1_800_000_000,
+        "previous": None if before is None else hashlib.sha256(before).hexdigest(),
+        "keys": [str(SIGNER.public)],
+        "roots": [str(ROOT.public)],
+        "threshold": 1,
+    }
+    text = f"{first or 'headwater-trust/1 name'}\n{json.dumps({k: v for k, v in (fields | changes).items() if v is not ...})}\n"
+    return f"{text}\n{''.join(key.sign(text) for key in by)}".encode()
+
+
+def signed_head(*by: SigningKey, **changes: Any) -> bytes:
+    data = head({"trust": 1} | changes)
+    return data + "".join(key.sign(data[:-1].decode()) for key in by).encode()
+
+
+def key_sets() -> tuple[list[dict], list[dict]]:
+    vkey, public = str(SIGNER.public), SIGNER.public.data
+    encoded = base64.b64encode(public).decode()
+    alien = "new+00000000+" + base64.b64encode(b"\x06" + bytes(50)).decode()
+    two = key_set(key_set())
+    good = [
+        case("the first", key_set(), number=1),
+        case("the second", two, number=2),
+        case("unknown names", key_set(new={"x": 1}), number=1),
+        case("a key of another type", key_set(keys=[vkey, alien]), number=1),
+        case("two roots, of which one must sign", key_set(roots=[str(ROOT.public), str(OTHER.public)]), number=1),
+        case("a signature line of an unknown key", key_set(by=(ROOT, THIEF)), number=1),
+    ]
+    bad = [
+        case("another version (7.5)", key_set(first="headwater-trust/2 name")),
+        case("a HEAD (7.5)", head()),
+        case("no name (7.5)", key_set(first="headwater-trust/1")),
+        case("not signed (7.5)", key_set(by=())),
+        case("signed by another key (7.5)", key_set(by=(OTHER,))),
+        case("signed by one of two that must (7.5)", key_set(roots=[str(ROOT.public), str(OTHER.public)], threshold=2)),
+        case(
+            "signed twice by one of two that must (7.5)",
+            key_set(by=(ROOT, ROOT), roots=[str(ROOT.public), str(OTHER.public)], threshold=2),
+        ),
+        case("a signature that does not verify (7.5)", key_set().replace(b"1800000000", b"1800000001")),
+        case("cut off (7.1)", key_set()[:-1]),
+        case("over 65536 bytes (7.5)", key_set(pad="x" * 65536)),
+        case("over 100 signature lines (7.5)", key_set() + SIGNATURE.encode() * 100),
+        case("number 0 (7.5)", key_set(number=0)),
+        case("a first one with a previous one (7.5)", key_set(previous="00" * 32)),
+        case("a second one without (7.5)", key_set(number=2)),
+        case("previous left out (7.5)", key_set(previous=...)),
+        case("upper-case previous (7.5)", key_set(number=2, previous="AB" * 32)),
+        case("no keys (7.5)", key_set(keys=[])),
+        case("65 keys (7.5)", key_set(keys=[str(ed25519_key("name", bytes([n] * 32))) for n in range(65)])),
+        case("a key twice (7.5)", key_set(keys=[vkey, vkey])),
+        case("a key under two names (7.5)", key_set(keys=[vkey, str(ed25519_key("n", public[1:]))])),
+        case("a key with a wrong hash (7.5)", key_set(keys=[f"name+00000000+{encoded}"])),
+        case(
+            "a key with an upper-case hash (7.5)",
+            key_set(keys=[vkey.replace(SIGNER.public.id, SIGNER.public.id.upper())]),
+        ),
+        case("a key without a hash (7.5)", key_set(keys=[f"name+{encoded}"])),
+        case("an Ed25519 key of 31 bytes (7.5)", key_set(keys=[str(ed25519_key("name", bytes(31)))])),
+        case("no base64 (7.5)", key_set(keys=["name+00000000+!!!!"])),
+        case("a private key (7.5)", key_set(keys=[SIGNER.text])),
+        case("a number for a key (7.5)", key_set(keys=[1])),
+        case("threshold 0 (7.5)", key_set(threshold=0)),
+        case("a threshold above the roots (7.5)", key_set(threshold=2)),
+        case("duplicate names (7.2)", key_set().replace(b'"epoch"', b'"number"')),
+        case("a fraction (7.2)", key_set(threshold=1.0)),
+    ]
+    return good, bad
+
+
+def trusts() -> tuple[list[dict], list[dict]]:
+    """HEADs as they are served with key sets, to a reader that pinned one or was given keys; the bad ones have a reason."""
+    one = key_set()
+    two = key_set(one, by=(ROOT, OTHER), roots=[str(OTHER.public)])
+    three = key_set(two, by=(OTHER,), epoch=2, roots=[str(OTHER.public)])
+    new_epoch = {"epoch": 2, "version": 1, "snapshot": HEAD["snapshot"] | {"version": 1}, "diffs": [], "trust": 3}
+
+    def trust(
+        name: str, data: bytes, *sets: bytes, pinned: bytes | None = None, given: tuple = (), reason: str = ""
+    ) -> dict:
+        served = {str(n): blob.hex() for n, blob in enumerate(sets, 1) if blob}
+        fields = {"sets": served, "pinned": pinned, "given": [str(key.public) for key in given]}
+        return case(name, data, **fields, **({"reason": reason} if reason else {}))
+
+    good = [
+        trust("first contact", signed_head(SIGNER), one),
+        trust("first contact, the root given", signed_head(SIGNER), one, given=(ROOT,)),
+        trust("first contact, an older root given", signed_head(SIGNER, trust=2), one, two, given=(ROOT,)),
+        trust("first contact, one of two given", signed_head(SIGNER, trust=2), one, two, given=(THIEF, OTHER)),
+        trust("pinned", signed_head(SIGNER), one, pinned=one),
+        trust("signed by an unknown key, too", signed_head(THIEF, SIGNER), one, pinned=one),
+        trust("pinned, one set on", signed_head(SIGNER, trust=2), b"", two, pinned=one),
+        trust("pinned, two sets on, in a new epoch", signed_head(SIGNER, **new_epoch), b"", two, three, pinned=one),
+        trust("not signed", head()),
+    ]
+    forged = key_set(one, by=(THIEF,), roots=[str(THIEF.public)], keys=[str(THIEF.public)])
+    half = key_set(one, by=(OTHER,), roots=[str(OTHER.public)])
+    bad = [
+        trust("not signed, a key given (7.5)", head(), given=(ROOT,), reason="unsigned"),
+        trust("not signed, pinned (7.5)", head(), one, pinned=one, reason="unsigned"),
+        trust("no signature, though it names a set (7.5)", head({"trust": 1}), one, pinned=one, reason="unsigned"),
+        trust("signed by another key (7.5)", signed_head(THIEF), one, pinned=one, reason="unknown-key"),
+        trust("signed by the root (7.5)", signed_head(ROOT), one, pinned=one, reason="unknown-key"),
+        trust(
+            "another text (7.5)", signed_head(SIGNER).replace(b": 42", b": 43"), one, pinned=one, reason="bad-signature"
+        ),
+        trust(
+            "a good and a bad signature (7.5)",
+            signed_head(SIGNER) + SIGNER.sign("else").encode(),
+            one,
+            pinned=one,
+            reason="bad-signature",
+        ),
+        trust("another key given (7.5)", signed_head(SIGNER), one, given=(OTHER,), reason="unknown-key"),
+        trust("the signing key given (7.5)", signed_head(SIGNER), one, given=(SIGNER,), reason="unknown-key"),
+        trust("an earlier set (7.5)", signed_head(SIGNER), one, two, pinned=two, reason="key-set-rollback"),
+        trust(
+            "a set left out (7.5)",
+            signed_head(SIGNER, **new_epoch),
+            b"",
+            b"",
+            three,
+            pinned=one,
+            reason="key-set-skipped",
+        ),
+        trust(
+            "another set in its place (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            three,
+            pinned=one,
+            reason="key-set-skipped",
+        ),
+        trust("a forged set (7.5)", signed_head(THIEF, trust=2), b"", forged, pinned=one, reason="key-set-forged"),
+        trust(
+            "a set without the old root (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            half,
+            pinned=one,
+            reason="key-set-forged",
+        ),
+        trust(
+            "a set after another one (7.5)",
+            signed_head(SIGNER, trust=2),
+            b"",
+            key_set(one, by=(ROOT,), previous="00" * 32),
+            pinned=one,
+            reason="key-set-forged",
+        ),
+        trust(
+            "an epoch without a set (7.5)",
+            signed_head(SIGNER, **new_epoch | {"trust": 1}),
+            one,
+            pinned=one,
+            reason="epoch",
+        ),
+        trust(
+            "a set back in epochs (7.5)",
+            signed_head(SIGNER, trust=2, epoch=0),
+            b"",
+            key_set(one, epoch=0),
+            pinned=one,
+            reason="epoch",
+        ),
+        trust(
+            "the set of another dataset (7.5)",
+            signed_head(SIGNER),
+            key_set(first="headwater-trust/1 else"),
+            reason="other-dataset",
+        ),
+    ]
+    return good, bad
+
+
 def vectors() -> dict:
     """All vectors that are the same each time."""
     pairs = [(b"", b""), (b"a.txt", b"fhello"), (b"k" * 4096, bytes(1000)), (b"\0", b"\xff")]
@@ -610,11 +943,16 @@ def vectors() -> dict:
         "index": both(indexes()),
         "log": both(logs()),
         "head": both(heads()),
+        "secret": both(secrets()),
+        "encrypted": both(encrypted()) | {"secret": SECRET.text},
+        "sealed": both(sealed_heads()[:2]) | {"secret": SECRET.text},
         "key": both(keys()),
         "row": both(rows()) | {"schema": encode_schema([ROWS]).hex()},
         "schema": both(schemas()),
         "path": both(paths()),
         "file_value": both(file_values()),
+        "key_set": both(key_sets()),
+        "trust": both(trusts()),
     }
 
 

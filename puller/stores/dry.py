@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from publisher.stores.base import Listed, Store, Token
 from puller.errors import NotFound
+from puller.stores.base import Listed, Store, Token
 
 
 class DryStore:
@@ -18,6 +18,7 @@ class DryStore:
         self._lock = threading.Lock()
         self.where = inner.where
         self.written = 0
+        self.threads = inner.threads
 
     def get(self, path: str) -> bytes:
         try:
@@ -26,6 +27,9 @@ class DryStore:
             if path not in self._files:
                 raise
             return self._files[path]
+
+    def size_of(self, path: str) -> int | None:
+        return len(self._files[path]) if path in self._files else self._inner.size_of(path)
 
     def put(self, path: str, data: bytes) -> None:
         with self._lock:
@@ -57,8 +61,11 @@ class DryStore:
     def delete(self, path: str) -> None:
         pass
 
-    def collect(self, paths: Sequence[str], before: float) -> set[str]:
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
         return set(paths)
 
     def foreign(self) -> str | None:
         return self._inner.foreign()
+
+    def probe(self) -> None:
+        pass

@@ -7,23 +7,25 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from publisher.stores.base import ABSENT, TEMPORARY, Listed, Token
 from puller.durable import sync_files, sync_folder
-from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
+from puller.errors import Conflict, FetchError, NotFound, Unavailable
+from puller.stores.base import ABSENT, OURS, TEMPORARY, Listed, StoreError, Token
 from puller.wire.head import HEAD
 
-_OURS = frozenset({HEAD, "chunks", "diffs", "heads", "trust", "lost+found"})
+if TYPE_CHECKING:
+    from puller.doctor import Finding
 
-
-class StoreError(HeadwaterError):
-    """The store cannot be written; what is published there stays as it was, if the message does not say otherwise."""
+_OURS = OURS | {"lost+found"}
 
 
 class FolderStore:
     """Keeps a dataset in a folder that any web server can serve as it is."""
+
+    threads = 0
 
     def __init__(self, root: str) -> None:
         self.where = root
@@ -35,6 +37,14 @@ class FolderStore:
         try:
             with open(os.path.join(self.where, path), "rb") as file:
                 return file.read()
+        except OSError as error:
+            raise self._unread(path, error) from error
+
+    def size_of(self, path: str) -> int | None:
+        try:
+            return os.stat(os.path.join(self.where, path)).st_size
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise self._unread(path, error) from error
 
@@ -82,7 +92,7 @@ class FolderStore:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX)
                 if self._current() != expected:
-                    raise Conflict(f"another publisher wrote to {self.where} in the meantime")
+                    raise Conflict(f"somebody else wrote to {self.where} in the meantime")
                 temporary = self._write(full, data, durable=True)
                 with _or_discard(temporary):
                     os.utime(temporary, (time, time))
@@ -131,10 +141,12 @@ class FolderStore:
         except OSError as error:
             raise self._unwritten(path, error) from error
 
-    def collect(self, paths: Sequence[str], before: float) -> set[str]:
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
         gone: set[str] = set()
         try:
             with self._locked(fcntl.LOCK_EX):  # what is put takes its place under a shared lock
+                if unless is not None and unless():
+                    return gone
                 for path in paths:
                     full = os.path.join(self.where, path)
                     with suppress(FileNotFoundError):
@@ -182,6 +194,25 @@ class FolderStore:
             yield folder
         finally:
             os.close(folder)
+
+    def probe(self) -> None:
+        pass  # a lock sees to it
+
+    def findings(self) -> Iterator[Finding]:
+        """Whether others, such as a web server, may read what is published."""
+        from puller.doctor import NOTE, OK, Finding
+
+        closed = []
+        for name, needed in (("", 0o005), (HEAD, 0o004), ("chunks", 0o005), ("diffs", 0o005)):
+            full = os.path.join(self.where, name)
+            with suppress(FileNotFoundError):
+                if os.stat(full).st_mode & needed != needed:
+                    closed.append(full)
+        if closed:
+            text = f"only some users may read {', '.join(closed)}: a web server that runs as another gets nothing"
+            yield Finding("rights", NOTE, text, f"chmod -R a+rX {self.where}, and publish with umask 022")
+        else:
+            yield Finding("rights", OK, "everybody on this machine may read what is published")
 
     def _current(self) -> Token:
         try:

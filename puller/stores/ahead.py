@@ -1,0 +1,159 @@
+"""Wraps a store that waits on a network: files are put many at once, while the publisher goes on, and diffs are not got twice."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+
+from puller.stores.base import Listed, Store, Token
+from puller.wire.codec import DIFFS
+
+BUDGET = 64 << 20
+"""Bytes of files that may be under way at once."""
+RECENT = 16 << 20
+"""Bytes of diffs and logs that are remembered: the next version's are merged from them."""
+IDLE = 1.0
+"""Seconds after which a thread that has nothing to do ends."""
+
+
+class Ahead:
+    """Puts at once return; `flush` waits for them, and raises what went wrong with one. Threads come as they are needed.
+
+    The threads are daemons: a publisher that is interrupted ends, whatever is still under way.
+    """
+
+    def __init__(self, inner: Store, threads: int, budget: int = BUDGET) -> None:
+        self._inner = inner
+        self._most = threads
+        self._budget = budget
+        self.where = inner.where
+        self.written = 0
+        self.threads = inner.threads
+        self._changed = threading.Condition()
+        self._under_way: dict[str, bytes] = {}
+        self._queue: deque[str] = deque()
+        self._bytes = 0
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._recent_bytes = 0
+        self._running = 0
+        self._idle = 0
+        self._error: BaseException | None = None
+
+    def get(self, path: str) -> bytes:
+        with self._changed:
+            data = self._under_way.get(path) or self._recent.get(path)
+        if data is None:
+            data = self._inner.get(path)
+            with self._changed:
+                self._remember(path, data)
+        return data
+
+    def size_of(self, path: str) -> int | None:
+        with self._changed:
+            data = self._under_way.get(path)
+        return self._inner.size_of(path) if data is None else len(data)
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._changed:
+            while self._error is None and self._under_way and self._bytes + len(data) > self._budget:
+                self._changed.wait()
+            self._raise()
+            self.written += len(data)
+            if path in self._under_way:
+                return
+            self._under_way[path] = data
+            self._remember(path, data)
+            self._bytes += len(data)
+            self._queue.append(path)
+            if self._idle < len(self._queue) and self._running < self._most:
+                self._running += 1
+                threading.Thread(target=self._work, daemon=True).start()
+            self._changed.notify_all()
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._inner.create(path, data)
+
+    def flush(self) -> None:
+        with self._changed:
+            while self._under_way and self._error is None:
+                self._changed.wait()
+            self._raise()
+        self._inner.flush()
+
+    def read_head(self) -> tuple[bytes, Token]:
+        with self._changed:
+            self._error = None
+        return self._inner.read_head()
+
+    def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
+        return self._inner.swap_head(expected, data, time)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        self.flush()
+        return self._inner.list(prefix)
+
+    def files(self, prefix: str) -> Iterator[Listed]:
+        self.flush()
+        return self._inner.files(prefix)
+
+    def clock(self) -> float:
+        return self._inner.clock()
+
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        return self._inner.collect(paths, before, unless)
+
+    def delete(self, path: str) -> None:
+        self._inner.delete(path)
+
+    def foreign(self) -> str | None:
+        return self._inner.foreign()
+
+    def probe(self) -> None:
+        self._inner.probe()
+
+    def _remember(self, path: str, data: bytes) -> None:
+        if not path.startswith(f"{DIFFS}/") or len(data) > RECENT // 4 or path in self._recent:
+            return
+        if hashlib.sha256(data).hexdigest() not in path:
+            return  # damaged: it may be better the next time
+        self._recent[path] = data
+        self._recent_bytes += len(data)
+        while self._recent_bytes > RECENT:
+            self._recent_bytes -= len(self._recent.popitem(last=False)[1])
+
+    def _raise(self) -> None:
+        """What went wrong stays known until HEAD is read again: nothing may be published that lacks a file."""
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (path := self._next()) is not None:
+            error: BaseException | None = None
+            try:
+                self._inner.put(path, self._under_way[path])
+            except BaseException as raised:  # noqa: BLE001 - whoever flushes has to know of it
+                error = raised
+            with self._changed:
+                self._bytes -= len(self._under_way.pop(path))
+                if error is not None:
+                    self._give_up(error)
+                self._changed.notify_all()
+
+    def _next(self) -> str | None:
+        """The next file's path, or None where this thread is to end."""
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._queue, IDLE)
+            self._idle -= 1
+            if self._queue:
+                return self._queue.popleft()
+            self._running -= 1
+            return None
+
+    def _give_up(self, error: BaseException) -> None:
+        self._error = self._error or error
+        for path in self._queue:
+            self._bytes -= len(self._under_way.pop(path))
+        self._queue.clear()
