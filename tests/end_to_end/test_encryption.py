@@ -295,7 +295,7 @@ def test_creating_with_a_secret_and_asking_for_encryption(tmp_path):
     assert Path(made["secret_file"]).read_text().startswith("HEADWATER-SECRET+i+")
     (tmp_path / "file").write_text("")
     blocked = os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "file")}
-    refused = publisher("publish", file, tmp_path / "n", "--key", "k", "--encrypt", check=1, env=blocked)
+    refused = publisher("publish", file, tmp_path / "n", "--key", "k", "--encrypt", "--unsigned", check=1, env=blocked)
     assert "cannot be kept" in refused.err
     assert not (tmp_path / "n" / "HEAD").exists()
 

@@ -436,7 +436,8 @@ def test_a_mirror_is_collected_and_looks_at_its_files_again_then(tmp_path):
     publish_records(origin, "bytes", first, time=2000.0)
     root = path_of("chunks", parse_head((origin / "HEAD").read_bytes()).snapshot.ref.sha256)
     assert root in gone
-    shutil.copy(origin / root, copy / root)  # as if only what it names had been old enough
+    shutil.copy(origin / root, copy / root)  # as if only the pieces that it names had been old enough
+    shutil.copytree(origin / "diffs", copy / "diffs", dirs_exist_ok=True)
     puller("mirror", origin, copy)
     assert state_of(str(copy)) == first
     assert not (copy / MARK).exists()

@@ -81,3 +81,29 @@ def test_the_command(tmp_path):
     assert "not kept" in publisher("revert", dest, "--to", "2", check=1).err
     with pytest.raises(NotFound):
         revert(open_store(str(tmp_path / "none")), 1)
+
+
+def test_a_signed_and_encrypted_dataset_takes_its_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    source, dest, copy = tmp_path / "s.jsonl", tmp_path / "d", tmp_path / "c.jsonl"
+    for n in (1, 2):
+        source.write_text(f'{{"k":1,"v":{n}}}\n')
+        publisher("publish", source, dest, "--key", "k", "--encrypt")
+    before = tree(dest)
+    keys = tmp_path / "config/headwater/keys"
+    kept = {path: path.read_bytes() for path in keys.iterdir()}
+    for path, data in kept.items():
+        path.unlink()
+        publisher("revert", dest, "--to", "1", check=2 if path.suffix == ".secret" else 3)
+        path.write_bytes(data)
+    assert len(kept) == 2
+    assert tree(dest) == before
+    publisher("revert", dest, "--to", "1")
+    puller("pull", dest, copy)
+    assert copy.read_text() == '{"k":1,"v":1}\n'
+    (dest / "trust/1").write_bytes(before["trust/1"][1].replace(b'"threshold":1', b'"threshold":2'))
+    assert "trust/1" in publisher("fsck", dest, check=5).err
+    (dest / "trust/1").write_bytes(before["trust/1"][1])
+    (dest / "heads/1-1").write_bytes((dest / "heads/1-1").read_bytes().replace(b'"interval":30', b'"interval":31'))
+    assert "heads/1-1" in publisher("fsck", dest, check=5).err
+    publisher("revert", dest, "--to", "1", check=5)

@@ -68,6 +68,7 @@ def test_reading_head_again_is_not_what_protects():
     assert set(MUTATIONS) == {*BREAKS, "head_not_read_again"}
 
 
+@pytest.mark.slow
 def test_names_that_have_lain_long_can_be_avoided_instead():
     """What a store that removes by the listing needs: publishers that put such content under another name."""
     bound = Bound(TOGGLE, values=4, sends=0)
