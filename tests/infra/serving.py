@@ -80,7 +80,7 @@ def check_origin(base: str, root: Path) -> None:
             again = get(base, path, If_None_Match=got.headers["ETag"])
             assert (again.status, again.headers["Cache-Control"]) == (304, cache_control)
             assert get(base, path, "HEAD").headers["Content-Length"] == str(len(got.body))
-    for path in (ABSENT, "chunks/secret", "", "heads/", "trust/1", "HEAD.bak", "../data"):
+    for path in (ABSENT, "chunks/secret", "", "heads/", "trust/2", "HEAD.bak", "../data"):
         got = get(base, path)
         assert (got.status, got.headers.get_all("Cache-Control")) == (404, ["no-store"])
     got = get(base, "HEAD", "POST")
