@@ -228,6 +228,9 @@ def _key_fields(signing: Signing | None) -> dict[str, Any]:
 )
 @click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
+@click.option(
+    "--keep", type=Duration(), help="Keep superseded versions so long: 7d (unlimited, unless it was set before)."
+)
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(
     "--allow-shrink", is_flag=True, help="Publish even if SOURCE is empty, or lost a table or over half its records."
@@ -252,6 +255,7 @@ def publish_command(
     tables: tuple[str, ...],
     detect_types: bool,
     interval: int | None,
+    keep: int | None,
     strict: bool,
     allow_shrink: bool,
     no_cache: bool,
@@ -281,6 +285,9 @@ def publish_command(
     version can be pulled into a target that is thrown away afterwards. What they print goes to stderr. The first that
     does not end with 0 refuses the version (exit code 3). Where another publisher comes first, they run again.
 
+    With --keep, diffs that only older versions need leave the log as versions are published, and `publisher gc` removes
+    what is older than that. The setting is kept with the dataset.
+
     \b
     Examples:
       publisher publish ./catalogue /srv/data/catalogue
@@ -299,6 +306,7 @@ def publish_command(
     options = Options(
         name=name,
         interval=interval,
+        keep=keep,
         allow_shrink=allow_shrink,
         dry_run=dry_run,
         validate=validate,
@@ -427,6 +435,172 @@ def log_command(dest: str, limit: int, secret: str | None, as_json: bool, quiet:
         meaning = f"{amount(head.records, head.kind):>18}  {head.checksum:032x}" if head.kind else "sealed"
         text = f"{head.version:>8}  {_time(head.time)}  {meaning}"
         out.result(text, **_fields(head, dest))
+
+
+@main.command("gc", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option(
+    "--keep", type=Duration(), help="Keep superseded versions so long: 36h, 7d, 4w (what the dataset says, or 7d)."
+)
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Superseded versions that stay however old they are.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@secret_option
+@single_writer_option
+@of_buckets
+@common
+def gc_command(
+    dest: str,
+    keep: int | None,
+    keep_versions: int,
+    dry_run: bool,
+    secret: str | None,
+    single_writer: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Remove files at DEST that no version within the promise needs any more.
+
+    A version's age counts from the moment that the next one took its place. Files that were written within the last 24
+    hours stay, whatever names them; so publishers and pullers may be at work. Of versions that are older than --keep, the
+    archived HEAD and all files that no newer version needs are removed. All diffs in the newest log stay: old ones leave it
+    if the dataset was published with --keep. Key sets stay. DEST may be a mirror, too. No private key is needed; without the
+    secret of an encrypted dataset, all its files are read.
+
+    \b
+    Examples:
+      publisher gc /srv/data/prices --dry-run
+      publisher gc /srv/data/prices --keep 30d
+    """
+    from publisher.build import make_pool
+    from publisher.gc import collect
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    store = open_store(dest, single_writer=single_writer)
+    with out.progress() as progress, make_pool(store.threads) as pool:
+        outcome = collect(
+            store,
+            pool,
+            keep=keep,
+            keep_versions=keep_versions,
+            dry_run=dry_run,
+            secret=secret,
+            progress=progress,
+        )
+    out.warn_each("superseded versions lack ", outcome.missing)
+    head = outcome.head
+    verb = "would remove" if dry_run else "removed"
+    young = (
+        f"; {count(outcome.files_young, 'file')} that nothing needs are younger than 24 hours"
+        if outcome.files_young
+        else ""
+    )
+    out.result(
+        f"{dest}: {verb} {count(outcome.heads_removed, 'version')} and {count(outcome.files_removed, 'file')} "
+        f"({size(outcome.bytes_removed)}); kept versions {outcome.oldest} to {head.version} in "
+        f"{count(outcome.files_kept, 'file')} ({size(outcome.bytes_kept)}){young}",
+        dest=dest,
+        name=head.name,
+        epoch=head.epoch,
+        version=head.version,
+        oldest_version=outcome.oldest,
+        dry_run=dry_run,
+        versions_removed=outcome.heads_removed,
+        versions_kept=outcome.heads_kept + 1,
+        files_removed=outcome.files_removed,
+        bytes_removed=outcome.bytes_removed,
+        files_kept=outcome.files_kept,
+        bytes_kept=outcome.bytes_kept,
+        files_young=outcome.files_young,
+        bytes_young=outcome.bytes_young,
+        unfinished_removed=outcome.unfinished_removed,
+        missing=outcome.missing,
+    )
+
+
+@main.command("revert", epilog=EXIT_CODES)
+@click.argument("dest")
+@click.option("--to", "version", type=click.IntRange(1), required=True, help="The version whose state is to come back.")
+@signing_option
+@secret_option
+@single_writer_option
+@max_age_option
+@of_buckets
+@common
+def revert_command(
+    dest: str,
+    version: int,
+    signing_key: str | None,
+    secret: str | None,
+    single_writer: bool,
+    max_age: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Publish the state of an earlier version at DEST as a new version.
+
+    History goes on: pullers follow as they do to any version. `publisher gc` says how long earlier versions are kept.
+
+    \b
+    Example:
+      publisher revert /srv/data/prices --to 41
+    """
+    from publisher.revert import revert
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    store = open_store(dest, single_writer=single_writer, max_age=max_age)
+    outcome = revert(store, version, secret=secret, keyring=_keyring(signing_key))
+    fields, text = _describe(outcome, dest, dry_run=False)
+    out.result(text, **fields, reverted_to=version)
+
+
+@main.command("fsck", epilog=EXIT_CODES)
+@click.argument("dest")
+@secret_option
+@of_buckets
+@common
+def fsck_command(dest: str, secret: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Read all that HEAD at DEST needs, and what earlier versions promise, and name each damaged or missing file.
+
+    Ends with 5 if there is one. A mirror or a backup has the same file under the same name: copy it back.
+
+    \b
+    Example:
+      publisher fsck /srv/data/prices
+    """
+    from publisher.build import make_pool
+    from publisher.fsck import check
+    from puller.errors import Invalid
+    from puller.stores import open_store
+
+    out = console(as_json, quiet, verbose)
+    store = open_store(dest)
+    with out.progress() as progress, make_pool(store.threads) as pool:
+        found = check(store, pool, progress, secret=secret)
+    out.warn_each("", [f"{path}: {reason}" for path, reason in sorted(found.bad.items())])
+    read = f"{count(found.files, 'file')} ({size(found.bytes)}) of {count(found.versions, 'version')}"
+    out.result(
+        f"{dest}: {read} read, {count(len(found.bad), 'file')} damaged or missing",
+        dest=dest,
+        versions=found.versions,
+        files=found.files,
+        bytes=found.bytes,
+        bad=[{"path": path, "reason": reason} for path, reason in sorted(found.bad.items())],
+    )
+    if found.bad:
+        raise Invalid(
+            f"{count(len(found.bad), 'file')} in {dest} {'is' if len(found.bad) == 1 else 'are'} damaged or missing; nothing "
+            "was changed. Restore from a mirror or a backup"
+        )
 
 
 @main.command("serve", epilog=EXIT_CODES)

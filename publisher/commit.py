@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.published import Published, read_head
+from publisher.published import Published, read_head, uptime
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, Unavailable, UsageError
 from puller.stores.base import SUPERSEDED, Store, Token, Unclear
 from puller.wire import nodes
@@ -24,6 +24,10 @@ from puller.wire.strict import MAX_TIME
 INTERVAL = 30
 SWAPS = 8
 """How often a swap of HEAD is sent that did not arrive."""
+GRACE = 24 * 3600
+"""Seconds for which garbage collection keeps a file that nothing names: above every cache's lifetime."""
+LONGEST = GRACE // 2
+"""Seconds after which a publish gives up: what it put first may be collected soon."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def follow(
     records: int,
     *,
     interval: int | None = None,
+    keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> Next:
     """Make the version that one more diff leads to; `checksum` and `records` are those of its state.
@@ -52,6 +57,7 @@ def follow(
     """
     from publisher.diffs import choose_listed, widen
     from publisher.history import grow
+    from publisher.retain import retained
     from publisher.snapshots import carry, is_due
 
     head, store, pool = was.head, was.store, was.reader.pool
@@ -72,10 +78,10 @@ def follow(
     def put(part: Log) -> Ref:
         return diffs.put(nodes.encode_log(part), of_log(part))
 
-    log = grow(was.log, new, put)
+    log = grow(retained(was, [] if carried else was.chain, now()), new, put)
     listed = choose_listed(log.diffs)
     ref = put(log) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(was, checksum, records, snapshot, listed, ref, interval, now)
+    made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
     return Next(made, log, new, carried)
 
 
@@ -86,20 +92,23 @@ def restart(
     records: int,
     *,
     interval: int | None = None,
+    keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> Next:
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
-    return Next(_next_head(was, checksum, records, at, [], None, interval, now), Log([], []), [], carried=True)
+    made = _next_head(was, checksum, records, at, [], None, (interval, keep), now)
+    return Next(made, Log([], []), [], carried=True)
 
 
 def swap(was: Published, new: Next) -> Published:
     """Archive HEAD and replace it durably by that of the next version, which is returned as what is published now.
 
     Raises Conflict, and changes nothing, if HEAD is not what it was any more, and HeadwaterError if it was set back to an
-    earlier version.
+    earlier version, or if it was read too long ago.
     """
     head, store = was.head, was.store
+    check_in_time(store, was.began)
     store.flush()
     path = archive_path(head.epoch, head.version)
     if not store.create(path, was.data):  # a HEAD that was never superseded has no archived copy, but after a crash
@@ -114,6 +123,15 @@ def swap(was: Published, new: Next) -> Published:
     head = parse_head(data)
     head = head if was.cipher is None else was.cipher.unseal(head)
     return was.succeeded(head, data, token, new.log, new.diffs)
+
+
+def check_in_time(store: Store, began: float) -> None:
+    """Raise HeadwaterError if what was put since `began`, by `uptime`, may be collected before HEAD names it."""
+    if uptime() - began > LONGEST:
+        raise HeadwaterError(
+            f"publishing to {store.where} took more than {LONGEST // 3600} hours, so files that were written first may be "
+            "collected as garbage; nothing was published. Publish again"
+        )
 
 
 def place(
@@ -201,7 +219,15 @@ def check_newest(was: Published) -> None:
 
 
 def first_head(
-    name: str, kind: str, tree: Tree, checksum: int, records: int, interval: int, now: int, cipher: Cipher | None
+    name: str,
+    kind: str,
+    tree: Tree,
+    checksum: int,
+    records: int,
+    interval: int,
+    now: int,
+    cipher: Cipher | None,
+    keep: int | None = None,
 ) -> Head:
     """The HEAD of version 1."""
     head = Head(
@@ -218,6 +244,7 @@ def first_head(
         log=None,
         interval=interval,
         publish_id=os.urandom(16).hex(),
+        keep=keep,
     )
     return sealed(head, cipher)
 
@@ -256,7 +283,7 @@ def _next_head(
     snapshot: tuple[int, Tree],
     diffs: list[Diff],
     log: Ref | None,
-    interval: int | None,
+    settings: tuple[int | None, int | None],
     now: Callable[[], float],
 ) -> Head:
     from publisher.diffs import fit
@@ -274,7 +301,8 @@ def _next_head(
         snapshot=snapshot[1],
         diffs=diffs,
         log=log,
-        interval=interval or head.interval,
+        interval=settings[0] or head.interval,
+        keep=settings[1] or head.keep,
         publish_id=os.urandom(16).hex(),
     )
     return fit(sealed(made, was.cipher))

@@ -22,7 +22,7 @@ from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
 from publisher.lookup import Finder
 from publisher.publish import create
-from publisher.published import Published, read_head
+from publisher.published import Published, read_head, uptime
 from publisher.tables import PendingBytes, PendingRows
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
@@ -282,6 +282,7 @@ class Dataset:
         if head is None:
             raise NotFound(f"there is no dataset at {self._store.where} any more")
         if was is not None and token == was.token:
+            was.began = uptime()
             return was
         head, cipher = unlock(head, self._secret)
         if was is None:

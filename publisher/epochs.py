@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from publisher.build import make_pool
-from publisher.commit import damaged, expiry, lifetime, place
+from publisher.commit import check_in_time, damaged, expiry, lifetime, place
 from publisher.keys import Keyring, SigningKey
 from publisher.published import Published, read_head
 from publisher.signing import Signing, begin, following, newest_set, write_set
@@ -341,6 +341,7 @@ def _first_of(was: Published, epoch: int, trust: int, now: Now) -> Head:
 def _swap(was: Published, head: Head, signing: Signing | None, made: list[str] | None = None) -> Renewed:
     """Put `head` in the place of HEAD, which is archived if its version is superseded. Raises Conflict."""
     data = format_head(head) if signing is None else signing.sign(head)
+    check_in_time(was.store, was.began)
     was.store.flush()
     if head.epoch != was.head.epoch:
         was.store.create(archive_path(was.head.epoch, was.head.version), was.data)

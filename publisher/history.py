@@ -36,6 +36,12 @@ def grow(log: Log, new: Iterable[Diff], put: Callable[[Log], Ref]) -> Log:
     return Log(diffs, segments)
 
 
+def shorten(log: Log, version: int, needed: Iterable[Diff]) -> Log:
+    """The log without what leads no further than to `version`, but for the diffs that are needed all the same."""
+    old = [d for d in needed if d.b <= version]
+    return Log([*old, *(d for d in log.diffs if d.b > version)], [s for s in log.segments if s.b > version])
+
+
 def _full(segments: list[Segment]) -> list[Segment] | None:
     """The oldest segments of a width and size of which there are too many."""
     for group in _classes(segments, lambda s: (s.widest, _height(s))).values():

@@ -11,9 +11,21 @@ import msgspec
 
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.changes import Changed, compare
-from publisher.commit import INTERVAL, Next, check_name, check_newest, damaged, first_head, follow, place, restart, swap
+from publisher.commit import (
+    INTERVAL,
+    Next,
+    check_in_time,
+    check_name,
+    check_newest,
+    damaged,
+    first_head,
+    follow,
+    place,
+    restart,
+    swap,
+)
 from publisher.encrypt import check_encrypted, new_locks
-from publisher.published import Published, read_head
+from publisher.published import Published, read_head, uptime
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
 from puller.runs import Cursor
@@ -44,10 +56,12 @@ _NAMED = 1 << 17
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish. `name` is for a new dataset; `interval` (seconds between polls) stays where it is not given."""
+    """How to publish. `name` is for a new dataset; `interval` (seconds between polls) and `keep` stay as they are."""
 
     name: str | None = None
     interval: int | None = None
+    keep: int | None = None
+    """How long a superseded version is promised to be pullable; older diffs leave the log."""
     allow_shrink: bool = False
     dry_run: bool = False
     validate: Sequence[str] = ()
@@ -260,6 +274,7 @@ class _Publish:
         return self._changes(was, source, touched)
 
     def _first(self, token: Token) -> Outcome:
+        began = uptime()
         name = self.options.name or self.default_name
         check_name(name)
         check_unused(self.store)
@@ -270,7 +285,9 @@ class _Publish:
         if records <= (source.kind == "table") and not self.options.allow_shrink:
             raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
         interval = self.options.interval or INTERVAL
-        head = first_head(name, source.kind, tree, checksum, records, interval, int(self.now()), self.cipher)
+        head = first_head(
+            name, source.kind, tree, checksum, records, interval, int(self.now()), self.cipher, self.options.keep
+        )
         outcome = Outcome(
             head,
             created=True,
@@ -284,6 +301,7 @@ class _Publish:
         outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
         self._validate(None, outcome, data)
         outcome.secret = locks.keep()
+        check_in_time(self.store, began)
         self.store.flush()
         head = outcome.head
         place(self.store, token, head, data)
@@ -313,7 +331,9 @@ class _Publish:
         tree, checksum, records = self._snapshot_of(source)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
-        self.next = restart(was, tree, checksum, records, interval=self.options.interval, now=self.now)
+        self.next = restart(
+            was, tree, checksum, records, interval=self.options.interval, keep=self.options.keep, now=self.now
+        )
         return Outcome(self.next.head, added=records - (source.kind == "table"), snapshot=True, report=source.report)
 
     def _changes(self, was: Published, source: Source, touched: list[bytes] | None) -> Outcome:
@@ -326,7 +346,9 @@ class _Publish:
         if diff is None:
             return outcome
         records = was.head.records + outcome.added - outcome.deleted
-        self.next = follow(was, diff, checksum, records, interval=self.options.interval, now=self.now)
+        self.next = follow(
+            was, diff, checksum, records, interval=self.options.interval, keep=self.options.keep, now=self.now
+        )
         outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
 
@@ -344,7 +366,7 @@ class _Publish:
         outcome.changed = bool(found.keys)
         self._guard(was.head, found.deleted)
         if found.keys:
-            self.next = self.touched.next(self.options.interval, self.now)
+            self.next = self.touched.next(self.options.interval, self.options.keep, self.now)
             outcome.head, outcome.snapshot = self.next.head, self.next.carried
         return outcome
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -58,7 +59,6 @@ class StoreFetcher:
 class Published:
     """A dataset's newest version. `data` are the bytes of HEAD, and `token` stands for them in the store.
 
-
     `head` is opened, and `cipher` reads and writes the files, where the dataset is encrypted.
     """
 
@@ -79,6 +79,8 @@ class Published:
         self.data = data
         self.token = token
         self.reader = Reader(StoreFetcher(store), pool, cipher=cipher)
+        self.began = uptime()
+        """When HEAD was read, or read again and found to be the same."""
         self.sizes: dict[bytes, int] = {}
         """Bytes of trees by the SHA-256 of their roots, for `is_due`: those that were needed before."""
         self._known: list[Diff] = []
@@ -192,6 +194,11 @@ def _covers(leaf: Leaf, keys: list[bytes]) -> bool:
     """Whether one of the keys, which ascend, lies in the leaf's range."""
     at = bisect_left(keys, leaf.lower)
     return at < len(keys) and (leaf.upper is None or keys[at] < leaf.upper)
+
+
+def uptime() -> float:
+    """Seconds since some moment, those included in which the machine slept."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:

@@ -43,14 +43,14 @@ class Touched:
         """What differs. Raises Conflict if HEAD was replaced."""
         return Changes(self._records, self._hashes, self._was)
 
-    def next(self, interval: int | None, now: Callable[[], float]) -> Next:
+    def next(self, interval: int | None, keep: int | None, now: Callable[[], float]) -> Next:
         """Put the diff, and make the version that it leads to."""
         try:
-            return self._next(interval, now)
+            return self._next(interval, keep, now)
         except ChecksumMismatch:  # a hash in the cache was wrong
             self._hashes.forget(for_good=True)
             del self.changes
-            return self._next(interval, now)
+            return self._next(interval, keep, now)
 
     def committed(self, after: Published) -> None:
         """Take up, for the next time, that the version was published."""
@@ -60,14 +60,14 @@ class Touched:
         """Let go of the cache of hashes."""
         self._hashes.close()
 
-    def _next(self, interval: int | None, now: Callable[[], float]) -> Next:
+    def _next(self, interval: int | None, keep: int | None, now: Callable[[], float]) -> Next:
         was, changes, head = self._was, self.changes, self._was.head
         builder = TreeBuilder(was.sink(DIFFS), was.reader.pool)
         chunks = was.sink(CHUNKS)
         builder.add(changes.keys, [self._put(key, chunks) for key in changes.keys])
         diff = Diff(head.version, head.version + 1, builder.finish())
         checksum = (head.checksum + changes.sum) % MODULUS
-        return follow(was, diff, checksum, head.records + changes.grown, interval=interval, now=now)
+        return follow(was, diff, checksum, head.records + changes.grown, interval=interval, keep=keep, now=now)
 
     def _put(self, key: bytes, chunks: Sink) -> Value:
         value = self._records[key]

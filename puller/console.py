@@ -194,17 +194,17 @@ def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str],
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A span of time on the command line, as 90s, 15m, 2h or 3d; in seconds."""
+    """A span of time on the command line, as 90s, 15m, 2h, 3d or 4w; in seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+        units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
         if isinstance(value, int):
             return value
         digits = value[:-1]
         if value[-1:] not in units or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 10**8:
-            self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h or 3d", param, ctx)
+            self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h, 3d or 4w", param, ctx)
         return int(digits) * units[value[-1]]
 
 

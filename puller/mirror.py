@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable, Untrusted
 from puller.fetch import THREADS, Fetcher, shown
 from puller.plan import route
+from puller.stores.base import COLLECTED, MARK
 from puller.tree import ahead
 from puller.trust import Keeper, Pins, check_step, load, read_key_set
-from puller.wire import nodes
-from puller.wire.codec import CHUNKS, DIFFS, Ref, check_ref, check_stored, decompress, path_of
+from puller.wire.codec import CHUNKS, DIFFS, Ref, check_ref, check_stored, path_of
+from puller.wire.graph import Graph, Node
 from puller.wire.head import MAX_HEAD, Head, archive_path, key_set_path, parse_head
 from puller.wire.keyset import MAX_KEY_SET
-from puller.wire.links import decode_links
-from puller.wire.nodes import Diff, Entry, Large, Log, Segment, Sublist, Tree
 from puller.wire.note import Key
 
-MARK = ".tmp-mirror"
-"""Lies in the copy while it is written: as long as it does, a file that is there need not be whole, nor all that it needs."""
+GRAPH = Graph()
 ATTEMPTS = 3
 MAX_NESTING = 32
 """Files below files: logs, indexes, a leaf, lists and a piece are at most 30 (SPEC 5)."""
@@ -96,19 +93,6 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-class Node(NamedTuple):
-    """A file to copy, and what gives the files that it refers to from its stored bytes; None: there are none."""
-
-    area: str
-    ref: Ref
-    below: Callable[[bytes], Iterable[Node]] | None
-
-    @property
-    def path(self) -> str:
-        """Where it lies."""
-        return path_of(self.area, self.ref.sha256)
-
-
 def mirror(
     address: str,
     fetcher: Fetcher,
@@ -166,6 +150,9 @@ class _Mirror:
         self.pool = pool
         self.progress = progress
         self.trusting = True
+        """Whether all that a file needs is there if the file is."""
+        self.whole = False
+        """Whether files are whole if they are there, at least."""
         self.seen: set[tuple[str, bytes]] = set()
         self.heads: dict[int, tuple[bytes, Head] | None] = {}
         self.key_sets: dict[str, bytes] = {}
@@ -178,7 +165,8 @@ class _Mirror:
         data, head = self._newest()
         held, token, known = self._held()
         outcome = Outcome(head, None if held is None else held.order, head.order)
-        unfinished = self.destination.size_of(MARK) is not None
+        mark = self._mark()
+        unfinished = mark is not None
         if held is not None:
             if held.trust:
                 self.pins = Pins(self.destination.get(key_set_path(held.trust)))
@@ -198,6 +186,7 @@ class _Mirror:
             if held.order == head.order and not (unfinished or self.options.check or self._lacks_versions(head)):
                 return self._told(outcome)
         self.trusting = not (unfinished or self.options.check)
+        self.whole = mark == COLLECTED and not self.options.check
         self.destination.put(MARK, b"this mirror is being written\n")
         self.destination.flush()
         try:
@@ -209,12 +198,18 @@ class _Mirror:
         self._end()
         return self._told(outcome)
 
+    def _mark(self) -> bytes | None:
+        try:
+            return self.destination.get(MARK)
+        except NotFound:
+            return None
+
     def _end(self) -> None:
         self.destination.flush()
         self.destination.delete(MARK)
 
     def _copy(self, head: Head, data: bytes, token: str, outcome: Outcome) -> None:
-        self._complete(_roots(head))
+        self._complete(GRAPH.roots(head))
         self._copy_key_sets()
         found = self._archived(head)
         self.destination.flush()
@@ -353,7 +348,7 @@ class _Mirror:
 
     def _complete_way(self, head: Head) -> None:
         """Copy what the origin still has of a version's snapshot, diffs and log."""
-        for node in _roots(head):
+        for node in GRAPH.roots(head):
             with contextlib.suppress(NotFound):
                 self._complete([node])
 
@@ -392,15 +387,17 @@ class _Mirror:
             if self._has(node.area, node.ref):
                 return None
         else:
-            if (node.area, node.ref.sha256) in self.seen:
+            if (node.form, node.ref.sha256) in self.seen:
                 return None
-            self.seen.add((node.area, node.ref.sha256))
+            self.seen.add((node.form, node.ref.sha256))
+            if self.whole and not node.leads and self._has(node.area, node.ref):
+                return None
             data = self._kept(node)
         there = data is not None
         if data is None:
             data = self._fetched(node)
         try:
-            below = [] if node.below is None else list(node.below(data))
+            below = list(node.below(data)) if node.below is not None and node.leads else []
         except Invalid as error:
             raise type(error)(f"{node.path} breaks the format: {error}; {self._stays()}") from error
         if below:
@@ -436,82 +433,3 @@ class _Mirror:
 def _identity(head: Head) -> tuple[str, int, int, bytes, bytes]:
     """What all HEADs of one version have in common (SPEC 7.4)."""
     return head.publish_id, head.checksum, head.records, head.snapshot.ref.sha256, head.sealed
-
-
-def _roots(head: Head) -> list[Node]:
-    """The files that HEAD names: the snapshot first."""
-    if head.encryption is not None:
-        trees = [tree for diff in head.diffs for tree in (diff.tree, diff.patch) if tree is not None]
-        refs = [*(tree.ref for tree in trees), *([] if head.log is None else [head.log])]
-        return [_sealed(CHUNKS, head.snapshot.ref), *(_sealed(DIFFS, ref) for ref in refs)]
-    logs = [] if head.log is None else [_log(head.log)]
-    return [_tree(CHUNKS, head.snapshot), *chain.from_iterable(map(_diff, head.diffs)), *logs]
-
-
-def _sealed(area: str, ref: Ref) -> Node:
-    """A file of an encrypted dataset: what it refers to stands in it in the clear (SPEC 11.3)."""
-    return Node(area, ref, lambda data: [_sealed(a, Ref(sha256, size, 1)) for a, sha256, size in decode_links(data)])
-
-
-def _diff(diff: Diff) -> list[Node]:
-    nodes_ = [_tree(DIFFS, diff.tree)]
-    return nodes_ if diff.patch is None else [*nodes_, _tree(DIFFS, diff.patch, patch=True)]
-
-
-def _tree(area: str, tree: Tree, *, patch: bool = False) -> Node:
-    return _inner(area, tree.ref, tree.level, b"", None, None, patch=patch)
-
-
-def _inner(
-    area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None, *, patch: bool
-) -> Node:
-    """An index or a leaf that covers [lower, upper)."""
-
-    def index(data: bytes) -> Iterator[Node]:
-        entries = nodes.decode_index(decompress(data, ref.raw), level=level, lower=lower, upper=upper)
-        for here, after in zip(entries, [*entries[1:], None], strict=True):
-            end = upper if after is None else after.bound
-            yield _inner(area, here.ref, here.level, here.bound, end, here, patch=patch)
-
-    def leaf(data: bytes) -> Iterator[Node]:
-        raw = decompress(data, ref.raw)
-        if patch:
-            found = nodes.decode_patch(raw, lower=lower, upper=upper).instead.values()
-            return (_piece(ref) for pieces in found for piece in pieces.values() for ref in piece.files())
-        _, values = nodes.decode_leaf(raw, lower=lower, upper=upper, deletions=area == DIFFS)
-        return (node for value in values if isinstance(value, Large) for node in _large(value))
-
-    if level:
-        return Node(area, ref, index)
-    return Node(area, ref, None if entry is not None and not entry.large else leaf)
-
-
-def _large(value: Large) -> list[Node]:
-    if value.depth:
-        return [_list(item, value.depth - 1) for item in value.lists()]
-    return [_piece(ref) for piece in value.pieces() for ref in piece.files()]
-
-
-def _piece(ref: Ref) -> Node:
-    return Node(CHUNKS, ref, None)
-
-
-def _list(item: Sublist, depth: int) -> Node:
-    """A list of the entries of a large value."""
-
-    def below(data: bytes) -> list[Node]:
-        raw = decompress(data, item.raw, nodes.MAX_NODE)
-        if depth:
-            return [_list(inner, depth - 1) for inner in nodes.decode_sublists(raw, item.size)]
-        return [_piece(ref) for piece in nodes.decode_pieces(raw, item.size) for ref in piece.files()]
-
-    return Node(CHUNKS, item.ref, below)
-
-
-def _log(ref: Ref, within: Segment | None = None) -> Node:
-    def below(data: bytes) -> Iterator[Node]:
-        log: Log = nodes.decode_log(decompress(data, ref.raw), within)
-        segments = (_log(segment.ref, segment) for segment in log.segments)
-        return chain(chain.from_iterable(map(_diff, log.diffs)), segments)
-
-    return Node(DIFFS, ref, below)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ _ACTIONS = {
     "head_object": "s3:GetObject",
     "put_object": "s3:PutObject",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "list_objects_v2": "s3:ListBucket",
 }
 _BUSY = frozenset({"SlowDown", "RequestTimeout", "RequestTimeoutException", "Throttling", "ThrottlingException"})
@@ -86,6 +88,33 @@ class Place:
     def list(self, prefix: str, delimiter: str = "") -> Iterator[str]:
         """The paths that begin with `prefix`; what goes on after a delimiter counts once, up to and with that."""
         more = {"Delimiter": delimiter} if delimiter else {}
+        for page in self._pages(prefix, **more):
+            yield from (path for path, _, _ in self._objects(page))
+            yield from (item["Prefix"][len(self.prefix) :] for item in page.get("CommonPrefixes", ()))
+
+    def objects(self, prefix: str, after: str = "") -> Iterator[tuple[str, int, float]]:
+        """Path, size and Unix time of what begins with `prefix`, in order; from the first path above `after` on."""
+        more = {"StartAfter": self.prefix + after} if after else {}
+        for page in self._pages(prefix, **more):
+            yield from self._objects(page)
+
+    def remove(self, paths: Sequence[str]) -> set[str]:
+        """Delete up to 1,000 files with one request; return those that the service could not delete now."""
+        items = [{"Key": self.prefix + path} for path in paths]
+        with self._telling("delete_objects", paths[0]):
+            answer = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": items, "Quiet": True})
+        failed = answer.get("Errors", ())
+        for error in failed:
+            if error.get("Code") == "AccessDenied":
+                raise Refusal(self._denied("delete_objects", error["Key"][len(self.prefix) :]), 403, "AccessDenied")
+        return {error["Key"][len(self.prefix) :] for error in failed}
+
+    def date(self) -> float:
+        """The time by the service's clock, in Unix seconds."""
+        with self._telling("list_objects_v2", ""):
+            return date_of(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1))
+
+    def _pages(self, prefix: str, **more: str) -> Iterator[dict[str, Any]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix, **more
         )
@@ -95,10 +124,12 @@ class Place:
                 page = next(found, None)
             if page is None:
                 return
-            files = [item["Key"] for item in page.get("Contents", ())]
-            keys = [key for key in files if not key.endswith("/")]  # the others stand for folders in consoles
-            keys += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            yield from (key[len(self.prefix) :] for key in keys)
+            yield page
+
+    def _objects(self, page: dict[str, Any]) -> Iterator[tuple[str, int, float]]:
+        for item in page.get("Contents", ()):
+            if not item["Key"].endswith("/"):  # the others stand for folders in consoles
+                yield item["Key"][len(self.prefix) :], item["Size"], item["LastModified"].timestamp()
 
     def close(self) -> None:
         """Give up connections."""
@@ -205,6 +236,14 @@ def _descriptions() -> Any:
     from botocore.loaders import create_loader
 
     return create_loader()
+
+
+def date_of(answer: dict[str, Any]) -> float:
+    """When the service answered, by its own clock. Raises FetchError if it does not say."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if date is None:
+        raise FetchError("the service does not say what time it is, so that it cannot be told how old files are")
+    return parsedate_to_datetime(date).timestamp()
 
 
 def _line(error: BaseException) -> str:

@@ -223,7 +223,7 @@ def check_state(kind, records):  # by the rules of the kind (8 to 10)
         row(value, tables[name])
 
 HEAD = {"epoch": NUMBER, "version": POSITIVE, "time": TIME, "checksum": HEX, "records": NUMBER, "snapshot": dict,
-        "diffs": list, "interval": (1, 604_800), "publish_id": HEX, "trust": NUMBER, "needs": list, "expires": TIME,
+        "diffs": list, "interval": (1, 604_800), "publish_id": HEX, "trust": NUMBER, "needs": list, "expires": TIME, "keep": TIME,
         "log": lambda log: log is None or fits(log, HEAD_REF)}
 SEALED = {"encryption": lambda value: type(value) is dict and fits(value.get("key"), KEY_ID), "sealed": lambda text:
           fits(text, BASE64) and 53 <= len(base64.b64decode(text)) <= 116}
@@ -244,7 +244,7 @@ def parse_head(data):
     attempt(json.dumps(head, ensure_ascii=False).encode)  # no lone surrogate
     need(not encrypted or not {"kind", "checksum", "records"} & {*head}, "something in the clear")
     forms = HEAD | (SEALED | dict.fromkeys(("checksum", "records"), lambda value: value is None) if encrypted else {})
-    need(all(fits(({"expires": 0} | head).get(name), form) for name, form in forms.items()), "form of HEAD")
+    need(all(fits(({"expires": 0, "keep": 0} | head).get(name), form) for name, form in forms.items()), "form of HEAD")
     fine = all(diff(item, HEAD_REF)[1] <= head["version"] for item in head["diffs"])
     fine = fine and fits(head["snapshot"].get("version"), (1, head["version"]))
     return need(fine and tree(HEAD_REF, head["snapshot"].get("tree")), "snapshot or diffs", (found[1], head))

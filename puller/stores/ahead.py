@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from puller.stores.base import Store, Token
+from puller.stores.base import Listed, Store, Token
 from puller.wire.codec import DIFFS
 
 BUDGET = 64 << 20
@@ -93,6 +93,16 @@ class Ahead:
     def list(self, prefix: str) -> Iterator[str]:
         self.flush()
         return self._inner.list(prefix)
+
+    def files(self, prefix: str) -> Iterator[Listed]:
+        self.flush()
+        return self._inner.files(prefix)
+
+    def clock(self) -> float:
+        return self._inner.clock()
+
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        return self._inner.collect(paths, before, unless)
 
     def delete(self, path: str) -> None:
         self._inner.delete(path)

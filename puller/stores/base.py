@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from puller.errors import HeadwaterError
 from puller.wire.head import HEAD
@@ -28,6 +28,24 @@ class Unclear(HeadwaterError):
     """A swap of HEAD was sent, and it is not known whether it took effect, or still will: only reading can tell."""
 
     exit_code = 4
+
+
+TEMPORARY = ".tmp-"
+"""How the names of files begin that were never finished."""
+
+
+MARK = ".tmp-mirror"
+"""Lies in a mirror while it is written, or was left so: a file that is there need not be whole, nor all that it needs."""
+COLLECTED = b"files were collected here\n"
+"""The content of `MARK` after a garbage collection: each file is whole, but all that it needs may not be there."""
+
+
+class Listed(NamedTuple):
+    """A file in a store: its path, its bytes, and when it was last written, in Unix seconds by the store's clock."""
+
+    path: str
+    size: int
+    written: float
 
 
 class Store(Protocol):
@@ -66,7 +84,10 @@ class Store(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make everything durable that was put since HEAD was read."""
+        """Make everything durable that was put since HEAD was read.
+
+        Raises Conflict where something of it was collected meanwhile, and all has to be put again.
+        """
         ...
 
     def read_head(self) -> tuple[bytes, Token]:
@@ -84,8 +105,24 @@ class Store(Protocol):
         """The paths that begin with `prefix`, all of them, in any order."""
         ...
 
+    def files(self, prefix: str) -> Iterator[Listed]:
+        """As `list`, with sizes and times, and with files that were never finished."""
+        ...
+
+    def clock(self) -> float:
+        """The time by the store's clock, in Unix seconds."""
+        ...
+
     def delete(self, path: str) -> None:
         """Remove a file; harmless if there is none."""
+        ...
+
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        """Remove those of some files that were last written before a time by the store's clock; return these.
+
+        What is put at the same time, even if it was written long ago before that, stays, or `flush` raises Conflict to
+        whoever put it. `unless` is asked once nothing else can come between: if it says yes, nothing is removed.
+        """
         ...
 
     def foreign(self) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from puller.errors import NotFound
-from puller.stores.base import Store, Token
+from puller.stores.base import Listed, Store, Token
 
 
 class DryStore:
@@ -52,8 +52,17 @@ class DryStore:
     def list(self, prefix: str) -> Iterator[str]:
         return self._inner.list(prefix)
 
+    def files(self, prefix: str) -> Iterator[Listed]:
+        return self._inner.files(prefix)
+
+    def clock(self) -> float:
+        return self._inner.clock()
+
     def delete(self, path: str) -> None:
         pass
+
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        return set(paths)
 
     def foreign(self) -> str | None:
         return self._inner.foreign()

@@ -6,19 +6,19 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from puller.durable import sync_files, sync_folder
 from puller.errors import Conflict, FetchError, NotFound, Unavailable
-from puller.stores.base import ABSENT, OURS, StoreError, Token
+from puller.stores.base import ABSENT, OURS, TEMPORARY, Listed, StoreError, Token
 from puller.wire.head import HEAD
 
 if TYPE_CHECKING:
     from puller.doctor import Finding
 
-_TEMPORARY = ".tmp-"
 _OURS = OURS | {"lost+found"}
 
 
@@ -52,7 +52,7 @@ class FolderStore:
         full = os.path.join(self.where, path)
         try:
             temporary = self._write(full, data)
-            with _or_discard(temporary):
+            with _or_discard(temporary), self._locked(fcntl.LOCK_SH):
                 os.replace(temporary, full)
         except OSError as error:
             raise self._unwritten(path, error) from error
@@ -111,17 +111,27 @@ class FolderStore:
         return _token(data)
 
     def list(self, prefix: str) -> Iterator[str]:
-        top = os.path.join(self.where, os.path.dirname(prefix))
+        return (path for path in self._walk(prefix) if not os.path.basename(path).startswith(TEMPORARY))
 
-        def fail(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise self._unread(prefix, error)
+    def files(self, prefix: str) -> Iterator[Listed]:
+        for path in self._walk(prefix):
+            full = os.path.join(self.where, path)
+            try:
+                status = os.lstat(full)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._unread(path, error) from error
+            yield Listed(path, status.st_size, self._written(status))
 
-        for folder, _, names in os.walk(top, onerror=fail):
-            for name in names:
-                path = os.path.relpath(os.path.join(folder, name), self.where)
-                if path.startswith(prefix) and not name.startswith(_TEMPORARY):
-                    yield path
+    def clock(self) -> float:
+        probe = os.path.join(self.where, f"{TEMPORARY}clock-{uuid.uuid4().hex}")
+        try:
+            with open(probe, "xb") as file:
+                os.unlink(probe)
+                return os.fstat(file.fileno()).st_ctime
+        except OSError as error:
+            raise self._unwritten("a file that tells the time", error) from error
 
     def delete(self, path: str) -> None:
         try:
@@ -131,15 +141,59 @@ class FolderStore:
         except OSError as error:
             raise self._unwritten(path, error) from error
 
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        gone: set[str] = set()
+        try:
+            with self._locked(fcntl.LOCK_EX):  # what is put takes its place under a shared lock
+                if unless is not None and unless():
+                    return gone
+                for path in paths:
+                    full = os.path.join(self.where, path)
+                    with suppress(FileNotFoundError):
+                        if self._written(os.lstat(full)) < before:
+                            os.unlink(full)
+                            gone.add(path)
+        except OSError as error:
+            raise self._unwritten("the list of what is to be removed", error) from error
+        return gone
+
     def foreign(self) -> str | None:
         try:
             with os.scandir(self.where) as entries:
-                names = [entry.name for entry in entries if not entry.name.startswith(_TEMPORARY)]
+                names = [entry.name for entry in entries if not entry.name.startswith(TEMPORARY)]
                 return next((name for name in names if name not in _OURS), None)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unread("the folder", error) from error
+
+    def _written(self, status: os.stat_result) -> float:
+        """When a file was last written: no copying tool can set its change time."""
+        return status.st_ctime
+
+    def _walk(self, prefix: str) -> Iterator[str]:
+        """The paths of all files that begin with `prefix`."""
+        top = os.path.join(self.where, os.path.dirname(prefix))
+
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise self._unread(prefix, error)
+
+        for folder, folders, names in os.walk(top, onerror=fail):
+            base = os.path.relpath(folder, self.where)
+            base = "" if base == "." else base + "/"
+            folders[:] = [n for n in folders if f"{base}{n}/".startswith(prefix) or prefix.startswith(f"{base}{n}/")]
+            yield from (base + name for name in names if (base + name).startswith(prefix))
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[int]:
+        """A lock on the folder, shared or exclusive, as its descriptor."""
+        folder = os.open(self.where, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, kind)
+            yield folder
+        finally:
+            os.close(folder)
 
     def probe(self) -> None:
         pass  # a lock sees to it
@@ -175,7 +229,7 @@ class FolderStore:
 
     def _write(self, full: str, data: bytes, *, durable: bool = False) -> str:
         folder = self._folder(full)
-        name = f"{_TEMPORARY}{os.path.basename(full)}-{os.getpid()}-{threading.get_ident()}"
+        name = f"{TEMPORARY}{os.path.basename(full)}-{os.getpid()}-{threading.get_ident()}"
         temporary = os.path.join(folder, name)
         with _or_discard(temporary), open(temporary, "wb", buffering=0) as file:
             view = memoryview(data)

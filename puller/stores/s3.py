@@ -5,20 +5,34 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from puller.errors import Conflict, FetchError, NotFound, Refused, Unavailable
 from puller.fetch import again
-from puller.s3 import Place, Refusal
-from puller.stores.base import ABSENT, OURS, StoreError, Token, Unclear
+from puller.s3 import Place, Refusal, date_of
+from puller.stores.base import ABSENT, OURS, TEMPORARY, Listed, StoreError, Token, Unclear
 from puller.stores.headers import MAX_AGE, cache_control, content_type, max_age_of
+from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import HEAD
 
 ATTEMPTS = 6
 """How often what may be repeated is sent; the pauses between come to some six seconds."""
 PROBE = ".probe-"
+COLLECTING = ".collecting"
+"""Says whether files are being removed, and by its own time when that ended: what publishers look at before they swap."""
+LEFT = (PROBE, COLLECTING, TEMPORARY)
+HOLD = 120
+"""Seconds after which a collection that did not end counts as ended; it sends nothing more after half of them."""
+SKEW = 10
+"""Seconds by which the clocks of a service's machines may differ."""
+MOST_REMOVED = 1000
+"""Files that one request deletes."""
 _MARK = "headwater-writers"
 _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
 
@@ -47,6 +61,9 @@ class S3Store:
         self._noted_single = False
         self._takes_checksums = True
         self._lock = threading.Lock()
+        self._began: float | None = None
+        self._names: set[str] = set()
+        """What was put since HEAD was read."""
 
     def get(self, path: str) -> bytes:
         data = self._read(path)
@@ -68,6 +85,8 @@ class S3Store:
         self._kept(lambda: self._send(path, data))
         with self._lock:
             self.written += len(data)
+            if path.startswith((f"{CHUNKS}/", f"{DIFFS}/")):
+                self._names.add(path)
 
     def create(self, path: str, data: bytes) -> bool:
         if self._single:
@@ -80,10 +99,22 @@ class S3Store:
         return self._kept(lambda: self._created(path, data))
 
     def flush(self) -> None:
-        pass
+        """See that nothing of what was put was collected since: it may be the name of an old file.
+
+        What was put is too young for a collection that begins later. Raises Conflict: all is to be put again.
+        """
+        if self._began is None or not self._names:
+            return
+        if self._last_collected() < self._began - SKEW:
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            if None in pool.map(self.size_of, self._names):
+                raise Conflict(f"files were collected in {self.where} that are needed again")
 
     def read_head(self) -> tuple[bytes, Token]:
         data, answer = again(lambda: self._place.read(HEAD), ATTEMPTS)
+        self._began = date_of(answer)
+        self._names = set()
         noted = max_age_of(answer.get("CacheControl") or "")
         self._noted_age = MAX_AGE if noted is None else noted
         self._noted_single = _MARK in {name.lower() for name in answer.get("Metadata") or ()}
@@ -110,6 +141,12 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[str]:
         return self._place.list(prefix)
 
+    def files(self, prefix: str) -> Iterator[Listed]:
+        return (Listed(*found) for found in self._place.objects(prefix))
+
+    def clock(self) -> float:
+        return again(self._place.date, ATTEMPTS)
+
     def delete(self, path: str) -> None:
         def remove() -> None:
             with contextlib.suppress(NotFound):
@@ -117,9 +154,89 @@ class S3Store:
 
         self._kept(remove)
 
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        gone: set[str] = set()
+        if not paths:
+            return gone
+        with self._collecting() as check_in_time:
+            if unless is not None and unless():
+                return gone
+            old = self._written_before(set(paths), before)
+            for start in range(0, len(old), MOST_REMOVED):
+                check_in_time()
+                part = old[start : start + MOST_REMOVED]
+                failed = self._kept(lambda part=part: self._remove(part))  # type: ignore[misc]
+                gone.update(set(part).difference(failed))
+        return gone
+
+    def _written_before(self, wanted: set[str], before: float) -> Sequence[str]:
+        """Those of some files that were last written before a time, as a listing of what lies between them has it now."""
+        least, most = min(wanted), max(wanted)
+        area = least.partition("/")[0]
+        old = []
+        for path, _, written in self._place.objects(area if most.startswith(area) else "", least[:-1]):
+            if path > most:
+                break
+            if path in wanted and written < before:
+                old.append(path)
+        return old
+
+    def _remove(self, paths: Sequence[str]) -> set[str]:
+        """Delete files; return those that could not be."""
+        try:
+            return self._place.remove(paths)
+        except Refusal as error:
+            if error.status not in (400, 405, 501):
+                raise
+        with ThreadPoolExecutor(self.threads) as pool:  # the service deletes one at a time only
+            list(pool.map(self.delete, paths))
+        return set()
+
+    @contextmanager
+    def _collecting(self) -> Iterator[Callable[[], None]]:
+        """Tell publishers meanwhile that files are being removed. Raises StoreError if somebody else does that."""
+        state, _, token = self._collection()
+        if state == b"running":
+            raise StoreError(f"somebody else removes files in {self.where} at this time; run this again later")
+        began = time.monotonic()
+
+        def check_in_time() -> None:
+            if time.monotonic() - began > HOLD / 2:
+                raise StoreError(f"removing files in {self.where} took too long; what is left is for the next run")
+
+        token = self._note(b"running", token)
+        yield check_in_time
+        self._note(b"ended", token)  # not after an error: what was sent may still arrive
+
+    def _note(self, state: bytes, token: Token) -> Token:
+        condition = {"IfNoneMatch": "*"} if token == ABSENT else {"IfMatch": token}
+        data = state + b" " + os.urandom(8).hex().encode() + b"\n"
+        more = {} if self._single else condition
+        return self._kept(lambda: self._send(COLLECTING, data, CacheControl="no-store", **more))
+
+    def _collection(self) -> tuple[bytes, float, Token]:
+        """Whether files are being removed (`running`), when this was said, and the token of that."""
+        try:
+            data, answer = again(lambda: self._place.read(COLLECTING), ATTEMPTS)
+        except NotFound:
+            return b"", 0.0, ABSENT
+        said = answer["LastModified"].timestamp()
+        state = data.partition(b" ")[0]
+        if state == b"running" and date_of(answer) - said > HOLD:
+            state = b"ended"
+        return state, said, self._tag(answer)
+
+    def _last_collected(self) -> float:
+        """When files were removed last; waits while they are."""
+        while True:
+            state, said, _ = self._collection()
+            if state != b"running":
+                return said
+            time.sleep(0.2)
+
     def foreign(self) -> str | None:
         names = (path.rstrip("/") for path in self._place.list("", "/"))
-        return next((name for name in names if name not in OURS and not name.startswith(PROBE)), None)
+        return next((name for name in names if name not in OURS and not name.startswith(LEFT)), None)
 
     def probe(self) -> None:
         if self._single:

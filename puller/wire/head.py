@@ -56,6 +56,7 @@ class Head(msgspec.Struct, frozen=True):
     trust: int = 0
     needs: list[str] = []
     expires: int | None = None
+    keep: int | None = None
     encryption: str | None = None
     sealed: bytes = b""
 
@@ -97,6 +98,8 @@ def format_head(head: Head) -> bytes:
     }
     if head.expires is not None:
         fields["expires"] = head.expires
+    if head.keep is not None:
+        fields["keep"] = head.keep
     text = f"{FORMAT} {head.name}\n{json.dumps(fields, separators=(',', ':'))}\n"
     data = text.encode() + b"\n"
     if len(data) > MAX_WRITTEN:
@@ -153,6 +156,7 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
         trust=_integer(fields, "trust"),
         needs=fields["needs"],
         expires=_integer(fields, "expires", 0, MAX_TIME) if "expires" in fields else None,
+        keep=_integer(fields, "keep", 0, MAX_TIME) if "keep" in fields else None,
     )
     if head.snapshot_version > head.version or any(diff.b > head.version for diff in head.diffs):
         raise Invalid("HEAD names a snapshot or a diff beyond its version")

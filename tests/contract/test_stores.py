@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
+import time
 
 import pytest
 
@@ -102,6 +104,61 @@ def test_list_and_delete(store):
     store.delete(names[0])
     store.delete(names[0])
     assert sorted(store.list("chunks/")) == names[1:]
+
+
+def test_files_have_sizes_and_times_by_the_stores_clock(store, place):
+    store.create("heads/1-2", b"xx")
+    before = store.clock()
+    store.put(NAME, b"four")
+    store.flush()
+    store.create("heads/1-1", b"x")
+    after = store.clock()
+    (file,) = store.files("chunks/")
+    assert (file.path, file.size) == (NAME, 4)
+    seconds = place[0].startswith("s3://")  # its clock tells whole ones
+    assert before <= file.written <= after + seconds
+    assert sorted(file[:2] for file in store.files("heads/")) == [("heads/1-1", 1), ("heads/1-2", 2)]
+    assert list(store.files("diffs/")) == []
+
+
+def test_only_what_was_written_long_ago_is_collected(store, place):
+    step = 1.05 if place[0].startswith("s3://") else 0.02  # S3's clock tells whole seconds
+    store.put(NAME, b"old")
+    store.flush()
+    time.sleep(step)
+    between = store.clock()
+    time.sleep(step)
+    fresh = NAME.replace("ab", "cd")
+    store.put(fresh, b"new")
+    store.flush()
+    assert store.collect([NAME], between, lambda: True) == set()
+    assert store.collect([NAME, fresh, NAME.replace("ab", "ef")], between) == {NAME}
+    assert list(store.list("chunks/")) == [fresh]
+    assert store.foreign() is None
+    store.put(NAME, b"old")
+    store.flush()
+    assert store.collect([NAME], between) == set()
+    assert store.get(NAME) == b"old"
+
+
+def test_a_file_that_is_put_while_it_is_collected_stays(tmp_path, monkeypatch):
+    """In the moment between the look at an old file and its removal, nobody can put it."""
+    store = open_store(str(tmp_path))
+    store.put(NAME, b"x")
+    putting = threading.Thread(target=open_store(str(tmp_path)).put, args=(NAME, b"x"))
+    unlink = os.unlink
+
+    def late(path):
+        monkeypatch.undo()
+        putting.start()
+        putting.join(0.2)
+        assert putting.is_alive()
+        unlink(path)
+
+    monkeypatch.setattr("puller.stores.folder.os.unlink", late)
+    assert store.collect([NAME], time.time() + 10) == {NAME}
+    putting.join(10)
+    assert store.get(NAME) == b"x"
 
 
 def test_many_threads(store):

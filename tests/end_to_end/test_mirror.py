@@ -14,14 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from puller.errors import Conflict, Corrupt, Invalid, NotFound, NotOurs, Unavailable
+from publisher.build import make_pool
+from publisher.gc import collect
+from puller.errors import Conflict, Corrupt, Invalid, NotFound, NotOurs, Refused, Unavailable
 from puller.fetch import FolderFetcher
 from puller.mirror import MARK, Options, mirror
 from puller.stores.folder import FolderStore
+from puller.wire.codec import path_of
 from puller.wire.head import parse_head
+from tests.clocked import ClockedFolder
 from tests.conftest import lines, publisher, puller, tree
 from tests.crafted import SNAPSHOT, VERSIONS, craft
 from tests.plain import publish_records
+from tests.states import state_of
 
 
 def files(folder) -> dict[str, bytes]:
@@ -410,3 +415,42 @@ def test_a_chain_of_files_without_end_is_refused(tmp_path):
     (tmp_path / "o" / "HEAD").write_bytes(format_head(sealed(head, cipher)))
     with pytest.raises(Invalid, match="32 deep"):
         copy(tmp_path / "o", tmp_path / "m")
+
+
+def test_a_mirror_is_collected_and_looks_at_its_files_again_then(tmp_path):
+    """What comes back after a part of it was collected is copied anew, whatever is left of it."""
+    origin, copy = tmp_path / "o", tmp_path / "m"
+    r = random.Random(8)
+    states = [{b"%d" % n: r.randbytes(100) for n in range(3000)} for _ in range(3)]
+    first = states[0]
+    first[b"big"] = r.randbytes(3_000_000)
+    for version, state in enumerate(states, 1):
+        publish_records(origin, "bytes", state, time=1000.0 + version)
+        puller("mirror", origin, copy)
+    later = ClockedFolder(str(copy), now=time.time() + 30 * 86400)
+    later._times = Real()
+    later.put(MARK, b"this mirror is being written\n")
+    with make_pool() as pool:
+        with pytest.raises(Refused, match="being written"):
+            collect(later, pool)
+        later.delete(MARK)
+        before = {path for path in tree(copy) if path.startswith(("chunks", "diffs"))}
+        done = collect(later, pool, keep_versions=0)
+    gone = before - set(tree(copy))
+    assert done.files_removed == len(gone) > 3
+    publish_records(origin, "bytes", first, time=2000.0)
+    root = path_of("chunks", parse_head((origin / "HEAD").read_bytes()).snapshot.ref.sha256)
+    assert root in gone
+    shutil.copy(origin / root, copy / root)  # as if only the pieces that it names had been old enough
+    shutil.copytree(origin / "diffs", copy / "diffs", dirs_exist_ok=True)
+    puller("mirror", origin, copy)
+    assert state_of(str(copy)) == first
+    assert not (copy / MARK).exists()
+    assert publisher("fsck", copy).status == 0
+
+
+class Real(dict):
+    """Files that a test's clock knows nothing of are as old as the world."""
+
+    def __missing__(self, _inode):
+        return 0.0

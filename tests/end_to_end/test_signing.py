@@ -560,12 +560,12 @@ def test_a_key_set_that_somebody_left_is_named(data):
 
 def test_programs_tell_staleness_as_well(data):
     publisher("refresh", data / "d", "--expires-in", "1s")
-    time.sleep(2.1)
+    time.sleep(3.1)
     with pulling.Replica(str(data / "d")) as replica:
         with pytest.raises(Untrusted):
             replica.pull()
         assert replica.pull(allow_expired=True).stale == "expired"
         publisher("refresh", data / "d", "--no-expires")
         assert replica.pull().stale is None
-        time.sleep(2.1)
+        time.sleep(3.1)
         assert replica.pull(max_staleness=1).stale == "stale"
