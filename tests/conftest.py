@@ -160,6 +160,9 @@ def cache_home(tmp_path_factory) -> None:
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("HEADWATER_SIGNING_KEY", None)
     os.environ.pop("HEADWATER_SECRET", None)
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # the commands that tests start come compiled, as they are installed
 
 
 @pytest.fixture(scope="session")

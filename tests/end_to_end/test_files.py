@@ -135,6 +135,7 @@ def test_unchanged_data_writes_nothing(tmp_path):
     assert "nothing new" in publisher("publish", tmp_path / "s", tmp_path / "d").out
 
 
+@pytest.mark.slow
 def test_many_versions_and_new_snapshots(tmp_path):
     source, dest, copy, late = (tmp_path / name for name in "sdcl")
     source.mkdir()

@@ -121,6 +121,7 @@ def test_it_is_small_and_shares_nothing():
     assert "publisher" not in text
 
 
+@pytest.mark.slow
 def test_published_files(tmp_path):
     r = random.Random(9)
     source, dest = tmp_path / "s", tmp_path / "d"

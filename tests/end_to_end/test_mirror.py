@@ -67,9 +67,8 @@ class Failing(FolderFetcher):
         return super().fetch(path, size, check)
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param([], id="plain", marks=pytest.mark.slow), pytest.param(["--encrypt"], id="encrypted")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [pytest.param([], id="plain"), pytest.param(["--encrypt"], id="encrypted")])
 def test_a_mirror_serves_in_the_origin_s_place(tmp_path, nginx, options, monkeypatch):
     """Over HTTP, of a folder with large files; mirrored again from the mirror; pullers change over, and fetch nothing twice."""
     r, source, origin = random.Random(5), tmp_path / "s", nginx.root / "origin"

@@ -167,7 +167,7 @@ def test_a_repair_brings_back_the_version_that_is_held(tmp_path):
     assert (copy / "b").read_text() == "mine again"
 
 
-@pytest.mark.parametrize("name", ["c", "c.db", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c", *(pytest.param(n, marks=pytest.mark.slow) for n in ("c.db", "c.jsonl"))])
 def test_back_to_a_version_and_forward_again(tmp_path, name):
     source, dest, copy = tmp_path / ("s.jsonl" if "." in name else "s"), tmp_path / "d", tmp_path / name
     for version in range(1, 5):
@@ -219,7 +219,7 @@ def restart(dest, **changes):
     (dest / "HEAD").write_bytes(format_head(msgspec.structs.replace(head, time=head.time + 1, **changes)))
 
 
-@pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c.db", pytest.param("c.jsonl", marks=pytest.mark.slow)])
 def test_a_new_epoch_is_reconciled_chunk_by_chunk(tmp_path, name):
     write_rows(tmp_path / "s.jsonl", 1)
     publisher("publish", "--unsigned", tmp_path / "s.jsonl", tmp_path / "d", "--key", "k")
@@ -320,6 +320,7 @@ def test_the_ways_are_explained(table, tmp_path):
     assert puller("status", "--json", base / "c.db").json["version"] == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_diff_is_gone_round(tmp_path):
     source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
     source.mkdir()

@@ -265,6 +265,7 @@ def test_an_offline_root_and_a_threshold(data):
     assert tree(data / "c") == tree(data / "s")
 
 
+@pytest.mark.slow
 def test_refresh_expiry_and_staleness(data):
     before = json.loads((data / "d/HEAD").read_text().split("\n")[1])
     publisher("refresh", data / "d", "--expires-in", "1s")
@@ -424,9 +425,8 @@ def killed(point, *command):
     return done.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param("rotate", marks=pytest.mark.slow), "revoke", pytest.param("restart", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["rotate", "revoke", "restart"])
 def test_killed_at_any_point_and_run_again(data, what):
     change(data, "two")
     for point in POINTS:
@@ -484,6 +484,7 @@ def test_an_interrupted_rotation_does_not_keep_a_revocation_from_the_stolen_key(
     puller("pull", data / "d", data / "c", "--trust", key["roots"][0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_rotation_does_not_keep_the_next_one_from_what_it_was_told(data):
     """Roots, a threshold and a key that are asked for are there afterwards, whatever a killed command left."""
     puller("pull", data / "d", data / "c")
@@ -522,6 +523,7 @@ def test_a_creation_killed_at_any_point_can_go_on(data, point):
     assert tree(data / "c") == tree(data / "s")
 
 
+@pytest.mark.slow
 def test_no_message_shows_what_is_secret(data):
     """A private key, or a secret, in the place of a public key or of a file's name: refused, and not shown."""
     publisher("publish", data / "s", data / "e", "--encrypt")
@@ -558,6 +560,7 @@ def test_a_key_set_that_somebody_left_is_named(data):
     assert shown(data)["key_set"] == 2
 
 
+@pytest.mark.slow
 def test_programs_tell_staleness_as_well(data):
     publisher("refresh", data / "d", "--expires-in", "1s")
     time.sleep(3.1)

@@ -288,7 +288,7 @@ def test_what_is_tracked_is_published_to_a_bucket_with_few_requests(tmp_path, bu
         bucket.proxy.requests.clear()
         outcome = published(path, dest)
         assert (outcome.updated, read_everything) == (1, [])
-    assert len(bucket.proxy.requests) <= 8
+    assert len(bucket.proxy.requests) <= 9
     puller("pull", dest, tmp_path / "copy.db")
     assert rows_of(tmp_path / "copy.db") == rows_of(path)
 

@@ -147,7 +147,7 @@ def state(records, kind, version=1):
     return State("d", kind, "u", 1, version, checksum, len(records), 5, "ab", (1, version, 5), None, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["c", "c.db", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c", *(pytest.param(n, marks=pytest.mark.slow) for n in ("c.db", "c.jsonl"))])
 def test_pullers_at_once_leave_one_right_state(tmp_path, name):
     source, dest = tmp_path / "s", tmp_path / "d"
     source.mkdir()
@@ -381,6 +381,7 @@ def test_a_users_column_is_not_lost(tmp_path):
         assert db.execute("SELECT mine FROM d").fetchall() == [(None,)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_bookkeeping_is_told(folder, monkeypatch):
     target = open_target(str(folder / "c"), "files")
     target.state()

@@ -89,6 +89,7 @@ def test_a_batch_fails_at_every_step_of_the_store(tmp_path, clean, after_it):
         shutil.rmtree(dest)
 
 
+@pytest.mark.slow
 def test_every_statement_of_the_cache_fails_once(tmp_path, clean, monkeypatch):
     """The batch is published all the same."""
     folder, cache, state = clean
@@ -133,6 +134,7 @@ with publisher.open(sys.argv[1]) as dataset:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_version_and_the_next_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     dest = str(tmp_path / "data")

@@ -44,6 +44,7 @@ def fill(folder, seed):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_publishers_and_pullers_of_folders(tmp_path):
     r = random.Random(7)
     source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
@@ -68,7 +69,8 @@ def test_killed_publishers_and_pullers_of_folders(tmp_path):
     assert tree(tmp_path / "fresh") == tree(source)
 
 
-@pytest.mark.parametrize("name", ["c.db", pytest.param("c.jsonl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
 def test_killed_pullers_of_tables(tmp_path, name):
     r = random.Random(8)
     source, dest, copy = tmp_path / "s.jsonl", tmp_path / "d", tmp_path / name

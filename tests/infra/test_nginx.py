@@ -158,6 +158,7 @@ def test_a_cache_asks_for_whole_files(site):
     check_asks_for_whole_files(site.url, site.port)
 
 
+@pytest.mark.slow
 def test_head_is_stale_for_as_long_as_it_says_then_fresh(site, catalogue):
     site.start_origin()
     assert get(site.url, "catalogue/HEAD").cached == "MISS"

@@ -36,7 +36,7 @@ class Files:
         return decode_log(self.data[int.from_bytes(ref.sha256, "big")], within)
 
 
-@pytest.fixture(scope="module", params=[1, 8])
+@pytest.fixture(scope="module", params=[1, pytest.param(8, marks=pytest.mark.slow)])
 def history(request):
     """A long history, with diffs of one width or of eight."""
     files, log, longest = Files(), Log([], []), 0
