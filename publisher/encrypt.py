@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from puller.durable import sync_folder
-from puller.errors import HeadwaterError, SecretError
-from puller.secret import given_secret, keys_folder, secret_path, variable_secret
+from publisher.keys import keep_private
+from puller.errors import SecretError
+from puller.secret import given_secret, secret_path, variable_secret
 
 if TYPE_CHECKING:
-    from puller.wire.cipher import Cipher, Secret
+    from puller.wire.cipher import Cipher
     from puller.wire.head import Head
 
 
@@ -25,7 +25,12 @@ class Locks(NamedTuple):
 
         It is never removed again: HEAD may have been written even where that seemed to fail.
         """
-        return _write(self.cipher.secret) if self.made and self.cipher is not None else None
+        if not self.made or self.cipher is None:
+            return None
+        secret = self.cipher.secret
+        path = secret_path(secret.name, secret.id)
+        keep_private(secret.text, path, "the secret")
+        return path
 
 
 def new_locks(name: str, secret: str | None, *, encrypt: bool) -> Locks:
@@ -54,20 +59,3 @@ def check_encrypted(head: Head, where: str, *, encrypt: bool) -> None:
             f"the dataset {head.name!r} in {where} is not encrypted, and everything published so far is readable; nothing was "
             "written. Publish to a new place with --encrypt"
         )
-
-
-def _write(secret: Secret) -> str:
-    path = secret_path(secret.name, secret.id)
-    try:
-        os.makedirs(keys_folder(), mode=0o700, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(f"{secret.text}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(keys_folder())
-    except OSError as error:
-        raise HeadwaterError(
-            f"the secret cannot be kept in {path}: {error.strerror}; nothing was published. Make that folder writable, or set "
-            "XDG_CONFIG_HOME"
-        ) from error
-    return path

@@ -89,22 +89,30 @@ def write_key(key: SigningKey, path: str) -> None:
 
     Raises UsageError if there is one, HeadwaterError if it cannot be written.
     """
+    try:
+        keep_private(key.text, path, "the private key")
+    except HeadwaterError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise UsageError(f"there is a file {path} already; nothing was written") from error
+        raise
+
+
+def keep_private(text: str, path: str, what: str) -> None:
+    """Write a line durably to a new file that only its owner may read; `what` names it in errors. Raises HeadwaterError."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(file, f"{key.text}\n".encode())
+            os.write(file, f"{text}\n".encode())
             os.fsync(file)
         finally:
             os.close(file)
         sync_folder(folder)
-    except FileExistsError as error:
-        raise UsageError(f"there is a file {path} already; nothing was written") from error
     except OSError as error:
         raise HeadwaterError(
-            f"the private key cannot be kept in {path}: {error.strerror}; nothing was published. Make that folder writable, or "
-            "set XDG_CONFIG_HOME"
+            f"{what} cannot be kept in {path}: {error.strerror}; nothing was published. Make that folder writable, or set "
+            "XDG_CONFIG_HOME"
         ) from error
 
 
