@@ -10,7 +10,7 @@ from publisher.commit import GRACE
 from publisher.published import StoreFetcher, read_head
 from puller.errors import HeadwaterError, Invalid, NotFound, Refused, SecretError, UsageError
 from puller.secret import unlock
-from puller.stores.base import COLLECTED, MARK, TEMPORARY, Listed, Store, Token
+from puller.stores.base import COLLECTED, MARK, TEMPORARY, Listed, Store, Token, read_mark
 from puller.tree import Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.graph import Graph, Node
@@ -276,24 +276,18 @@ class _Collection:
             self.store.put(MARK, COLLECTED)
             self.store.flush()
             self.marked = True
-        gone = self.store.collect(paths, self.before, lambda: self._mark_of_mirror() != COLLECTED)
+        gone = self.store.collect(paths, self.before, lambda: read_mark(self.store.get) != COLLECTED)
         if not gone:
             self._check_mirror()
         return gone
 
     def _check_mirror(self) -> None:
         """Raise Refused while a mirror is being written here, or if that was cut off."""
-        if self._mark_of_mirror() not in (None, COLLECTED):
+        if read_mark(self.store.get) not in (None, COLLECTED):
             raise Refused(
                 f"a mirror is being written to {self.store.where}, or that was cut off; nothing more was removed. Let `puller "
                 "mirror` finish, then run this again"
             )
-
-    def _mark_of_mirror(self) -> bytes | None:
-        try:
-            return self.store.get(MARK)
-        except NotFound:
-            return None
 
     def _is_unnamed(self, path: str) -> bool:
         sha256 = _sha256_of(path)

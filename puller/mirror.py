@@ -15,7 +15,7 @@ from typing import Protocol
 from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable, Untrusted
 from puller.fetch import THREADS, Fetcher, shown
 from puller.plan import route
-from puller.stores.base import COLLECTED, MARK
+from puller.stores.base import COLLECTED, MARK, read_mark
 from puller.tree import ahead
 from puller.trust import Keeper, Pins, check_step, load, read_key_set
 from puller.wire.codec import CHUNKS, DIFFS, Ref, check_ref, check_stored, path_of
@@ -165,7 +165,7 @@ class _Mirror:
         data, head = self._newest()
         held, token, known = self._held()
         outcome = Outcome(head, None if held is None else held.order, head.order)
-        mark = self._mark()
+        mark = read_mark(self.destination.get)
         unfinished = mark is not None
         if held is not None:
             if held.trust:
@@ -197,12 +197,6 @@ class _Mirror:
             raise
         self._end()
         return self._told(outcome)
-
-    def _mark(self) -> bytes | None:
-        try:
-            return self.destination.get(MARK)
-        except NotFound:
-            return None
 
     def _end(self) -> None:
         self.destination.flush()

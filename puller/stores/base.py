@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from puller.errors import HeadwaterError
+from puller.errors import HeadwaterError, NotFound
 from puller.wire.head import HEAD
 
 Token = str
@@ -38,6 +38,14 @@ MARK = ".tmp-mirror"
 """Lies in a mirror while it is written, or was left so: a file that is there need not be whole, nor all that it needs."""
 COLLECTED = b"files were collected here\n"
 """The content of `MARK` after a garbage collection: each file is whole, but all that it needs may not be there."""
+
+
+def read_mark(get: Callable[[str], bytes]) -> bytes | None:
+    """The content of `MARK` in a store whose files `get` gives; None where there is no such file."""
+    try:
+        return get(MARK)
+    except NotFound:
+        return None
 
 
 class Listed(NamedTuple):
