@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from puller.errors import Corrupt, HeadwaterError, NotFound, Unavailable, UsageError
+from puller.errors import Corrupt, HeadwaterError, NotFound, Unavailable, UsageError, Withheld
 from puller.wire.head import HEAD, MAX_HEAD
 
 if TYPE_CHECKING:
@@ -230,6 +230,17 @@ class Patience:
             return False
         self._sleep(pause)
         return True
+
+    def until_there(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives; while the file is missing or withheld, it is asked again, as long as there is time left."""
+        attempt = 0
+        while True:
+            try:
+                return ask()
+            except (NotFound, Withheld):
+                if not self.wait(attempt):
+                    raise
+            attempt += 1
 
 
 def shown(address: str) -> str:

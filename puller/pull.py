@@ -239,17 +239,13 @@ def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
     """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
 
     def get(path: str) -> bytes:
-        waiting = None if fetcher.is_local else patience()
-        attempt = 0
-        while True:
-            try:
-                return fetcher.fetch(path, MAX_KEY_SET, check_key_set)
-            except Corrupt as error:
-                raise Untrusted(Distrust.KEY_SET_FORGED, f"{path}: {error}") from error
-            except (NotFound, Withheld):
-                if waiting is None or not waiting.wait(attempt):
-                    raise
-                attempt += 1
+        def ask() -> bytes:
+            return fetcher.fetch(path, MAX_KEY_SET, check_key_set)
+
+        try:
+            return ask() if fetcher.is_local else patience().until_there(ask)
+        except Corrupt as error:
+            raise Untrusted(Distrust.KEY_SET_FORGED, f"{path}: {error}") from error
 
     return get
 

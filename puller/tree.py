@@ -143,18 +143,17 @@ class Reader:
 
     def _fetched(self, area: str, ref: Ref) -> bytes:
         path = path_of(area, ref.sha256)
-        attempt = 0
-        while True:
-            try:
-                data = self.fetcher.fetch(path, min(ref.stored, MAX_STORED), lambda data: check_stored(ref, data))
-                break
-            except Corrupt as error:
-                raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
-            except (NotFound, Withheld) as error:
-                if self.patience is None or not self.patience.wait(attempt):
-                    kind = Missing if isinstance(error, NotFound) else Withheld
-                    raise kind(f"{error}, although the dataset names this file") from error
-            attempt += 1
+
+        def ask() -> bytes:
+            return self.fetcher.fetch(path, min(ref.stored, MAX_STORED), lambda data: check_stored(ref, data))
+
+        try:
+            data = ask() if self.patience is None else self.patience.until_there(ask)
+        except Corrupt as error:
+            raise Corrupt(f"{path} is damaged ({error}); nothing of it was used") from error
+        except (NotFound, Withheld) as error:
+            kind = Missing if isinstance(error, NotFound) else Withheld
+            raise kind(f"{error}, although the dataset names this file") from error
         if self.partial is not None:
             self.partial.keep(ref, data)
         return data
