@@ -53,7 +53,10 @@ REASONS = {
 
 
 as_option = click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+    "--as",
+    "form",
+    type=click.Choice(["folder", "sqlite", "jsonl", "csv", "tsv", "parquet"]),
+    help="What TARGET is, if its name does not tell.",
 )
 
 

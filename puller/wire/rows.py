@@ -234,13 +234,17 @@ def full_columns(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -
 
 def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values of rows given with all columns in column order. Raises Invalid for too long a key."""
-    if not rows:
+    return column_records(table, list(zip(*rows, strict=True)))
+
+
+def column_records(table: Table, columns: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
+    """The keys and the values of rows given as all columns in column order, or as none. Raises Invalid for too long a key."""
+    if not columns or not columns[0]:
         return [], []
-    columns = list(zip(*rows, strict=True))
     keys = encode_keys(table.name, [columns[n] for n in table.key])
     if max(map(len, keys)) > MAX_KEY:
         raise Invalid(f"a key is longer than {MAX_KEY:,} bytes")
-    return keys, encode_rows([columns[n] for n in table.value_columns], len(rows))
+    return keys, encode_rows([columns[n] for n in table.value_columns], len(columns[0]))
 
 
 def table_bounds(table: Table) -> tuple[bytes, bytes]:

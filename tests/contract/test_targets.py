@@ -8,6 +8,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from msgspec import structs
 
@@ -82,6 +83,9 @@ FORMS = {
     "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
     "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
     "jsonl": ("table", "copy.jsonl", ONE_TABLE, t(1, [1][0]), t(3)[0]),
+    "csv": ("table", "copy.csv", ONE_TABLE, t(1, 'edit, "or"', 2.5), t(3)[0]),
+    "tsv": ("table", "copy.tsv", ONE_TABLE, t(1, "\t"), t(3)[0]),
+    "parquet": ("table", "copy.parquet", ONE_TABLE, t(1, b""), t(3)[0]),
     "memory-files": ("files", None, FILES, (b"a", b"fchanged"), b"dir/run"),
     "memory-tables": ("table", None, TABLES, t(1, "changed", 0.0), t(4)[0]),
     "memory-bytes": ("bytes", None, BYTES, (b"\0", b"changed"), b"\xff"),
@@ -265,6 +269,8 @@ def test_check_notices_local_edits(stored):
                 db.execute("UPDATE records SET value = x'00' WHERE key = x'00'")
             else:
                 db.execute("UPDATE t SET f = 7.25 WHERE id = 2")
+    elif stored.path.suffix == ".parquet":
+        pq.write_table(pq.read_table(stored.path).slice(1), stored.path)
     elif stored.path.suffix:
         stored.path.write_bytes(stored.path.read_bytes().replace(b'"text"', b'"edit"'))
     else:
@@ -310,7 +316,7 @@ def test_the_data_is_there_or_not(stored):
     assert not stored.target.is_there()
 
 
-READABLE = [form for form in FORMS if form != "jsonl"]
+READABLE = [form for form in FORMS if form not in ("jsonl", "csv", "tsv", "parquet")]
 
 
 @pytest.fixture(params=READABLE)
