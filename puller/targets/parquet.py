@@ -53,7 +53,7 @@ class ParquetTarget(OneFileTarget):
 
 
 class _Groups:
-    """Collects rows as they come until they make a row group."""
+    """Collects rows, as Arrow has them, until they make a row group."""
 
     def __init__(self, table: Table | None, sink: Sink) -> None:
         import pyarrow as pa
@@ -64,19 +64,26 @@ class _Groups:
         self._table = table
         self._schema = pa.schema([]) if table is None else arrow_schema(table)
         self._writer = ParquetWriter(sink, self._schema, compression="zstd")
-        self._keys: list[bytes] = []
-        self._values: list[bytes] = []
-        self._size = 0
+        self._batches: list[Any] = []
+        self._rows = self._size = 0
 
     def write(self, keys: list[bytes], values: list[bytes]) -> None:
-        self._keys += keys
-        self._values += values
-        self._size += sum(map(len, values)) + sum(map(len, keys))
-        if len(self._keys) >= GROUP_ROWS or self._size >= GROUP_BYTES:
+        import pyarrow as pa
+
+        from puller.arrow import to_array
+
+        assert self._table is not None
+        columns = wire.full_columns(self._table, keys, values)
+        arrays = [to_array(column.type, cells) for column, cells in zip(self._table.columns, columns, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._size += batch.nbytes
+        if self._rows >= GROUP_ROWS or self._size >= GROUP_BYTES:
             self._end_group()
 
     def finish(self) -> None:
-        if self._keys:
+        if self._batches:
             self._end_group()
         self._writer.close()
 
@@ -89,10 +96,5 @@ class _Groups:
     def _end_group(self) -> None:
         import pyarrow as pa
 
-        from puller.arrow import to_array
-
-        assert self._table is not None
-        columns = wire.full_columns(self._table, self._keys, self._values)
-        arrays = [to_array(column.type, cells) for column, cells in zip(self._table.columns, columns, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._keys, self._values, self._size = [], [], 0
+        self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
+        self._batches, self._rows, self._size = [], 0, 0
