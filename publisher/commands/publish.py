@@ -94,7 +94,7 @@ def init_command(
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite"]),
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "parquet", "sqlite"]),
     help="What SOURCE is, if its name does not tell.",
 )
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
