@@ -251,7 +251,7 @@ class ParquetSource(RowsFile):
         own = table_of(schema)
         shape = _Shape(names, arrow, [], own, [set() for _ in names])
         for n, (name, type_) in enumerate(zip(names, arrow, strict=True)):
-            found = ("text", None) if type_ is None else _conversion(type_, own and own.columns[n])
+            found = ("text", None) if type_ is None else _conversion(type_, own, n)
             if found is None:
                 raise SourceError(
                     f"{part.path}: column {name!r} is of type {type_}, which no column can hold; nothing was published"
@@ -290,7 +290,7 @@ class ParquetSource(RowsFile):
         from pyarrow import ArrowException
 
         name = shape.names[n]
-        _, convert = _conversion(shape.arrow[n], shape.own and shape.own.columns[n])
+        _, convert = _conversion(shape.arrow[n], shape.own, n)
         try:
             cells: Sequence[Any] = convert(batch.column(name))
         except (Invalid, ValueError, ArrowException) as error:
@@ -323,12 +323,13 @@ def require() -> None:
         ) from error
 
 
-def _conversion(type_: Any, own: Column | None) -> Any:
-    """The column's type ("": what the cells are) and what makes its cells; None where no column can hold the Arrow type."""
+def _conversion(type_: Any, own: Table | None, n: int) -> Any:
+    """The type of column n ("": what the cells are) and what makes its cells; None where no column can hold the Arrow type."""
     if own is not None:
         from puller.arrow import to_cells
 
-        return own.type, partial(to_cells, own.type)
+        kind = own.columns[n].type
+        return kind, partial(to_cells, kind)
     from publisher.sources.arrowcells import conversion
 
     return conversion(type_)

@@ -89,6 +89,10 @@ class RowsFile:
         for keys, values in self._ordered() if self._sorted else self._sort():
             yield keys, lazily(values)
 
+    def lead(self) -> Run:
+        """The schema, once all rows were read."""
+        raise NotImplementedError
+
     def _again(self) -> None:
         """Forget what was learned of the rows."""
         raise NotImplementedError

@@ -87,7 +87,8 @@ class SeveralSource:
 
     def lead(self) -> Run:
         places = {table.name: n for n, table in enumerate(self._old)}
-        tables = [table for source in self._sources for table in wire.decode_schema(source.lead()[1][0])]
+        values = [value for source in self._sources for value in source.lead()[1]]
+        tables = [table for value in values if isinstance(value, bytes) for table in wire.decode_schema(value)]
         tables.sort(key=lambda table: places.get(table.name, len(places)))
         return [SCHEMA_KEY], [wire.encode_schema(tables)]
 

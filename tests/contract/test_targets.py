@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
@@ -13,12 +14,16 @@ import pytest
 from msgspec import structs
 
 from puller.errors import Invalid, Moved, NotOurs, Refused, TargetError
+from puller.fetch import FolderFetcher
+from puller.pull import Options as PullOptions
+from puller.pull import pull
 from puller.targets import open_target
-from puller.targets.base import Opening, ReadableTarget, State
+from puller.targets.base import Opening, ReadableTarget, State, Target
 from puller.targets.memory import MemoryTarget
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import encode_key
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
+from tests.plain import publish_records, publish_source
 
 NAN, NEGATIVE_ZERO = math.nan, -0.0
 T = Table("t", [Column("id", "int64"), Column("x", "any"), Column("f", "float64"), Column("b", "bool")], [0])
@@ -407,3 +412,58 @@ def test_memory_refuses_what_is_no_state(tmp_path):
     table = Case("memory-tables", tmp_path)
     with pytest.raises(Invalid):
         table.fill(dict([t(1)]))
+
+
+def checksum(dest: Path) -> str:
+    return json.loads(dest.joinpath("HEAD").read_text().splitlines()[1])["checksum"]
+
+
+def pull_into(dest: Path, path: Path, kind: str) -> Target:
+    def find(head):
+        return open_target(str(path), kind)
+
+    pull(str(dest), FolderFetcher(str(dest)), find, PullOptions())
+    return open_target(str(path), kind)
+
+
+def test_what_is_published_from_a_copys_records_is_what_was_pulled(stored, tmp_path):
+    publish_records(tmp_path / "first", stored.kind, stored.records)
+    stored.target = pull_into(tmp_path / "first", stored.path, stored.kind)
+    publish_records(tmp_path / "again", stored.kind, stored.read())
+    assert checksum(tmp_path / "again") == checksum(tmp_path / "first")
+
+
+def typed(*types: str):
+    """A table of these types, and rows with values that are easily lost."""
+    hard = {
+        "int64": [0, -1, 2**63 - 1],
+        "float64": [1.0, -0.0, 1e300],
+        "text": ["", "1", 'a,"b"\n\r\t\0 é'],
+        "blob": [b"", b"\xff\0", b"x"],
+        "bool": [True, False, True],
+        "json": [Json(1, b"[]"), Json(1, b'{"a":1.0}'), Json(1, b'["\\n"]')],
+        "any": [1, 1.0, "1"],
+    }
+    columns = [Column("id", "text"), *(Column(f"{name} column", name) for name in types)]
+    table = Table("data", columns, [0], [Index("by", False, [1])] if "any" in types else [])
+    rows = [(encode_key("data", [f"k{n}"]), encode_row([hard[name][n] for name in types])) for n in range(3)]
+    return dict([(b"", encode_schema([table])), *rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("copy.db", ("int64", "text", "blob")),
+        ("copy.jsonl", ("int64", "float64", "text", "bool", "json")),
+        ("copy.csv", ("text",)),
+        ("copy.tsv", ("text",)),
+        ("copy.parquet", ("int64", "float64", "text", "blob", "bool", "json", "any")),
+    ],
+)
+def test_a_copy_is_a_source_of_the_same_data(tmp_path, name, types):
+    """What a form has no type for, a source cannot tell by the file alone."""
+    publish_records(tmp_path / "first", "table", typed(*types))
+    pull_into(tmp_path / "first", tmp_path / name, "table").close()
+    key = () if name == "copy.parquet" else ("id",)
+    publish_source(tmp_path / name, tmp_path / "again", key=() if name == "copy.db" else key)
+    assert checksum(tmp_path / "again") == checksum(tmp_path / "first")

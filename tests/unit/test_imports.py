@@ -45,7 +45,8 @@ def modules(package: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", modules("puller"), ids=str)
 def test_puller_never_imports_publisher(path):
-    optional = ("publisher", "watchdog") if path.name == "s3.py" else ("publisher", "boto3", "watchdog")
+    optional = {"publisher", "watchdog", "boto3", "pyarrow"}
+    optional -= {"s3.py": {"boto3"}, "arrow.py": {"pyarrow"}, "parquet.py": {"pyarrow"}}.get(path.name, set())
     assert not [name for name in imports(path) if name.split(".")[0] in optional]
 
 
@@ -66,7 +67,7 @@ def test_pure_modules_do_no_io(name):
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
         *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile"),
+        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "arrow"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used
@@ -77,7 +78,7 @@ def test_targets_and_sources_do_not_know_each_other():
         for path in modules(package):
             if path.name in ("__init__.py", "base.py"):
                 continue
-            siblings = {"folder", "sqlite", "jsonl", "memory", "s3"} - {path.stem}
+            siblings = {"folder", "sqlite", "jsonl", "delimited", "parquet", "memory", "s3"} - {path.stem}
             dotted = package.replace("/", ".")
             assert not {f"{dotted}.{name}" for name in siblings} & imports(path)
 
