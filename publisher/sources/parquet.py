@@ -212,11 +212,14 @@ class ParquetSource(RowsFile):
     @staticmethod
     def _batches(parquet: Any) -> Iterator[Any]:
         """Batches of bounded size: fewer rows of a row group where they are large."""
+        from pyarrow import default_memory_pool
+
         for n in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(n)
             size = max(1, group.total_byte_size // max(1, group.num_rows))
             rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // size))
             yield from parquet.iter_batches(rows, row_groups=[n], use_threads=False)
+            default_memory_pool().release_unused()  # pages may be as large as the writer liked
 
     def _shaped(self, part: _Part, schema: Any) -> _Shape:
         """The columns of the table, which the first file settles. Raises SourceError for a file with others."""

@@ -293,3 +293,39 @@ def test_without_pyarrow_the_extra_is_named(tmp_path):
         assert "pip install 'headwater[parquet]'" in done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "d"]
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from {command}.cli import main
+main(sys.argv[1:], standalone_mode=False)
+own = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(max(int(own), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
+"""Its last line is the peak, in KiB, of this process and of those that it started."""
+
+
+def peak(command: str, *arguments: object) -> int:
+    script = [sys.executable, "-c", MEASURED.format(command=command), *map(str, arguments)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1]) * 1024
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_row_groups(tmp_path):
+    """A million rows out of order, 120 MB of values; three million take as much."""
+    file = tmp_path / "rows.parquet"
+    duckdb.sql(
+        f"""COPY (SELECT 'user/' || lpad((range * 7368787 % 1000000)::VARCHAR, 8, '0') AS key, md5(range::VARCHAR) || md5(
+        (range + 1)::VARCHAR) AS value, range / 7.0 AS f, range * 31 AS n FROM range(1000000)) TO '{file}'"""
+    )
+    assert peak("publisher", "publish", file, tmp_path / "d", "--key", "key", "--unsigned") < 290e6
+    assert peak("puller", "pull", tmp_path / "d", tmp_path / "copy.parquet") < 290e6
+    assert peak("puller", "pull", tmp_path / "d", tmp_path / "copy.csv") < 180e6
+    assert peak("puller", "verify", tmp_path / "copy.parquet") < 250e6
+    assert peak("publisher", "publish", tmp_path / "copy.parquet", tmp_path / "d", "--unsigned", "--no-cache") < 250e6
+    a, b = (f"SELECT key, value, f, n FROM '{path}'" for path in (file, tmp_path / "copy.parquet"))
+    assert duckdb.sql(f"SELECT count(*) FROM (({a} EXCEPT ALL {b}) UNION ALL ({b} EXCEPT ALL {a}))").fetchall() == [
+        (0,)
+    ]
