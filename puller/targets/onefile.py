@@ -299,8 +299,9 @@ class _Writer:
         count(self._changes, keys, values, opening=self._opening)
         plain: list[Value] = list(whole(self._opening, keys, values))
         before: dict[bytes, Value] = {}
-        for key in [key for key, value in zip(keys, plain, strict=True) if value is None and key]:
-            decode_key(key)
+        if None in plain:
+            for key in [key for key, value in zip(keys, plain, strict=True) if value is None and key]:
+                decode_key(key)
         rows = (keys, plain)
         if keys and keys[0] == SCHEMA_KEY:
             before[SCHEMA_KEY] = self._schema or None
@@ -317,10 +318,10 @@ class _Writer:
         while changes.fill():
             limit = min(changes.last, self._cursor.last) if self._cursor.fill() else changes.last
             parts = [self._cursor.take(limit) if self._cursor.fill() else ([], []), changes.take(limit)]
-            if parts[1][0]:
+            if parts[0][0] and parts[1][0]:
                 known = dict(zip(*parts[0], strict=True))
                 before.update((key, known.get(key)) for key in parts[1][0])
-            for run in live([overlay(parts) if parts[1][0] else parts[0]]):
+            for run in live([overlay([part for part in parts if part[0]])]):
                 self._write(*run)
 
     def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
