@@ -328,14 +328,20 @@ def require() -> None:
 
 def _conversion(type_: Any, own: Table | None, n: int) -> Any:
     """The type of column n ("": what the cells are) and what makes its cells; None where no column can hold the Arrow type."""
-    if own is not None:
-        from puller.arrow import to_cells
-
-        kind = own.columns[n].type
-        return kind, partial(to_cells, kind)
+    if own is not None and own.columns[n].type in ("json", "any"):  # the others are what they are in any file
+        return own.columns[n].type, partial(_own_cells, own.columns[n])
     from publisher.sources.arrowcells import conversion
 
     return conversion(type_)
+
+
+def _own_cells(column: Column, array: Any) -> Sequence[Any]:
+    """The cells that headwater wrote; somebody else may have written on. Raises Invalid for what no dataset can hold."""
+    from puller.arrow import to_cells
+
+    cells = to_cells(column.type, array)
+    wire.check_cells(column, cells)
+    return cells
 
 
 def _partition(name: str) -> tuple[str, str | None] | None:

@@ -9,9 +9,10 @@ import subprocess
 import duckdb
 import pytest
 
+from publisher.sources import open_source, statcache
 from puller.fetch import FolderFetcher
 from puller.pull import Options, pull
-from puller.targets import open_target
+from puller.targets import delimited, open_target
 from puller.wire import rows as wire
 from tests.conftest import publisher, puller
 from tests.plain import publish_records
@@ -74,6 +75,15 @@ def test_sqlite_imports_it(copy, tmp_path):
     assert found == [(row[0], row[1] or "", row[2] or 0.0, words[row[3]]) for row in sorted(ROWS)]
 
 
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_records_may_be_cut_anywhere_while_they_are_read(copy, monkeypatch, block):
+    monkeypatch.setattr(delimited, "_BLOCK", block)
+    found = [run for run in open_target(str(copy)).records() if run[0] != [b""]]
+    keys, values = ([part for run in found for part in run[n]] for n in range(2))
+    assert dict(zip(keys, values, strict=True)) == dict(zip(*records(), strict=True))
+    assert (len(found) > 1) == (block < 1 << 20)
+
+
 def test_copies_follow_and_are_checked(tmp_path):
     rows = "".join(f"k{n:04},{n}\n" for n in range(2000))
     (tmp_path / "s.csv").write_text(f"k,v\n{rows}")
@@ -119,6 +129,32 @@ def test_a_folder_of_files_is_a_table_each(tmp_path):
     one = publisher(*publish, "--table", "orders", "--detect-types", "--json")
     assert not one.json["changed"]
     assert "no file for table 'none'" in publisher(*publish, "--table", "none", check=1).err
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_folder_is_read_again_when_any_of_its_files_changed(tmp_path, monkeypatch, name, gone):
+    monkeypatch.setattr(statcache, "MARGIN", -(10**11))  # as if the files had been there for long
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for table in ("a", "b"):
+        (folder / f"{table}.csv").write_text("id,v\n1,x\n")
+
+    def opened():
+        options = {"key": ("id",), "tables": (), "name": "d", "schema": [], "strict": False}
+        return open_source(str(folder), "csv", cached_for="/dest", **options)
+
+    first = opened()
+    assert first.recall(b"state") is None
+    assert [len(keys) for keys, _ in first.runs()] == [1, 1]
+    first.remember(b"state")
+    assert opened().recall(b"state") == []
+    assert opened().recall(b"another") is None
+    if gone:
+        (folder / f"{name}.csv").unlink()
+    else:
+        (folder / f"{name}.csv").write_text("id,v\n1,y\n")
+    assert opened().recall(b"state") is None
 
 
 def test_a_folder_of_json_lines_is_a_table_each(tmp_path):

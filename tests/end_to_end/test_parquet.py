@@ -252,6 +252,35 @@ def test_copies_are_sources_of_the_same_data(tmp_path_factory, given_):
     assert heads[0]["checksum"] == heads[1]["checksum"]
 
 
+def test_what_others_made_of_a_copy_is_taken_for_what_it_is(tmp_path):
+    """pyarrow keeps the metadata of a file that it changes."""
+    table = wire.Table("t", [wire.Column("id", "int64"), wire.Column("f", "float64"), wire.Column("x", "any")], [0])
+    keys, values = wire.records_of(table, [(1, 1.0, 1.0), (2, 2.0, "x")])
+    publish_records(tmp_path / "d", "table", {b"": wire.encode_schema([table])} | dict(zip(keys, values, strict=True)))
+    copy, path = tmp_path / "copy.parquet", tmp_path / "a.parquet"
+    pull_into(tmp_path / "d", copy)
+    odd = pa.array([struct.unpack(">d", bytes.fromhex("fff8000000000001"))[0]] * 2)
+    pq.write_table(pq.read_table(copy).set_column(1, "f", odd), path)
+    types, rows = read(path, key=())
+    assert types == {"id": "int64", "f": "float64", "x": "any"}
+    assert [wire.encode_row(row) for row in rows] == [
+        wire.encode_row(row) for row in [(1, math.nan, 1.0), (2, math.nan, "x")]
+    ]
+    pq.write_table(pq.read_table(copy).append_column("more", pa.array(["a", "b"])), path)
+    with pytest.raises(UsageError, match="--key"):
+        read(path, key=())
+    assert read(path)[0] == {"id": "int64", "f": "float64", "x": "json", "more": "text"}
+    schema = pq.read_table(copy).schema
+    members = [
+        pa.array([None, 1.5 if field.name == "float64" else None], field.type) for field in schema.field("x").type
+    ]
+    members[1] = odd
+    wrong = pa.StructArray.from_arrays(members, fields=list(schema.field("x").type))
+    pq.write_table(pa.Table.from_arrays([pa.array([1, 2]), pa.array([1.0, 2.0]), wrong], schema=schema), path)
+    with pytest.raises(SourceError, match=r"column 'x', near row 1: .*not canonical"):
+        read(path, key=())
+
+
 def test_duckdb_reads_a_copy_as_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "GROUP_ROWS", 100)
     table = wire.Table("t", [wire.Column(n, t) for n, t in (
