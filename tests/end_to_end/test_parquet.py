@@ -28,7 +28,7 @@ from puller.pull import Options, pull
 from puller.targets import open_target, parquet
 from puller.wire import rows as wire
 from puller.wire.rows import Json
-from tests.conftest import publisher, puller
+from tests.conftest import publisher
 from tests.plain import publish_records, publish_source
 from tests.unit.test_csvtext import tables
 
@@ -112,7 +112,7 @@ def test_every_nan_is_the_canonical_one(tmp_path):
     odd = struct.unpack(">d", bytes.fromhex("fff8000000000001"))[0]
     pq.write_table(pa.table({"id": [1, 2], "v": [odd, None]}), tmp_path / "a.parquet")
     publish_source(tmp_path / "a.parquet", tmp_path / "d", key=("id",))  # a pull refuses any other
-    puller("pull", tmp_path / "d", tmp_path / "copy.parquet")
+    pull_into(tmp_path / "d", tmp_path / "copy.parquet")
     found = pq.read_table(tmp_path / "copy.parquet").column("v").to_pylist()
     assert struct.pack(">d", found[0]).hex() == "7ff8000000000000"
 
@@ -137,8 +137,8 @@ def test_what_is_wrong_is_named_by_its_place(tmp_path, table, said):
 
 def test_what_is_no_parquet_file_is_refused(tmp_path):
     (tmp_path / "a.parquet").write_text("no")
-    done = publisher("publish", tmp_path / "a.parquet", tmp_path / "d", "--key", "id", check=1)
-    assert "a.parquet cannot be read" in done.err
+    with pytest.raises(SourceError, match=r"a.parquet cannot be read: .*; nothing was published"):
+        publish_source(tmp_path / "a.parquet", tmp_path / "d", key=("id",))
 
 
 def test_rows_out_of_order_and_large_ones(tmp_path):
@@ -166,7 +166,8 @@ def test_a_folder_is_one_table_with_its_partitions_as_columns(tmp_path):
     done = publisher("publish", root, tmp_path / "d", "--as", "parquet", "--key", "id")
     assert "skipped notes.txt: it is no Parquet file" in done.err
     assert "nothing new" in publisher("publish", root, tmp_path / "d", "--as", "parquet").out
-    publisher("publish", root, tmp_path / "d", "--as", "parquet", "--strict", "--no-cache", check=1)
+    with pytest.raises(SourceError, match=r"notes.txt cannot be published"):
+        read(root, strict=True)
 
 
 @pytest.mark.parametrize(("second", "said"), [
@@ -209,7 +210,7 @@ def test_standard_input(tmp_path):
     pq.write_table(pa.table({"id": [2, 1]}), tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
     publisher("publish", "-", tmp_path / "d", "--as", "parquet", "--key", "id", stdin=data)
-    assert not publisher("publish", tmp_path / "a.parquet", tmp_path / "d", "--json").json["changed"]
+    assert not publish_source(tmp_path / "a.parquet", tmp_path / "d").changed
 
 
 def numbered(table, rows):
@@ -223,7 +224,7 @@ def numbered(table, rows):
 
 
 @given(tables())
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_parquet_gives_back_every_value(given_):
     """Any values of any types, and names of columns: the file itself says what it holds."""
     table, columns = numbered(*given_)

@@ -41,7 +41,7 @@ def tables(draw):
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 @given(tables())
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_value_comes_back_bit_for_bit(delimiter, given_):
     form, rows = CsvForm(given_[0], delimiter), given_[1]
     found = form.parse(form.format(list(zip(*rows, strict=True))))
