@@ -88,13 +88,14 @@ def test_targets_and_sources_do_not_know_each_other():
     [
         (
             "import puller.cli",
-            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog",
+            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow",
         ),
         ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog"),
         ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog"),
         ("import puller.s3, puller.fetch", "urllib3 boto3 botocore"),
         ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog"),
-        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog"),
+        ("import puller.targets.parquet, puller.targets.delimited, publisher.sources.parquet", "pyarrow sqlite3"),
+        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog pyarrow"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):
