@@ -467,3 +467,18 @@ def test_a_copy_is_a_source_of_the_same_data(tmp_path, name, types):
     key = () if name == "copy.parquet" else ("id",)
     publish_source(tmp_path / name, tmp_path / "again", key=() if name == "copy.db" else key)
     assert checksum(tmp_path / "again") == checksum(tmp_path / "first")
+
+
+@pytest.mark.parametrize("form", ["sqlite-one", "jsonl", "csv", "tsv", "parquet"])
+def test_a_table_may_have_no_rows_and_a_dataset_no_table(tmp_path, form):
+    case = Case(form, tmp_path)
+    case.fill({})
+    assert case.read() == {}
+    schema = {b"": ONE_TABLE[b""]}
+    case.fill(schema, 2, replace=False)
+    assert case.read() == schema
+    case.fill({case.change[0]: case.change[1]}, 3, replace=False)
+    assert case.read() == schema | {case.change[0]: case.change[1]}
+    case.fill({case.change[0]: None}, 4, replace=False)
+    assert case.read() == schema
+    case.target.close()
