@@ -106,7 +106,8 @@ def pull_command(
     """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
 
     URL is http://, https://, s3://bucket/prefix, file:// or a path. TARGET is a folder (kind files), a SQLite database
-    (*.db, *.sqlite; kinds table and bytes) or a JSON Lines file (*.jsonl; kind table).
+    (*.db, *.sqlite; kinds table and bytes) or, for one table, a file: JSON Lines (*.jsonl), CSV (*.csv), TSV (*.tsv) or
+    Parquet (*.parquet; needs pip install 'headwater[parquet]').
 
     A signed dataset is verified by the key that --trust gives (`publisher key show` prints it), or by the one that is met
     first, and from then on by no other: TARGET remembers it.
