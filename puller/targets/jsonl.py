@@ -18,6 +18,7 @@ import msgspec
 
 from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.parts import Parts, tables_in
 from puller.runs import Cursor, live, overlay
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import rows as wire
@@ -25,7 +26,7 @@ from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.jsontext import JsonForm
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Run, Value
-from puller.wire.rows import SCHEMA_KEY, Schema, Table
+from puller.wire.rows import SCHEMA_KEY, Table
 
 SUFFIX = ".headwater"
 _BLOCK = 1 << 20
@@ -119,7 +120,7 @@ class JsonLinesTarget:
         if held is None or not held.schema:
             return
         yield [SCHEMA_KEY], [held.schema]
-        yield from self.rows(_table(wire.decode_schema(held.schema), self.where))
+        yield from self.rows(_table(held.schema, held.state.parts, self.where))
 
     def rows(self, table: Table) -> Iterator[Run]:
         """The records in the file."""
@@ -230,7 +231,7 @@ class _Writer:
         self.done = False
         self._cursor = Cursor(())
         if held is not None and held.schema and not opening.replace:
-            self._cursor = Cursor(target.rows(_table(wire.decode_schema(held.schema), target.where)))
+            self._cursor = Cursor(target.rows(_table(held.schema, held.state.parts, target.where)))
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
@@ -276,7 +277,7 @@ class _Writer:
         while self._cursor.fill():
             self._write(*self._cursor.take(self._cursor.last))
         if self._schema:
-            _table(wire.decode_schema(self._schema), self._target.where)
+            _table(self._schema, self._opening.parts, self._target.where)
         self._file.flush()
         os.fsync(self._file.fileno())
         new = _Held(state, self._schema, self._size, self._digest.hexdigest(), pending=True)
@@ -292,7 +293,7 @@ class _Writer:
         if self._form is None:
             if not self._schema:
                 raise Invalid("the dataset has rows, but no schema")
-            self._form = JsonForm(_table(wire.decode_schema(self._schema), self._target.where))
+            self._form = JsonForm(_table(self._schema, self._opening.parts, self._target.where))
         for table, part, rest in wire.by_table([self._form.table], keys, values):
             data = self._form.format(wire.full_rows(table, part, rest), first=self._size == 0)
             self._file.write(data)
@@ -300,9 +301,11 @@ class _Writer:
             self._size += len(data)
 
 
-def _table(schema: Schema, where: str) -> Table:
-    if len(schema) != 1:
+def _table(schema: bytes, parts: Parts, where: str) -> Table:
+    """The one table of a schema that is held."""
+    tables = tables_in(wire.decode_schema(schema), parts)
+    if len(tables) != 1:
         raise TargetError(
-            f"{where}: a JSON Lines file holds one table, the dataset has {len(schema)}; pull into SQLite"
+            f"{where}: a JSON Lines file holds one table, not {len(tables)}; choose one with --table, or pull into SQLite"
         )
-    return schema[0]
+    return tables[0]
