@@ -46,9 +46,10 @@ STEP = st.one_of(
 def test_parts(monkeypatch):
     monkeypatch.setattr(build, "CHUNK_SIZE", 200)
     monkeypatch.setattr(snapshots, "CHUNK_SIZE", 200)
+    monkeypatch.setattr(snapshots, "SHARE", 0.8)
 
     @settings(max_examples=60, deadline=None)
-    @given(st.lists(STEP, max_size=25), st.lists(PARTS, min_size=3, max_size=3))
+    @given(st.lists(STEP, min_size=12, max_size=30), st.lists(PARTS, min_size=3, max_size=3))
     def run(steps, first):
         with tempfile.TemporaryDirectory() as base:
             go(base, steps, first)
