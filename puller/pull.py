@@ -39,6 +39,7 @@ from puller.partcopy import AtSnapshot, narrowed
 from puller.partial import Partial
 from puller.parts import WHOLE, Parts, cut_all, named, parse, ranges_of, tables_named, without
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
+from puller.progress import Progress, silent
 from puller.ranges import Bounds, Ranges
 from puller.runs import bounded, live, merge
 from puller.secret import unlock
@@ -131,14 +132,6 @@ class Outcome:
         return self.before != self.after
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and the bytes of how many are there."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
 Found = tuple[Head | None, Answer]
 """A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
 
@@ -168,7 +161,7 @@ def pull(
     find_target: Callable[[Head | None], Target],
     options: Options,
     *,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     now: Callable[[], float] = time.time,
     watch: Watch | None = None,
     health: Health | None = None,
@@ -235,7 +228,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
             assert answer.data is not None
             opened, _ = unlock(head, options.secret)
             if len(found) > 1:
-                Keeper(_key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
+                Keeper(key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
         except (Invalid, SecretError) as error:
             first = first or error
         else:
@@ -244,7 +237,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
     raise first
 
 
-def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
+def key_sets(fetcher: Fetcher, patience: Callable[[], Patience] = Patience) -> GetFile:
     """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
 
     def get(path: str) -> bytes:
@@ -304,6 +297,27 @@ def name_of(kind: str, key: bytes) -> str:
 
     table, values = decode_key(key) if key else ("schema", ())
     return f"{table} {', '.join(map(repr, values))}".rstrip()
+
+
+def superseded(
+    fetcher: Fetcher, newest: Head, version: int, keeper: Keeper, pins: Pins, secret: str | None = None
+) -> Head:
+    """The HEAD of an earlier version of HEAD's epoch, opened, and verified from what `newest` is trusted by.
+
+    Raises NotFound where the host keeps it no more, Invalid for another than that.
+    """
+    path = archive_path(newest.epoch, version)
+    try:
+        data = fetcher.fetch(path, MAX_HEAD)
+        wanted = parse_head(data)
+    except (NotFound, Withheld) as error:
+        raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
+    wanted, _ = unlock(wanted, secret)
+    found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+    if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
+        raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
+    keeper.archived(wanted, data, pins)
+    return wanted
 
 
 @dataclass
@@ -478,7 +492,7 @@ class _Pull:
 
     def _keeper(self, state: State | None) -> Keeper:
         pins = None if state is None or self.options.repin else state.pins
-        return Keeper(_key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
+        return Keeper(key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
 
     def _accept(self, head: Head, answer: Answer) -> Outcome | None:
         """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
@@ -594,18 +608,8 @@ class _Pull:
 
     def _archived(self, newest: Head, version: int) -> Head:
         """The superseded HEAD of a version of HEAD's epoch, verified and opened. Raises NotFound."""
-        path = archive_path(newest.epoch, version)
-        try:
-            data = self.reader.fetcher.fetch(path, MAX_HEAD)
-            wanted = parse_head(data)
-        except (NotFound, Withheld) as error:
-            raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        wanted, _ = unlock(wanted, self.options.secret)
-        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
-        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
-            raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
-        self._keeper(self.state).archived(wanted, data, self.accepted["pins"])
-        return wanted
+        keeper, pins = self._keeper(self.state), self.accepted["pins"]
+        return superseded(self.reader.fetcher, newest, version, keeper, pins, self.options.secret)
 
     def _close(self, error: HeadwaterError) -> bool:
         """Close the way that failed, or a part of it; say whether another is left to try."""

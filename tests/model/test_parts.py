@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import tempfile
-from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from publisher import build, commit, snapshots
+from publisher import build, snapshots
 from puller.fetch import FolderFetcher
 from puller.parts import cut, parse, ranges_of
 from puller.plan import Way
@@ -61,7 +59,7 @@ def go(base, steps, first):
     states = []
     targets = [MemoryTarget() for _ in first]
     parts = list(first)
-    state = {key: b"0" for key in KEYS}
+    state = dict.fromkeys(KEYS, b"0")
 
     def publish(seed):
         r = random.Random(seed)
