@@ -69,6 +69,16 @@ class Remote:
         """The diffs that lead from the snapshot to the version."""
         self.head = self._read()
 
+    @property
+    def requests(self) -> int:
+        """Requests so far."""
+        return self._fetcher.requests
+
+    @property
+    def received(self) -> int:
+        """Bytes received so far."""
+        return self._fetcher.received
+
     def _read(self) -> Head:
         first: HeadwaterError | None = None
         for head, answer in read_heads(self._address, self._fetcher, None):
