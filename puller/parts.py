@@ -86,7 +86,11 @@ def ranges_of(kind: str, parts: Parts) -> list[Bounds]:
     """The ranges of keys that parts stand for, ascending and apart; those of tables begin with the schema's."""
     if not parts:
         return EVERYTHING
-    return [*([SCHEMA] if kind == "table" else []), *(_range(kind, prefix) for prefix in parts)]
+    found = [SCHEMA] if kind == "table" else []
+    for lower, upper in (_range(kind, prefix) for prefix in parts):
+        first = found.pop()[0] if found and found[-1][1] == lower else lower
+        found.append((first, upper))
+    return found
 
 
 def named(kind: str, parts: Parts) -> list[str]:

@@ -156,3 +156,182 @@ def test_records_are_read_from_the_host(nginx, hundred, tmp_path):
     assert not meeting(hundred / "4", ["e5/"])[1] & set(asked(nginx)[0])
     assert puller("ls", "-q", nginx.url).out.splitlines() == sorted(key.decode() for key in KEYS)
     assert puller("ls", "-q", "-l", "--version", "1", nginx.url, "a0/0").out.split() == ["file", "16,000", "a0/0"]
+
+
+def shop(path, *, extra="", tables=("prices", "stock", "other")):
+    """A database with several tables; `extra` is SQL to run in it."""
+    with sqlite3.connect(path) as db:
+        for table in tables:
+            db.execute(f"CREATE TABLE IF NOT EXISTS {table} (shop TEXT, n INTEGER, value, PRIMARY KEY (shop, n))")
+            rows = [(shop, n, f"{table} {n}") for shop in ("eu", "uk") for n in range(30)]
+            db.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", rows)
+        db.executescript(extra)
+    db.close()
+
+
+def rows(path, table):
+    with sqlite3.connect(path) as db:
+        return sorted(db.execute(f"SELECT * FROM {table}").fetchall())
+
+
+def tables(path):
+    with sqlite3.connect(path) as db:
+        return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"_headwater"}
+
+
+def test_some_tables_of_a_database(tmp_path):
+    source, dest, copy = tmp_path / "s.db", tmp_path / "d", tmp_path / "c.db"
+    shop(source)
+    publisher("publish", "--unsigned", source, dest)
+    wrong = puller("pull", "--table", "price", dest, copy, check=2)
+    assert "no table 'price'; it has prices, stock, other" in wrong.err
+    assert not copy.exists()
+    assert "has no tables" not in wrong.err
+    puller("pull", "--table", "prices", "--prefix", '["stock", "eu"]', dest, copy)
+    assert tables(copy) == {"prices", "stock"}
+    assert rows(copy, "prices") == rows(source, "prices")
+    assert rows(copy, "stock") == [row for row in rows(source, "stock") if row[0] == "eu"]
+    assert puller("status", "--json", copy).json["parts"] == ["prices", '["stock","eu"]']
+    shop(
+        source,
+        extra="ALTER TABLE prices ADD COLUMN more; UPDATE prices SET more = n WHERE n < 3; DELETE FROM stock WHERE n = 4;"
+        "DROP TABLE other; CREATE TABLE new (n INTEGER PRIMARY KEY); INSERT INTO new VALUES (1)",
+        tables=(),
+    )
+    publisher("publish", "--allow-shrink", source, dest)
+    assert puller("pull", "--json", dest, copy).json["way"] in ("diffs", "resync")
+    assert tables(copy) == {"prices", "stock"}
+    assert rows(copy, "prices") == rows(source, "prices")
+    assert rows(copy, "stock") == [row for row in rows(source, "stock") if row[0] == "eu"]
+    puller("verify", copy)
+    done = puller("pull", "--json", "--table", "new", "--table", "stock", dest, copy).json
+    assert (done["way"], done["deleted"], done["written"]) == ("resync", 60, 30)
+    assert tables(copy) == {"new", "stock"}
+    assert rows(copy, "stock") == rows(source, "stock")
+    puller("verify", copy)
+    with sqlite3.connect(copy) as db:
+        db.execute("DELETE FROM stock WHERE n < 10")
+    puller("verify", copy, check=6)
+    puller("verify", "--repair", copy)
+    puller("pull", "--all", dest, copy)
+    assert tables(copy) == {"new", "stock", "prices"}
+    assert all(rows(copy, table) == rows(source, table) for table in tables(copy))
+    puller("verify", copy)
+
+
+def test_a_table_as_json_lines(tmp_path):
+    source, dest, copy = tmp_path / "s.db", tmp_path / "d", tmp_path / "c.jsonl"
+    shop(source)
+    publisher("publish", "--unsigned", source, dest)
+    assert "choose one with --table" in puller("pull", dest, copy, check=1).err
+    puller("pull", "--table", "prices", dest, copy)
+    assert [row["value"] for row in lines(copy)] == [value for _, _, value in rows(source, "prices")]
+    puller("pull", "--table", "stock", dest, copy)
+    assert [row["value"] for row in lines(copy)] == [value for _, _, value in rows(source, "stock")]
+    puller("verify", copy)
+    got = puller("cat", "-q", "--table", "stock", dest)
+    assert got.out == copy.read_text()
+    assert "several tables: choose one" in puller("cat", dest, check=2).err
+    assert len(puller("cat", "-q", "--prefix", '["stock","uk"]', dest).out.splitlines()) == 30
+    assert json.loads(puller("get", "-q", dest, "stock", "uk", 7).out) == {"shop": "uk", "n": 7, "value": "stock 7"}
+    assert puller("get", "--json", dest, "stock", "uk", 7).json["row"]["value"] == "stock 7"
+    assert "stock uk 99 is not in 'd' version 1" in puller("get", dest, "stock", "uk", 99, check=1).err
+    assert "is no int64" in puller("get", dest, "stock", "uk", "x", check=2).err
+    assert "named by: stock shop n" in puller("get", dest, "stock", "uk", check=2).err
+    assert puller("ls", "-q", dest, '["prices","uk"]').out.splitlines()[:2] == ["prices\tuk\t0", "prices\tuk\t1"]
+    assert puller("ls", dest, "price", check=2).err.endswith("no table 'price'; it has prices, stock, other\n")
+
+
+def fetch(dest, target, **options):
+    return pull(str(dest), FolderFetcher(str(dest)), lambda head: target, Options(**options))
+
+
+def held(target):
+    return {key: value for keys, values in target.records() for key, value in zip(keys, values, strict=True)}
+
+
+def kept(state, parts):
+    keys = sorted(state)
+    return dict(zip(*cut(keys, [state[key] for key in keys], ranges_of("files", parse("files", parts))), strict=True))
+
+
+@pytest.mark.parametrize("parts", [["d1/"], ["d0/f0", "d2/f1"], ["big"], ["d"], ["b", "e"], ["none"]])
+def test_every_feature_of_the_format(tmp_path, parts):
+    root = tmp_path / "data"
+    root.mkdir()
+    state = craft(root)[-1]
+    target = MemoryTarget()
+    outcome = fetch(root, target, parts=parts)
+    assert outcome.plan.way is Way.BOOTSTRAP
+    assert held(target) == kept(state, parts)
+    assert (outcome.records, outcome.checksum) == (target.state().records, target.state().checksum)
+
+
+def test_a_program_holds_parts(tmp_path):
+    with publishing.open(str(tmp_path / "d"), kind="table") as dataset, dataset.batch() as batch:
+        for table in ("prices", "stock"):
+            batch.table(table, key=["sku", "n"])
+            for sku in ("a", "b"):
+                batch[table, sku, 1] = {"price": 1.5}
+    with pulling.Replica(str(tmp_path / "d"), parts=["prices", ("stock", "b")]) as replica:
+        replica.pull()
+        assert list(replica) == [("prices", "a", 1), ("prices", "b", 1), ("stock", "b", 1)]
+        assert ("stock", "a", 1) not in replica
+        with publishing.open(str(tmp_path / "d")) as dataset, dataset.batch() as batch:
+            batch["stock", "b", 1] = {"price": 2.5}
+            batch["stock", "a", 1] = {"price": 3.5}
+        told = []
+        assert replica.pull(on_change=told.append).changed
+        assert [(change.key, change.new["price"]) for change in told] == [(("stock", "b", 1), 2.5)]
+    with pytest.raises(UsageError, match="has no table 'stok'"), pulling.Replica(str(tmp_path / "d"), parts=["stok"]) as one:
+        one.pull()
+
+
+def changed(dest, to, **changes):
+    """A copy of a dataset whose newest HEAD says something else."""
+    shutil.copytree(dest, to)
+    head = parse_head((to / "HEAD").read_bytes())
+    (to / "HEAD").write_bytes(format_head(msgspec.structs.replace(head, **changes)))
+    return to
+
+
+def test_forked_history_is_noticed_without_a_checksum(hundred, tmp_path):
+    target = MemoryTarget()
+    fetch(hundred / "2", target, parts=["c3/"])
+    fork = tmp_path / "fork"
+    shutil.copytree(hundred / "3", fork)
+    path = fork / archive_path(1, 2)
+    head = parse_head(path.read_bytes())
+    path.write_bytes(format_head(msgspec.structs.replace(head, publish_id="f" * 32)))
+    with pytest.raises(Untrusted) as caught:
+        fetch(fork, target)
+    assert caught.value.reason is Distrust.FORK
+    assert target.state().version == 2
+    path.unlink()
+    outcome = fetch(fork, target)  # nobody can tell: everything is compared with the snapshot
+    assert (outcome.plan.way, outcome.plan.reason) == (Way.RESYNC, Reason.HISTORY_UNKNOWN)
+    assert target.state().version == 3
+    assert held(target) == kept(state_of(str(hundred / "3")), ["c3/"])
+
+
+def with_false_index(dataset, to):
+    """A copy whose newest snapshot says of each chunk that it holds another checksum, and a record more."""
+    shutil.copytree(dataset, to)
+    head = parse_head((to / "HEAD").read_bytes())
+    with ThreadPoolExecutor(1) as pool:
+        reader = Reader(FolderFetcher(str(to)), pool)
+        entries = reader.index(CHUNKS, head.snapshot.ref, head.snapshot.level, b"", None, None)
+    wrong = [msgspec.structs.replace(entry, checksum=bytes(16)) for entry in entries]
+    ref = Writer(to).put(CHUNKS, nodes.encode_index(wrong))
+    snapshot = msgspec.structs.replace(head.snapshot, ref=ref)
+    (to / "HEAD").write_bytes(format_head(msgspec.structs.replace(head, snapshot=snapshot)))
+    return to
+
+
+def test_parts_are_held_against_the_snapshots_index(hundred, tmp_path):
+    """Bounds of chunks lie in the middle of folders: `c` to `g` hold some whole."""
+    false = with_false_index(hundred / "1", tmp_path / "false")
+    target = MemoryTarget()
+    with pytest.raises(ChecksumMismatch, match="the snapshot's index promises"):
+        fetch(false, target, parts=list("cdefg"))
+    assert target.state() is None
