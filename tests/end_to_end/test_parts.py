@@ -7,7 +7,6 @@ import random
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -113,7 +112,12 @@ def test_nothing_outside_the_parts_is_fetched(nginx, hundred, tmp_path):
     paths, _ = asked(nginx)
     inside, outside = meeting(hundred / "4", ["e5/", "j9/"])
     assert not outside & set(paths)
-    assert (done["way"], done["reason"], done["written"], done["parts"]) == ("resync", "parts_changed", 6, ["e5/", "j9/"])
+    assert (done["way"], done["reason"], done["written"], done["parts"]) == (
+        "resync",
+        "parts_changed",
+        6,
+        ["e5/", "j9/"],
+    )
     assert tree(copy) == folder_of(hundred / "4", "e5/", "j9/")
     done = puller("pull", "--json", "--prefix", "j9/", nginx.url, copy).json
     assert (done["written"], done["deleted"]) == (0, 5)
@@ -283,7 +287,10 @@ def test_a_program_holds_parts(tmp_path):
         told = []
         assert replica.pull(on_change=told.append).changed
         assert [(change.key, change.new["price"]) for change in told] == [(("stock", "b", 1), 2.5)]
-    with pytest.raises(UsageError, match="has no table 'stok'"), pulling.Replica(str(tmp_path / "d"), parts=["stok"]) as one:
+    with (
+        pytest.raises(UsageError, match="has no table 'stok'"),
+        pulling.Replica(str(tmp_path / "d"), parts=["stok"]) as one,
+    ):
         one.pull()
 
 
