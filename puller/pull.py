@@ -620,7 +620,6 @@ class _Pull:
             return len(self.damaged) <= MOST_DAMAGED
         elif self.way is Way.DIFFS:
             self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
-            self.trusting = self.trusting and self.within is None  # no checksum of HEAD's would tell
         elif self.way is Way.RESYNC and isinstance(error, ChecksumMismatch):
             if self.trusting:
                 self.trusting = False
@@ -664,7 +663,7 @@ class _Pull:
         state = self.state
         if self.within is None or state is None or state.epoch != head.epoch or state.parts != self.parts:
             return False
-        return state.version <= head.snapshot_version and state.snapshot != head.snapshot.ref.sha256.hex()
+        return state.version < head.snapshot_version and state.snapshot != head.snapshot.ref.sha256.hex()
 
     def _closed_for_parts(self, head: Head, newest: Head) -> dict[Way, Reason]:
         """Settle which parts are to be held; give the ways that are closed because of that. Raises UsageError."""

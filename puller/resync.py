@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from puller.errors import LocalEdits
-from puller.parts import EVERYTHING, contains, cut_all
+from puller.parts import EVERYTHING, cut_all
 from puller.ranges import Bounds, overlaps
 from puller.runs import Cursor, merge, overlay
 from puller.tree import Leaf, Reader, ahead
@@ -103,7 +103,7 @@ class Resync:
         held = cast("Hashed", rows.take_below(leaf.upper))
         changes = diffs.take_below(leaf.upper)
         count, checksum = len(lead[0]) + len(held[0]), sum_hashes(lead[1] + held[1])
-        entry = leaf.entry if contains(self._within, leaf.lower, leaf.upper) else None
+        entry = leaf.entry
         holds = entry is not None and (entry.records, int.from_bytes(entry.checksum, "big")) == (count, checksum)
         trusted = not overlaps(self._suspects, leaf.lower, leaf.upper)
         return _Range(leaf, held, changes, trusted, chunk, holds)

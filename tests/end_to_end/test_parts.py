@@ -13,15 +13,17 @@ import pytest
 
 import publisher as publishing
 import puller as pulling
+from puller.blocks import Blocks
 from puller.errors import ChecksumMismatch, Distrust, Untrusted, UsageError
 from puller.fetch import FolderFetcher
 from puller.parts import cut, parse, ranges_of
 from puller.plan import Reason, Way
 from puller.pull import Options, pull
 from puller.ranges import overlaps
-from puller.targets.memory import MemoryTarget
+from puller.targets.memory import Held, MemoryTarget
 from puller.tree import Reader
 from puller.wire import nodes
+from puller.wire.checksum import run_sum
 from puller.wire.codec import CHUNKS, DIFFS, path_of
 from puller.wire.head import archive_path, format_head, parse_head
 from tests.conftest import lines, publisher, puller, tree
@@ -342,3 +344,40 @@ def test_parts_are_held_against_the_snapshots_index(hundred, tmp_path):
     with pytest.raises(ChecksumMismatch, match="the snapshot's index promises"):
         fetch(false, target, parts=list("cdefg"))
     assert target.state() is None
+
+
+@pytest.fixture(params=[6, 12])
+def snapshot_at(request, tmp_path, monkeypatch):
+    """A copy of some keys at version 2, and the dataset at version 12, of which the only later snapshot is of 6, or 12."""
+    noise, target = random.Random(1), MemoryTarget()
+    state = {b"%d" % n: b"f" + noise.randbytes(9000) for n in range(250)}
+    for version in range(1, 13):
+        monkeypatch.setattr("publisher.snapshots.is_due", lambda *_, version=version: version == request.param)
+        state |= {b"%d" % (version * 3): b"f" + b"new" * 300, b"1": b"f%d" % version}
+        publish_records(tmp_path / "data", "files", state, 1000.0 + version)
+        if version == 2:
+            fetch(tmp_path / "data", target, parts=["1", "3"])
+    assert read_head(str(tmp_path / "data")).snapshot_version == request.param
+    return tmp_path / "data", target, kept(state, ["1", "3"])
+
+
+def test_diffs_are_compared_with_a_newer_snapshot_on_the_way(snapshot_at):
+    dataset, target, expected = snapshot_at
+    snapshot = target.state().snapshot
+    outcome = fetch(dataset, target)
+    assert (outcome.plan.way, outcome.notes) == (Way.DIFFS, [])
+    assert target.state().snapshot != snapshot
+    assert held(target) == expected
+
+
+def test_what_an_earlier_diff_got_wrong_shows_at_the_next_snapshot(snapshot_at):
+    dataset, target, expected = snapshot_at
+    found = held(target) | {b"10": b"fwrong"}
+    keys, values = sorted(found), [found[key] for key in sorted(found)]
+    state = msgspec.structs.replace(target.state(), checksum=f"{run_sum(keys, values):032x}", ranges=b"")
+    target.held = Held(state, Blocks([(keys, values)]))
+    assert target.check().equals(target.state())  # nothing here can tell
+    outcome = fetch(dataset, target)
+    assert outcome.plan.way is Way.RESYNC
+    assert "does not give the checksum that the snapshot's index promises" in outcome.notes[0]
+    assert held(target) == expected

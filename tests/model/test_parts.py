@@ -160,6 +160,7 @@ class World:
         state = target.state()
         assert state.version == version
         assert target.check().equals(state)
+        assert not [note for note in outcome.notes if "was changed here" not in note]
         target.close()
         return outcome
 
