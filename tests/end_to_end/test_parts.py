@@ -17,8 +17,8 @@ from puller.blocks import Blocks
 from puller.errors import ChecksumMismatch, Distrust, Untrusted, UsageError
 from puller.fetch import FolderFetcher
 from puller.parts import cut, parse, ranges_of
-from puller.plan import Reason, Way
-from puller.pull import Options, pull
+from puller.plan import Reason, Way, plan
+from puller.pull import Options, pull, read_diffs
 from puller.ranges import overlaps
 from puller.targets.memory import Held, MemoryTarget
 from puller.tree import Reader
@@ -346,19 +346,33 @@ def test_parts_are_held_against_the_snapshots_index(hundred, tmp_path):
     assert target.state() is None
 
 
-@pytest.fixture(params=[6, 12])
+@pytest.fixture(params=[10, 17])
 def snapshot_at(request, tmp_path, monkeypatch):
-    """A copy of some keys at version 2, and the dataset at version 12, of which the only later snapshot is of 6, or 12."""
+    """A copy of some keys at version 9, and the dataset at version 17, of which the only later snapshot is of 10, or 17."""
     noise, target = random.Random(1), MemoryTarget()
     state = {b"%d" % n: b"f" + noise.randbytes(9000) for n in range(250)}
-    for version in range(1, 13):
+    for version in range(1, 18):
         monkeypatch.setattr("publisher.snapshots.is_due", lambda *_, version=version: version == request.param)
         state |= {b"%d" % (version * 3): b"f" + b"new" * 300, b"1": b"f%d" % version}
         publish_records(tmp_path / "data", "files", state, 1000.0 + version)
-        if version == 2:
+        if version == 9:
             fetch(tmp_path / "data", target, parts=["1", "3"])
-    assert read_head(str(tmp_path / "data")).snapshot_version == request.param
+    newest = read_head(str(tmp_path / "data"))
+    assert newest.snapshot_version == request.param
+    with ThreadPoolExecutor(1) as pool:
+        reader = Reader(FolderFetcher(str(tmp_path / "data")), pool)
+        way = plan((1, 9), newest, read_diffs(reader, newest, (1, 9))).steps
+    assert any(step.diff.a < 10 < step.diff.b for step in way)  # the cheapest leads past version 10
     return tmp_path / "data", target, kept(state, ["1", "3"])
+
+
+def test_fewer_parts_are_dropped_and_proven_without_fetching(hundred):
+    target = MemoryTarget()
+    fetch(hundred / "1", target, parts=["e5/", "g"])
+    outcome = fetch(hundred / "1", target, parts=["e5/0", "g3/"])
+    assert (outcome.plan.way, outcome.notes) == (Way.RESYNC, [])
+    assert held(target) == kept(state_of(str(hundred / "1")), ["e5/0", "g3/"])
+    assert outcome.requests <= 2 + 4  # HEAD, the index, and for the proof the chunks at the ends of the parts
 
 
 def test_diffs_are_compared_with_a_newer_snapshot_on_the_way(snapshot_at):
