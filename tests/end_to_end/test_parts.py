@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import msgspec
 import pytest
@@ -14,12 +16,13 @@ import pytest
 import publisher as publishing
 import puller as pulling
 from puller.blocks import Blocks
-from puller.errors import ChecksumMismatch, Distrust, Untrusted, UsageError
-from puller.fetch import FolderFetcher
+from puller.errors import ChecksumMismatch, Distrust, Unavailable, Untrusted, UsageError
+from puller.fetch import FolderFetcher, open_fetcher
 from puller.parts import cut, parse, ranges_of
 from puller.plan import Reason, Way, plan
 from puller.pull import Options, pull, read_diffs
 from puller.ranges import overlaps
+from puller.targets.folder import FolderTarget
 from puller.targets.memory import Held, MemoryTarget
 from puller.tree import Reader
 from puller.wire import nodes
@@ -28,6 +31,7 @@ from puller.wire.codec import CHUNKS, DIFFS, path_of
 from puller.wire.head import archive_path, format_head, parse_head
 from tests.conftest import lines, publisher, puller, tree
 from tests.crafted import Writer, craft
+from tests.hostile_host import Reply, hostile
 from tests.plain import publish_records
 from tests.states import read_head, state_of
 
@@ -128,6 +132,13 @@ def test_nothing_outside_the_parts_is_fetched(nginx, hundred, tmp_path):
     assert puller("pull", "--json", "--prefix", "j9/", nginx.url, copy).json["way"] == "nothing"
     assert asked(nginx)[0] == ["HEAD"]
     assert puller("verify", "--json", copy).json["records"] == 5
+
+
+@pytest.mark.slow
+def test_a_copy_of_parts_is_repaired_and_goes_back(nginx, hundred, tmp_path):
+    copy = tmp_path / "copy"
+    serve(nginx, hundred / "4")
+    puller("pull", "--prefix", "j9/", nginx.url, copy)
     (copy / "j9/1").write_bytes(b"mine")
     refused = puller("pull", "--prefix", "a0/", nginx.url, copy, check=3)
     assert "changed here" in refused.err
@@ -346,7 +357,7 @@ def test_parts_are_held_against_the_snapshots_index(hundred, tmp_path):
     assert target.state() is None
 
 
-@pytest.fixture(params=[10, 17])
+@pytest.fixture(params=[10, pytest.param(17, marks=pytest.mark.slow)])
 def snapshot_at(request, tmp_path, monkeypatch):
     """A copy of some keys at version 9, and the dataset at version 17, of which the only later snapshot is of 10, or 17."""
     noise, target = random.Random(1), MemoryTarget()
@@ -395,3 +406,63 @@ def test_what_an_earlier_diff_got_wrong_shows_at_the_next_snapshot(snapshot_at):
     assert outcome.plan.way is Way.RESYNC
     assert "does not give the checksum that the snapshot's index promises" in outcome.notes[0]
     assert held(target) == expected
+
+
+def test_a_pull_of_parts_that_was_cut_short_goes_on(hundred, tmp_path):
+    inside, outside = meeting(hundred / "1", ["c", "g5/"])
+    last = max(inside)
+    away = Reply(503, headers={"Retry-After": "100"})
+    with hostile(hundred / "1", lambda request, right: away if request.path == last else None) as host:
+
+        def run():
+            target = FolderTarget(str(tmp_path / "copy"))
+            with closing(target), closing(open_fetcher(host.url)) as fetcher:
+                pull(host.url, fetcher, lambda head: target, Options(parts=["c", "g5/"]))
+
+        with pytest.raises(Unavailable, match="nothing was written"):
+            run()
+        first = set(host.paths())
+        host.rules.clear()
+        run()
+        second = set(host.paths())
+    assert first & second <= {"HEAD", last}
+    assert inside <= first | second
+    assert not outside & (first | second)
+    assert tree(tmp_path / "copy") == folder_of(hundred / "1", "c", "g5/")
+
+
+def test_large_and_encrypted_files(tmp_path):
+    noise = random.Random(1).randbytes(3_000_000)
+    source, dest = tmp_path / "source", tmp_path / "d"
+    (source / "eu").mkdir(parents=True)
+    (source / "eu/large").write_bytes(noise)
+    (source / "eu/large").chmod(0o755)
+    (source / "eu/link").symlink_to("large")
+    (source / "eu/empty").mkdir()
+    (source / "uk").write_bytes(b"small")
+    publisher("publish", "--encrypt", source, dest)
+    puller("pull", "--prefix", "eu/", dest, tmp_path / "copy")
+    assert tree(tmp_path / "copy") == {path: found for path, found in tree(source).items() if path != "uk"}
+    key = json.loads(publisher("key", "show", "--json", dest).out)["roots"][0]
+    got = puller("get", "--json", "--trust", key, "-o", tmp_path / "large", dest, "eu/large")
+    assert (got.err, got.json["type"]) == ("", "executable")
+    assert (tmp_path / "large").read_bytes() == noise
+    assert os.access(tmp_path / "large", os.X_OK)
+    assert puller("cat", "-q", dest, "uk", "uk").out == "smallsmall"
+    assert "larger than 1 MiB" in puller("get", "--json", dest, "eu/large", check=2).err
+    assert "symbolic link to large" in puller("get", dest, "eu/link", check=2).err
+    assert "an empty folder" in puller("cat", dest, "eu/empty", check=2).err
+    assert puller("get", "-q", dest, "eu/nothing", "-o", tmp_path / "none", check=1).err.endswith("version 1\n")
+    listed = [line.split() for line in puller("ls", "-q", "-l", dest).out.splitlines()]
+    assert [line[0::2] for line in listed] == [
+        ["folder", "eu/empty"],
+        ["large", "eu/large"],
+        ["symlink", "eu/link"],
+        ["file", "uk"],
+    ]
+    for path in (dest / "chunks").rglob("*.zst"):
+        if path.stat().st_size > 100_000:
+            path.write_bytes(b"x" * path.stat().st_size)
+            break
+    assert "damaged" in puller("get", dest, "eu/large", "-o", tmp_path / "none", check=5).err
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "d", "copy", "large"}

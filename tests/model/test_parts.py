@@ -200,9 +200,9 @@ class World:
 @pytest.mark.parametrize(
     ("form", "examples"),
     [
-        (Memory, 8),
-        (Rows, 4),
-        (Files, 2),
+        (Memory, 6),
+        (Rows, 2),
+        (Files, 1),
         *(pytest.param(form, 150, marks=pytest.mark.slow) for form in (Memory, Rows, Files)),
     ],
 )
