@@ -12,7 +12,7 @@ import click
 
 from puller.commands.options import expired_option, given_keys, given_parts, mirror_option, parts_options, trust_option
 from puller.commands.telling import trusted_fields
-from puller.console import EXIT_CODES, common, console, printable, secret_option
+from puller.console import EXIT_CODES, common, console, count, printable, secret_option, size
 
 if TYPE_CHECKING:
     from puller.parts import Parts
@@ -35,7 +35,17 @@ def _reading(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _MOST_IN_JSON = 1 << 20
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors beside the records.")
+
+
+def _streaming(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that prints records as they come."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say what it took, on stderr."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors beside the records."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    ):
+        command = option(command)
+    return command
 
 
 @contextmanager
@@ -105,8 +115,13 @@ def get_command(
         if as_json:
             head = remote.head
             out.result("", dataset=head.name, version=head.version, kind=head.kind, **fields)
-        out.detail(f"{remote.requests} requests, {remote.received} bytes received")
+        _say_cost(remote, as_json, quiet, verbose)
     return 0
+
+
+def _say_cost(remote: Remote, as_json: bool, quiet: bool, verbose: bool) -> None:
+    cost = f"{count(remote.requests, 'request')}, {size(remote.received)} received"
+    console(as_json, quiet, verbose).detail(cost)
 
 
 def _get_file(remote: Remote, key: tuple[str, ...]) -> tuple[Iterable[bytes], dict[str, Any]]:
@@ -216,9 +231,8 @@ def _typed(word: str, type_: str, column: str) -> Any:
 @click.argument("url")
 @click.argument("prefix", nargs=-1)
 @click.option("-l", "long", is_flag=True, help="With type (of files over 1 MiB: large) and size in bytes.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @_reading
-@quiet_option
+@_streaming
 def ls_command(
     url: str,
     prefix: tuple[str, ...],
@@ -230,6 +244,7 @@ def ls_command(
     secret: str | None,
     as_json: bool,
     quiet: bool,
+    verbose: bool,
 ) -> int:
     """List what the dataset at URL holds, in key order; nothing is stored.
 
@@ -251,6 +266,7 @@ def ls_command(
         for keys, values in remote.runs(within):
             start = int(kind == "table" and keys[0] == b"")
             _print([_listed(kind, keys[start:], values[start:], long=long, as_json=as_json)])
+        _say_cost(remote, as_json, quiet, verbose)
     return 0
 
 
@@ -280,20 +296,20 @@ def _about(kind: str, key: bytes, value: Value) -> tuple[str, str, dict[str, Any
     """Of a record: type and size, its name, and all of that for JSON."""
     from puller.wire.nodes import Large
 
-    size = value.size if isinstance(value, Large) else len(value or b"")
+    length = value.size if isinstance(value, Large) else len(value or b"")
     if kind == "files":
         names = {b"f": "file", b"x": "executable", b"l": "symlink", b"d": "folder"}
         name = "large" if isinstance(value, Large) else names.get((value or b"")[:1], "unknown")
         path = os.fsdecode(key)
-        return f"{name:<10} {size - 1:>14,}  ", path, {"path": path, "type": name, "size": size - 1}
+        return f"{name:<10} {length - 1:>14,}  ", path, {"path": path, "type": name, "size": length - 1}
     if kind == "table":
         from puller.wire.keys import decode_key
 
         table, values = decode_key(key)
         shown = [cell.hex() if isinstance(cell, bytes) else cell for cell in values]
         text = "\t".join(map(_cell, (table, *shown)))
-        return f"{size:>14,}  ", text, {"table": table, "key": shown, "size": size}
-    return f"{size:>14,}  ", _text(key), {"key": _text(key), "size": size}
+        return f"{length:>14,}  ", text, {"table": table, "key": shown, "size": length}
+    return f"{length:>14,}  ", _text(key), {"key": _text(key), "size": length}
 
 
 def _cell(value: Any) -> str:
@@ -307,7 +323,7 @@ def _cell(value: Any) -> str:
 @click.argument("path", nargs=-1)
 @parts_options
 @_reading
-@quiet_option
+@_streaming
 def cat_command(
     url: str,
     path: tuple[str, ...],
@@ -318,13 +334,15 @@ def cat_command(
     trust: tuple[str, ...],
     allow_expired: bool,
     secret: str | None,
+    as_json: bool,
     quiet: bool,
+    verbose: bool,
 ) -> int:
     """Print records of the dataset at URL; nothing is stored.
 
     Of a table, rows are printed as JSON Lines in key order, as pulling into *.jsonl does; a dataset with several needs
     --table. Of a dataset of kind bytes, lines with key and value in base64. Of files, the contents of those at each PATH,
-    one after the other.
+    one after the other; with --json, an object with the content in base64 for each.
 
     \b
     Examples:
@@ -345,15 +363,14 @@ def cat_command(
                 else f"{remote.head.name} holds no files: choose with --table and --prefix"
             )
         for one in path:
-            first, content = _file(remote, one)
-            if first not in (b"f", b"x"):
-                raise UsageError(f"{one} is {_not_a_file(first, b''.join(content))}")
-            _print(content)
+            content, fields = _get_file(remote, (one,))
+            _print([_json_line(fields | {"content": _as_text(content)})] if as_json else content)
         if kind == "table":
             _cat_rows(remote, parse(kind, wanted))
         elif kind == "bytes":
             for keys, values in remote.runs(ranges_of(kind, parse(kind, wanted))):
                 _print([_pairs(keys, list(map(remote.reader.whole, keys, values)))])
+        _say_cost(remote, as_json, quiet, verbose)
     return 0
 
 
@@ -384,6 +401,12 @@ def _lines(table: Table, keys: list[bytes], values: list[bytes], *, first: bool)
     for found, part, rest in by_table([table], keys, values):
         lines += JsonForm(found).format(full_rows(found, part, rest), first=first)
     return lines
+
+
+def _json_line(fields: dict[str, Any]) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(fields) + b"\n"
 
 
 def _pairs(keys: list[bytes], values: list[bytes]) -> bytes:

@@ -167,6 +167,7 @@ def test_records_are_read_from_the_host(nginx, hundred, tmp_path):
     missing = puller("get", "-q", nginx.url, "e5/nothing", check=1)
     assert missing.err == f"error: e5/nothing is not in {head.name!r} version 4\n"
     assert missing.out == ""
+    assert puller("get", "-v", nginx.url, "e5/1", "-o", tmp_path / "out").err.split("\n")[-2].startswith("2 requests, ")
     asked(nginx)
     listed = puller("ls", "-q", "--json", nginx.url, "e5/")
     assert [json.loads(line)["path"] for line in listed.out.splitlines()] == [f"e5/{n}" for n in range(5)]
@@ -449,6 +450,9 @@ def test_large_and_encrypted_files(tmp_path):
     assert (tmp_path / "large").read_bytes() == noise
     assert os.access(tmp_path / "large", os.X_OK)
     assert puller("cat", "-q", dest, "uk", "uk").out == "smallsmall"
+    assert [json.loads(line) for line in puller("cat", "-q", "--json", dest, "uk").out.splitlines()] == [
+        {"path": "uk", "type": "file", "content": "c21hbGw="}
+    ]
     assert "larger than 1 MiB" in puller("get", "--json", dest, "eu/large", check=2).err
     assert "symbolic link to large" in puller("get", dest, "eu/link", check=2).err
     assert "an empty folder" in puller("cat", dest, "eu/empty", check=2).err
