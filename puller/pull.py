@@ -750,7 +750,9 @@ class _Pull:
     def _all(self, head: Head, chosen: Plan, at: AtSnapshot | None) -> Iterator[Run]:
         """All records that a plan leads to from nothing; `at` counts the snapshot's."""
         diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
-        if at is None or not diffs:
+        if not diffs:
+            return self.reader.merged([(CHUNKS, head.snapshot)], self.within)
+        if at is None:
             return live(self.reader.merged([(CHUNKS, head.snapshot), *diffs], self.within))
         snapshot = at.counted(self.reader.merged([(CHUNKS, head.snapshot)], self.within))
         return live(merge([snapshot, self.reader.merged(diffs, self.within)]))

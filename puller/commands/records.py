@@ -17,6 +17,7 @@ from puller.console import EXIT_CODES, common, console, count, printable, secret
 if TYPE_CHECKING:
     from puller.parts import Parts
     from puller.remote import Remote
+    from puller.wire.jsontext import JsonForm
     from puller.wire.nodes import Value
     from puller.wire.rows import Table
 
@@ -179,13 +180,14 @@ def _get_row(remote: Remote, key: tuple[str, ...]) -> tuple[Iterable[bytes], dic
 
     from puller.forms import TableForm
     from puller.remote import absent
+    from puller.wire.jsontext import JsonForm
 
     table, values = _row_key(remote, key)
     wire_key = TableForm([table]).encode_key((table.name, *values))
     value = remote.get(wire_key)
     if value is None:
         raise absent(remote, f"{table.name} {' '.join(map(str, values))}")
-    line = _lines(table, [wire_key], [remote.reader.whole(wire_key, value)], first=True)
+    line = _lines(JsonForm(table), [wire_key], [remote.reader.whole(wire_key, value)], first=True)
     return [line], {"table": table.name, "row": msgspec.json.decode(line)}
 
 
@@ -377,30 +379,29 @@ def cat_command(
 def _cat_rows(remote: Remote, parts: Parts) -> None:
     from puller.errors import UsageError
     from puller.parts import ranges_of, tables_in
+    from puller.wire.jsontext import JsonForm
 
     _check_named(remote, parts)
     schema = tables_in(remote.schema(), parts)
     if len(schema) > 1:
         names = ", ".join(table.name for table in schema)
         raise UsageError(f"{remote.head.name} has several tables: choose one with --table ({names})")
+    form = JsonForm(schema[0]) if schema else None
     first = True
     for keys, values in remote.runs(ranges_of("table", parts)):
         start = int(keys[0] == b"")
         keys, values = keys[start:], values[start:]
-        if keys:
-            _print([_lines(schema[0], keys, list(map(remote.reader.whole, keys, values)), first=first)])
+        if keys and form is not None:
+            _print([_lines(form, keys, list(map(remote.reader.whole, keys, values)), first=first)])
             first = False
 
 
-def _lines(table: Table, keys: list[bytes], values: list[bytes], *, first: bool) -> bytes:
+def _lines(form: JsonForm, keys: list[bytes], values: list[bytes], *, first: bool) -> bytes:
     """Rows of one table as JSON Lines."""
-    from puller.wire.jsontext import JsonForm
     from puller.wire.rows import by_table, full_rows
 
-    lines = b""
-    for found, part, rest in by_table([table], keys, values):
-        lines += JsonForm(found).format(full_rows(found, part, rest), first=first)
-    return lines
+    parts = by_table([form.table], keys, values)
+    return b"".join(form.format(full_rows(table, part, rest), first=first) for table, part, rest in parts)
 
 
 def _json_line(fields: dict[str, Any]) -> bytes:
