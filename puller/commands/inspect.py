@@ -31,9 +31,12 @@ def status_command(
       puller status prices.db
       puller status --max-staleness 2h -q prices.db || echo stale
     """
+    from puller.parts import named
+
     out = console(as_json, quiet, verbose)
     state, opened = held(target, form)
     opened.close()
+    parts = named(state.kind, state.parts)
     fields = {
         "target": target,
         "dataset": state.dataset,
@@ -42,6 +45,7 @@ def status_command(
         "epoch": state.epoch,
         "version": state.version,
         "records": rows_of(state.records, state.kind),
+        "parts": parts,
         "checksum": state.checksum,
         "published": state.time,
         "pulled": state.pulled,
@@ -59,6 +63,7 @@ def status_command(
         f"  signed     {_signed(state)}\n"
         f"  newest     version {state.seen[1]} (epoch {state.seen[0]}), of {moment(state.seen[2])}{_expires(state)}"
     )
+    text += f"\n  parts      {', '.join(parts)}" if parts else ""
     text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
     out.result(text, **fields)
     if stale is not None:

@@ -20,6 +20,7 @@ import msgspec
 
 from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.parts import Parts, tables_in
 from puller.runs import Cursor, live, overlay
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.wire import rows as wire
@@ -175,7 +176,7 @@ class OneFileTarget(ABC):
         if held is None or not held.schema:
             return
         yield [SCHEMA_KEY], [held.schema]
-        yield from self.rows(self.table(held.schema))
+        yield from self.rows(self.table(held.schema, held.state.parts))
 
     def rows(self, table: Table) -> Iterator[Run]:
         """The records in the file."""
@@ -191,12 +192,12 @@ class OneFileTarget(ABC):
         except OSError as error:
             raise TargetError(f"{self.where} cannot be read: {error.strerror}") from error
 
-    def table(self, schema: bytes) -> Table:
-        """The one table of a schema. Raises TargetError if there are more, or none."""
-        tables = wire.decode_schema(schema)
+    def table(self, schema: bytes, parts: Parts) -> Table:
+        """The one table of a schema that is held. Raises TargetError if there are more, or none."""
+        tables = tables_in(wire.decode_schema(schema), parts)
         if len(tables) != 1:
             raise TargetError(
-                f"{self.where}: {self.what} holds one table, the dataset has {len(tables)}; pull into SQLite"
+                f"{self.where}: {self.what} holds one table, not {len(tables)}; choose one with --table, or pull into SQLite"
             )
         return tables[0]
 
@@ -293,7 +294,7 @@ class _Writer:
         self.done = False
         self._cursor = Cursor(())
         if held is not None and held.schema and not opening.replace:
-            self._cursor = Cursor(target.rows(target.table(held.schema)))
+            self._cursor = Cursor(target.rows(target.table(held.schema, held.state.parts)))
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
@@ -359,7 +360,7 @@ class _Writer:
     def _begun(self) -> Encoder:
         """The encoder, which is made once the schema is known."""
         if self._encoder is None:
-            self._table = self._target.table(self._schema) if self._schema else None
+            self._table = self._target.table(self._schema, self._opening.parts) if self._schema else None
             self._encoder = self._target.encoder(self._table, self._sink)
         return self._encoder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PURE = {"runs", "plan", "errors", "forms", "blocks"}
+PURE = {"runs", "plan", "errors", "forms", "blocks", "parts"}
 IO = {
     "os",
     "io",
@@ -66,7 +66,7 @@ def test_pure_modules_do_no_io(name):
 @pytest.mark.parametrize("path", modules("publisher"), ids=str)
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
-        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms"),
+        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
         *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "arrow", "progress"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
