@@ -94,7 +94,7 @@ def init_command(
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite"]),
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite", "postgres"]),
     help="What SOURCE is, if its name does not tell.",
 )
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
@@ -105,6 +105,7 @@ def init_command(
     metavar="NAME",
     help="A table of a database to publish, repeatable (default: all); else the name that the rows' table gets.",
 )
+@click.option("--query", metavar="SQL", help="PostgreSQL: publish the rows of a query, as one table; takes --key.")
 @click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option(
@@ -132,6 +133,7 @@ def publish_command(
     form: str | None,
     key: tuple[str, ...],
     tables: tuple[str, ...],
+    query: str | None,
     detect_types: bool,
     interval: int | None,
     keep: int | None,
@@ -152,8 +154,8 @@ def publish_command(
 ) -> None:
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
-    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV or TSV, or "-" for JSON Lines from
-    standard input (CSV: --as csv). DEST is a local folder or s3://bucket/prefix; where there is no dataset yet, one is
+    SOURCE is a folder, a SQLite database, a PostgreSQL database (postgresql://user@host/database), a file of JSON Lines
+    (*.jsonl), CSV or TSV, or "-" for JSON Lines from standard input (CSV: --as csv). DEST is a local folder or s3://bucket/prefix; where there is no dataset yet, one is
     created, and signed: its private key is made in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
     ~/.config/headwater/keys), and the public one, for pullers, is printed. Credentials for buckets, and what else boto3
     knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
@@ -173,6 +175,7 @@ def publish_command(
       publisher publish prices.jsonl /srv/data/prices --key sku
       publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
       publisher publish app.db /srv/data/app --table users --table groups
+      publisher publish postgresql://app@db.example/shop /srv/data/shop --table articles
       publisher publish list.csv /srv/data/list --key sku --detect-types
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
@@ -203,6 +206,7 @@ def publish_command(
             schema=schema,
             strict=strict,
             detect=detect_types,
+            query=query,
             cached_for=None if no_cache else dest,
         )
 
@@ -273,8 +277,9 @@ def default_name(dest: str) -> str:
 
 def _check_apart(source: str, dest: str) -> None:
     from puller.errors import UsageError
+    from puller.postgresql import is_address
 
-    if source == "-" or dest.startswith("s3://"):
+    if source == "-" or dest.startswith("s3://") or is_address(source):
         return
     here, there = os.path.realpath(source), os.path.realpath(dest.removeprefix("file://"))
     if os.path.commonpath([here, there]) in (here, there):

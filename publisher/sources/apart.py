@@ -10,7 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
 import msgspec
@@ -111,10 +111,10 @@ class Apart:
                 child.kill()
 
 
-def apart(source: Table) -> Source:
-    """The source, in a process of its own where it is large and there are cores for two."""
+def apart(source: Table, size: Callable[[], int] | None = None) -> Source:
+    """The source, in a process of its own where it is large and there are cores for two; `size` tells its bytes, else its file."""
     with contextlib.suppress(OSError):
-        if os.path.getsize(source.where) >= LARGE and sys.executable and (os.cpu_count() or 1) > 1:
+        if sys.executable and (os.cpu_count() or 1) > 1 and (size() if size else os.path.getsize(source.where)) >= LARGE:
             return Apart(source)
     return source
 
