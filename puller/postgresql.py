@@ -192,7 +192,7 @@ def rows_out(db: psycopg.Connection[Any], query: str) -> Iterator[bytes]:
 
 def one_text(db: psycopg.Connection[Any], query: str, values: Sequence[Any] = ()) -> Any:
     """The first cell of a query's first row."""
-    row = db.execute(query, values).fetchone()  # type: ignore[call-overload]
+    row = db.execute(query, values or None).fetchone()  # type: ignore[call-overload]
     return None if row is None else row[0]
 
 

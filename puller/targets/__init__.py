@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from puller.errors import UsageError
+from puller.postgresql import is_address, shown
 from puller.sqlitefile import is_database
 from puller.targets.base import Target
 
@@ -17,6 +18,8 @@ def form_of(path: str, kind: str | None) -> str:
 
     What is there decides, then the name's ending, then the kind. Raises UsageError where they say nothing.
     """
+    if is_address(path):
+        return "postgres"
     if os.path.isdir(path):
         return "folder"
     ending = os.path.splitext(path)[1].lower()
@@ -49,10 +52,16 @@ def open_target(path: str, kind: str | None = None, form: str | None = None) -> 
         from puller.targets.sqlite import SQLiteTarget
 
         target = SQLiteTarget(path)
+    elif form == "postgres":
+        from puller.targets.postgres import PostgresTarget
+
+        if not is_address(path):
+            raise UsageError(f"{path}: a PostgreSQL database is named by its address: postgresql://user@host/database")
+        target = PostgresTarget(path)
     else:
         from puller.targets.jsonl import JsonLinesTarget
 
         target = JsonLinesTarget(path)
     if kind is not None and kind not in target.kinds:
-        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({path})")
+        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path) if form == 'postgres' else path})")
     return target
