@@ -189,7 +189,9 @@ class _Values(ValuesView[Any]):
 def _readable(target: Target) -> ReadableTarget:
     if isinstance(target, ReadableTarget):
         return target
-    raise UsageError(f"{target.where}: programs read from memory, a SQLite database (*.db), a PostgreSQL database or a folder")
+    raise UsageError(
+        f"{target.where}: programs read from memory, a SQLite database (*.db), a PostgreSQL database or a folder"
+    )
 
 
 class Replica(_Ranges):

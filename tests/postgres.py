@@ -78,7 +78,19 @@ def _start() -> str:
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
     os.chmod(folder, 0o755)
-    run(program("initdb"), "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
+    run(
+        program("initdb"),
+        "-D",
+        f"{folder}/data",
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C.UTF-8",
+        "-N",
+    )
     settings = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
     options = f"-c unix_socket_directories={folder} {settings}"
     run(program("pg_ctl"), "-D", f"{folder}/data", "-w", "-o", options, "-l", f"{folder}/log", "start")
@@ -97,7 +109,8 @@ class Database:
         return f"postgresql://postgres@/postgres?host={quote(self.host)}&options=-csearch_path%3D{self.schema}"
 
     def connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.url, autocommit=True)
+        """A connection, with times in UTC."""
+        return psycopg.connect(self.url.replace("options=", "options=-ctimezone%3DUTC%20"), autocommit=True)
 
     def run(self, *statements: str) -> None:
         """Run statements in one transaction."""

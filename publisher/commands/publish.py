@@ -155,9 +155,10 @@ def publish_command(
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
     SOURCE is a folder, a SQLite database, a PostgreSQL database (postgresql://user@host/database), a file of JSON Lines
-    (*.jsonl), CSV or TSV, or "-" for JSON Lines from standard input (CSV: --as csv). DEST is a local folder or s3://bucket/prefix; where there is no dataset yet, one is
-    created, and signed: its private key is made in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
-    ~/.config/headwater/keys), and the public one, for pullers, is printed. Credentials for buckets, and what else boto3
+    (*.jsonl), CSV or TSV, or "-" for JSON Lines from standard input (CSV: --as csv). DEST is a local folder or
+    s3://bucket/prefix; where there is no dataset yet, one is created, and signed: its private key is made in the keys
+    folder ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is printed.
+    Credentials for buckets, and what else boto3
     knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something

@@ -105,13 +105,21 @@ def open_source(
 
 
 def _open_postgres(
-    address: str, key: tuple[str, ...], tables: tuple[str, ...], name: str, schema: Schema, strict: bool, query: str | None
+    address: str,
+    key: tuple[str, ...],
+    tables: tuple[str, ...],
+    name: str,
+    schema: Schema,
+    strict: bool,
+    query: str | None,
 ) -> Source:
     from publisher.sources.apart import apart
     from publisher.sources.postgres import PostgresSource
 
     if not is_address(address):
-        raise UsageError(f"{shown(address)}: a PostgreSQL database is named by its address: postgresql://user@host/database")
+        raise UsageError(
+            f"{shown(address)}: a PostgreSQL database is named by its address: postgresql://user@host/database"
+        )
     if query is None:
         source = PostgresSource(address, tables, key, schema, strict=strict)
     elif len(tables) > 1:

@@ -112,9 +112,16 @@ class Apart:
 
 
 def apart(source: Table, size: Callable[[], int] | None = None) -> Source:
-    """The source, in a process of its own where it is large and there are cores for two; `size` tells its bytes, else its file."""
+    """The source, in a process of its own where it is large and there are cores for two.
+
+    `size` tells its bytes where it is no file.
+    """
     with contextlib.suppress(OSError):
-        if sys.executable and (os.cpu_count() or 1) > 1 and (size() if size else os.path.getsize(source.where)) >= LARGE:
+        if (
+            sys.executable
+            and (os.cpu_count() or 1) > 1
+            and (size() if size else os.path.getsize(source.where)) >= LARGE
+        ):
             return Apart(source)
     return source
 

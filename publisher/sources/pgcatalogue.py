@@ -105,7 +105,7 @@ class _Found:
 
     name: str
     type: str
-    is_nullable: bool
+    is_nullable: bool = False
 
 
 def read_tables(
@@ -137,12 +137,14 @@ def read_tables(
 def read_query(db: psycopg.Connection[Any], query: str, key: Sequence[str], name: str) -> Relation:
     """What a query gives, as the table `name`. Raises SourceError."""
     source = f"(\n{query.strip().rstrip(';')}\n) AS q"
-    described = db.execute(f"SELECT * FROM {source} LIMIT 0").description or []  # type: ignore[arg-type]
+    described = db.execute(f"SELECT * FROM {source} LIMIT 0").description or []
     bases = _bases(db)
-    found = [_Found(column.name, bases.get(column.type_code, ""), True) for column in described]
+    found = [_Found(column.name, bases.get(column.type_code, ""), is_nullable=True) for column in described]
     names = [column.name for column in found]
     if twice := next((one for one in names if names.count(one) > 1), None):
-        raise SourceError(f"the query gives two columns of the name {twice!r}; nothing was published. Rename one with AS")
+        raise SourceError(
+            f"the query gives two columns of the name {twice!r}; nothing was published. Rename one with AS"
+        )
     return _relation(name, source, found, _numbers(found, key, "the query"), [])
 
 
@@ -151,9 +153,7 @@ def _bases(db: psycopg.Connection[Any]) -> dict[int, str]:
     return {oid: name if own else "" for oid, name, own in db.execute(_BASES)}
 
 
-def _check_wanted(
-    db: psycopg.Connection[Any], wanted: Sequence[str], tables: list[Relation], skipped: Skipped
-) -> None:
+def _check_wanted(db: psycopg.Connection[Any], wanted: Sequence[str], tables: list[Relation], skipped: Skipped) -> None:
     there = {table.name for table in tables}
     for name in wanted:
         if name not in there:
@@ -192,7 +192,7 @@ def _read_table(
             skipped.append((f"{name}.{column}", "it is generated from other columns"))
             continue
         places[attnum] = len(columns)
-        columns.append(_Found(column, bases.get(type_, ""), False))
+        columns.append(_Found(column, bases.get(type_, "")))
     only = "ONLY " if kind == "r" else ""
     found = list(_read_indexes(indexes, name, places, skipped))
     at = one_text(db, "SELECT current_schema()")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from publisher.sources import sorting
 from publisher.sources.base import Report, Unsorted, lazily
 from publisher.sources.catalogue import in_key_order, in_schema_order
-from publisher.sources.pgcatalogue import Relation, read_query, read_tables
+from publisher.sources.pgcatalogue import Relation, Skipped, read_query, read_tables
 from publisher.sources.sorting import Duplicate, Rows, Sorter
 from puller import postgresql
 from puller.errors import Invalid, SourceError, UsageError
 from puller.wire import rows as wire
-from puller.wire.codec import MAX_KEY
+from puller.wire.codec import MAX_KEY, encode
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Schema
@@ -73,7 +74,8 @@ class PostgresSource:
             if self._query is not None:
                 return 1 << 62
             return sum(
-                postgresql.one_text(db, "SELECT pg_table_size(%s::regclass)", (table.source.removeprefix("ONLY "),)) or 0
+                postgresql.one_text(db, "SELECT pg_table_size(%s::regclass)", (table.source.removeprefix("ONLY "),))
+                or 0
                 for table in self._survey(db)
             )
 
@@ -113,8 +115,9 @@ class PostgresSource:
 
     def _survey(self, db: psycopg.Connection[Any]) -> list[Relation]:
         """What there is to read, in schema order."""
+        skipped: Skipped = []
         if self._query is not None:
-            tables, skipped = [read_query(db, self._query, self._key, self._name)], []
+            tables = [read_query(db, self._query, self._key, self._name)]
         else:
             tables, skipped = read_tables(db, self._wanted, self._key)
         if skipped and self._strict:
@@ -148,14 +151,16 @@ class PostgresSource:
     def _records(self, db: psycopg.Connection[Any], table: Relation, *, ordered: bool) -> Iterator[Rows]:
         """The records of a table, some at a time."""
         head = len(table.key)
-        rows = postgresql.TextRows([table.columns[n].type for n in table.placed])
+        rest, final = itemgetter(slice(head, None)), itemgetter(-1)
+        parser = postgresql.TextRows([table.columns[n].type for n in table.placed])
         for block in postgresql.rows_out(db, table.select(ordered=ordered)):
             try:
-                columns = rows.columns(block)
-                keys = encode_keys(table.name, columns[:head])
+                rows = parser.rows(block)
+                keys = encode_keys(table.name, [list(map(itemgetter(n), rows)) for n in range(head)])
             except Invalid as error:
                 raise SourceError(f"table {table.name!r} holds {error}; {_KEPT}") from error
-            values = wire.encode_rows(columns[head:], len(keys))
+            encoder = wire.encode_row if None in map(final, rows) else encode
+            values = list(map(encoder, map(rest, rows)))
             if max(map(len, keys)) > MAX_KEY:
                 raise SourceError(f"table {table.name!r} has a key of more than {MAX_KEY:,} bytes; {_KEPT}")
             if len(block) > wire.MAX_ROW and max(map(len, values)) > wire.MAX_ROW:

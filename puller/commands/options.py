@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 as_option = click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "postgres", "jsonl"]), help="What TARGET is, if its name does not tell."
+    "--as",
+    "form",
+    type=click.Choice(["folder", "sqlite", "postgres", "jsonl"]),
+    help="What TARGET is, if its name does not tell.",
 )
 
 

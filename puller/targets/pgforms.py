@@ -138,8 +138,8 @@ class Form:
 
     def _fits(self, head: Sequence[Any]) -> bool:
         """Whether values are of the types of the key's first columns, and such as PostgreSQL has."""
-        classes = (_CLASSES[self.table.columns[n].type] for n in self.table.key)
-        return all(type(v) is c and (c is not str or "\0" not in v) for v, c in zip(head, classes, strict=False))
+        classes = [_CLASSES[self.table.columns[n].type] for n in self.table.key]
+        return list(map(type, head)) == classes[: len(head)] and not any(type(v) is str and "\0" in v for v in head)
 
     def from_(self, bound: bytes) -> str:
         """A condition that all rows from a bound in key order on meet; earlier ones may, too."""
@@ -352,7 +352,9 @@ def _from_tagged(text: str) -> Any:
         raise Invalid(f"{text:.100} in a column of type any") from error
 
 
-def parts_of(kind: str, forms: dict[str, Form], keys: list[bytes], values: list[Any]) -> list[tuple[Form, list[bytes], list[Any]]]:
+def parts_of(
+    kind: str, forms: dict[str, Form], keys: list[bytes], values: list[Any]
+) -> list[tuple[Form, list[bytes], list[Any]]]:
     """Records, in key order and without a schema's, in one part per table. Raises Invalid for an unknown table."""
     if kind == "bytes":
         return [(forms[RECORDS.name], keys, values)]

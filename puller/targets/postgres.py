@@ -22,10 +22,11 @@ from puller import postgresql
 from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
-from puller.targets.pgforms import RECORDS, Form, forms_of, parts_of
+from puller.targets.pgforms import Form, forms_of, parts_of
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
+from puller.wire.keys import encode_element
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Schema
 
@@ -52,7 +53,8 @@ WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY at
 """
 _GRANTS = """
 SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
-    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s) AND grantee <> relowner
 """
 
@@ -164,11 +166,13 @@ class PostgresTarget:
                 if state is not None and opening.replace and not opening.overwrite:
                     self._check_edits(db, state, made)
                 writer = _Writer(self, db, opening, made)
-                with writer:
+                try:
                     yield writer
+                finally:
+                    writer.end()
             finally:
-                if not db.closed:
-                    db.execute("ROLLBACK")
+                if db.info.transaction_status != 0:
+                    db.close() if db.broken else db.execute("ROLLBACK")
 
     def records(self) -> Iterator[Run]:
         with self.snapshot() as db, self.errors():
@@ -295,9 +299,11 @@ class _Reading:
 
 
 class _Writer:
-    """A step. Used as a context itself: a COPY under way ends with it."""
+    """A step."""
 
-    def __init__(self, target: PostgresTarget, db: psycopg.Connection[Any], opening: Opening, made: dict[str, Form]) -> None:
+    def __init__(
+        self, target: PostgresTarget, db: psycopg.Connection[Any], opening: Opening, made: dict[str, Form]
+    ) -> None:
         self._target = target
         self._db = db
         self._opening = opening
@@ -315,10 +321,8 @@ class _Writer:
             for form in self._forms.values():
                 self._load.prepare(form)
 
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """End a COPY under way."""
         if self._load is not None:
             self._load.abandon()
 
@@ -332,7 +336,7 @@ class _Writer:
         plain = whole(self._opening, keys, values)
         for form, part, rest in parts_of(self._opening.kind, self._forms, keys, plain) if keys else ():
             if self._load is not None:
-                self._load.add(form, part, rest)  # type: ignore[arg-type]
+                self._load.add(form, part, rest)
                 before += [None] * len(part)
                 continue
             before += record_hashes(part, self._old(form, part))
@@ -344,10 +348,9 @@ class _Writer:
             yield keys, record_hashes(keys, values)  # type: ignore[misc]
 
     def values(self, keys: Sequence[bytes]) -> list[Value]:
-        schema, rest = ([self._value], list(keys[1:])) if keys and keys[0] == SCHEMA_KEY else ([], list(keys))
-        if self._opening.kind == "bytes":
-            schema, rest = [], list(keys)
-        found = [*schema, *(look_up(self._db, self._opening.kind, self._made, rest) if rest else [])]
+        found = look_up(self._db, self._opening.kind, self._made, list(keys))
+        if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
+            found[0] = self._value
         return [value if value is not None and len(value) <= MAX_INLINE else None for value in found]
 
     def overwrites(self) -> list[str]:
@@ -426,14 +429,9 @@ class _Writer:
                 db.execute(form.add_key(form.at))
             elif name in longer:
                 db.execute(form.add_columns(len(kept[name].columns)))
-        for old, _ in stale.values():
-            for index in old:
-                db.execute(f"DROP INDEX IF EXISTS {index}")
         for stage in self._staged.values():
             stage.apply()
-        for name, form in forms.items():
-            for statement in stale[name][1] if name in stale else form.indexes().values():
-                db.execute(statement)
+        change_indexes(db, forms, stale)
 
 
 class _Stage:
@@ -491,12 +489,12 @@ class _Load:
         """Make room for a table."""
         name, old = form.table.name, self._made.get(form.table.name)
         there = _is_there(self._db, form.at)
-        if old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key):
-            if not self._target.missing(self._db, {name: old}):
-                self._db.execute(f"DELETE FROM {form.at}")
-                self._places[name] = form.at
-                self._in_place.add(name)
-                return
+        same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
+        if same and not self._target.missing(self._db, {name: form}):
+            self._db.execute(f"DELETE FROM {form.at}")
+            self._places[name] = form.at
+            self._in_place.add(name)
+            return
         if there and old is None:
             raise NotOurs(f"{self._target.where} has a table {name} of its own; nothing was written")
         schema = form.at.removesuffix(quote(name))
@@ -533,6 +531,12 @@ class _Load:
         gone = [form.at for name, form in self._made.items() if name not in self._in_place and _is_there(db, form.at)]
         stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
         lock_out_readers(db, [*gone, *(forms[name].at for name, (old, _) in stale.items() if old)])
+        self._swap(gone, forms)
+        change_indexes(db, forms, stale)
+
+    def _swap(self, gone: list[str], forms: dict[str, Form]) -> None:
+        """Drop old tables, and give new ones their names and what others were granted on the old ones."""
+        db = self._db
         grants = [sql for at in gone for (sql,) in db.execute(_GRANTS, (at, at)).fetchall()]
         for at in gone:
             db.execute(f"DROP TABLE {at}")
@@ -542,12 +546,6 @@ class _Load:
         for sql in grants:
             if any(f" ON {form.at} TO " in sql for form in forms.values()):
                 db.execute(sql)
-        for old, _ in stale.values():
-            for index in old:
-                db.execute(f"DROP INDEX IF EXISTS {index}")
-        for name, form in forms.items():
-            for statement in stale[name][1] if name in stale else form.indexes().values():
-                db.execute(statement)
 
 
 def _extends(old: Form, new: Form) -> bool:
@@ -563,6 +561,16 @@ def index_changes(old: Form, new: Form) -> tuple[list[str], list[str]]:
         [name for name, statement in before.items() if after.get(name) != statement],
         [statement for name, statement in after.items() if before.get(name) != statement],
     )
+
+
+def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes: dict[str, Any]) -> None:
+    """Drop and make indexes: of tables that stay as their `changes` say, of new ones all."""
+    for old, _ in changes.values():
+        for index in old:
+            db.execute(f"DROP INDEX IF EXISTS {index}")
+    for name, form in forms.items():
+        for statement in changes[name][1] if name in changes else form.indexes().values():
+            db.execute(statement)
 
 
 def pages(
@@ -598,9 +606,11 @@ def _read(form: Form, block: bytes) -> Any:
 
 
 def look_up(db: psycopg.Connection[Any], kind: str, forms: dict[str, Form], keys: list[bytes]) -> list[bytes | None]:
-    """The values under some keys, in key order; None where there is none. Raises Invalid for an unknown table."""
+    """The values under some keys, in key order; None where there is none."""
     found: dict[bytes, bytes] = {}
-    for form, part, _ in parts_of(kind, forms, keys, [None] * len(keys)):
+    tables = {encode_element(name) for name in forms}
+    known = keys if kind == "bytes" else [key for key in keys if wire.table_prefix(key) in tables]
+    for form, part, _ in parts_of(kind, forms, known, [None] * len(known)) if known else ():
         query = form.find(part)
         block = b"" if query is None else b"".join(postgresql.rows_out(db, query))
         if block:
@@ -629,7 +639,9 @@ def stored(db: psycopg.Connection[Any], name: str) -> bytes | None:
 def store(db: psycopg.Connection[Any], name: str, value: bytes) -> None:
     """Put a value into the bookkeeping."""
     values = f"('{name}', '\\x{value.hex()}')"
-    db.execute(f"INSERT INTO {_bookkeeping(db)} VALUES {values} ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+    db.execute(
+        f"INSERT INTO {_bookkeeping(db)} VALUES {values} ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    )
 
 
 def _bookkeeping(db: psycopg.Connection[Any]) -> str:
@@ -653,7 +665,9 @@ def _is_there(db: psycopg.Connection[Any], at: str) -> bool:
 def _check_encoding(db: psycopg.Connection[Any], where: str) -> None:
     encoding = one_text(db, "SHOW server_encoding")
     if encoding != "UTF8":
-        raise TargetError(f"{where} keeps texts as {encoding}, which cannot hold all; nothing was written. Use a UTF8 one")
+        raise TargetError(
+            f"{where} keeps texts as {encoding}, which cannot hold all; nothing was written. Use a UTF8 one"
+        )
 
 
 def _lock_out(db: psycopg.Connection[Any]) -> None:
