@@ -183,7 +183,7 @@ class Form:
         return keys, wire.encode_rows([columns[n] for n in self.table.value_columns], len(keys))
 
     def read(self, block: bytes) -> tuple[Rows, Sequence[Any]]:
-        """The records in what COPY gave of `select`, and the last one's key values. Raises Invalid for an edited row."""
+        """The records in what `rows_out` gave of `select`, and the last one's key values. Raises Invalid for an edited row."""
         columns = self._rows.columns(block)
         for n, column in enumerate(self.table.columns):
             if column.type == "any":

@@ -580,7 +580,7 @@ def pages(
     where, size = form.from_(lower), _FIRST
     while True:
         query = f"{form.select()} {where} ORDER BY {form.order} LIMIT {size}"
-        block = b"".join(postgresql.rows_out(db, query))
+        block = postgresql.BETWEEN.join(postgresql.rows_out(db, query))
         if not block:
             return
         (keys, values), last = _read(form, block)
@@ -612,7 +612,7 @@ def look_up(db: psycopg.Connection[Any], kind: str, forms: dict[str, Form], keys
     known = keys if kind == "bytes" else [key for key in keys if wire.table_prefix(key) in tables]
     for form, part, _ in parts_of(kind, forms, known, [None] * len(known)) if known else ():
         query = form.find(part)
-        block = b"" if query is None else b"".join(postgresql.rows_out(db, query))
+        block = b"" if query is None else postgresql.BETWEEN.join(postgresql.rows_out(db, query))
         if block:
             found |= zip(*_read(form, block)[0], strict=True)
     return list(map(found.get, keys))

@@ -482,4 +482,4 @@ def test_memory_does_not_grow_with_the_table(database, new_database, tmp_path):
 
 def test_text_that_is_no_utf8_is_named():
     with pytest.raises(Invalid, match="not UTF-8"):
-        TextRows(["text"]).rows(b"\xff\n")
+        TextRows(["text"]).rows(b'"\xff"\n')
