@@ -42,10 +42,11 @@ _SETTINGS = {
 }
 """What values look like as text, whatever the server's, the database's or the user's settings are; and no limit in time."""
 _STEP, _BLOCK, _LARGE = 64, 64 << 10, 1 << 20
-BETWEEN = b"\0"
-"""What stands between rows: PostgreSQL's texts have no such character."""
+BETWEEN = b"],["
+"""What stands between the rows of a block, each of which ends with a newline."""
 _SHORT = ((b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
 _CONTROL = re.compile(rb"[\x01-\x1f]")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def is_address(path: str) -> bool:
@@ -221,7 +222,7 @@ class TextRows:
 
     def rows(self, block: bytes) -> list[tuple[Any, ...]]:
         """The rows in a block. Raises Invalid for what is no UTF-8."""
-        text = b"[[" + block[:-1].replace(b"\n" + BETWEEN, b"],[") + b"]]"
+        text = b"[[" + block + b"]]"
         convert = dict(self._convert)
         decode = self._decode
         if self._floats and b'"-0"' in text:  # which is read as an integer, without its sign
@@ -230,10 +231,8 @@ class TextRows:
         try:
             try:
                 rows = decode(text)
-            except msgspec.DecodeError:  # control characters, which JSON escapes and CSV does not
-                for plain, escape in _SHORT:
-                    text = text.replace(plain, escape)
-                rows = decode(_CONTROL.sub(_escaped, text))
+            except msgspec.DecodeError:
+                rows = _decode_controls(text, decode)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"a text that is not UTF-8 ({error})") from error
         if not convert:
@@ -253,6 +252,23 @@ def each(convert: Callable[[Any], Any], cells: Sequence[Any]) -> list[Any]:
 
 def _decoder(types: list[Any]) -> Callable[[bytes], list[tuple[Any, ...]]]:
     return msgspec.json.Decoder(list[tuple[tuple(types)]], strict=False).decode  # type: ignore[misc]
+
+
+def _decode_controls(text: bytes, decode: Callable[[bytes], list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """The rows of a block with control characters in its texts, which JSON escapes and CSV does not."""
+    ends = text.count(b"\n" + BETWEEN)
+    quick = text.replace(b"\n" + BETWEEN, BETWEEN)
+    quick = quick[:-3] + quick[-2:]
+    for plain, escape in _SHORT:
+        quick = quick.replace(plain, escape)
+    rows = decode(_CONTROL.sub(_escaped, quick))
+    if len(rows) == ends + 1:
+        return rows
+    return decode(_TEXT.sub(_all_escaped, text))  # a text has what ends a row
+
+
+def _all_escaped(match: re.Match[bytes]) -> bytes:
+    return _CONTROL.sub(_escaped, match.group())
 
 
 def _escaped(match: re.Match[bytes]) -> bytes:
