@@ -55,7 +55,9 @@ def is_address(path: str) -> bool:
 
 
 def shown(address: str) -> str:
-    """An address as it may be shown and kept: without its passwords."""
+    """An address as it may be shown and kept: without its passwords. Other paths stay as they are."""
+    if not is_address(address):
+        return address
     try:
         parts = urlsplit(address)
     except ValueError:
