@@ -63,7 +63,5 @@ def open_target(path: str, kind: str | None = None, form: str | None = None) -> 
 
         target = JsonLinesTarget(path)
     if kind is not None and kind not in target.kinds:
-        raise UsageError(
-            f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path)})"
-        )
+        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path)})")
     return target
