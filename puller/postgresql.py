@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BOOKKEEPING = "_headwater"
 """The table that a copy keeps beside its tables; no dataset has it."""
 _SCHEMES = ("postgresql://", "postgres://")
+_OLDEST = 120000
 _SECRETS = {"password", "sslpassword"}
 _SETTINGS = {
     "client_encoding": "UTF8",
@@ -37,6 +38,7 @@ _SETTINGS = {
     "lc_monetary": "C",
     "xmloption": "content",
     "row_security": "off",
+    "jit": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
@@ -103,6 +105,10 @@ def connect(address: str) -> psycopg.Connection[Any]:
         )
     except psycopg.Error as error:
         raise Unavailable(f"{shown(address)} cannot be reached: {_plain(address, error)}") from None
+    if db.info.server_version < _OLDEST:
+        version = db.info.server_version // 10000
+        db.close()
+        raise UsageError(f"{shown(address)} is PostgreSQL {version}; {_OLDEST // 10000} or newer is needed")
     try:
         db.prepare_threshold = None
         for name, value in _SETTINGS.items():

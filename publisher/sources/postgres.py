@@ -69,15 +69,11 @@ class PostgresSource:
         self.report = Report()
 
     def size(self) -> int:
-        """About how many bytes will be read; of a query, nothing is known."""
+        """About how many bytes will be read, as the server expects."""
         with self._reading() as db:
-            if self._query is not None:
-                return 1 << 62
-            return sum(
-                postgresql.one_text(db, "SELECT pg_table_size(%s::regclass)", (table.source.removeprefix("ONLY "),))
-                or 0
-                for table in self._survey(db)
-            )
+            queries = [table.select(ordered=False) for table in self._survey(db)]
+            plans = [postgresql.one_text(db, f"EXPLAIN (FORMAT JSON) {query}")[0]["Plan"] for query in queries]
+        return int(sum(plan["Plan Rows"] * plan["Plan Width"] for plan in plans))
 
     def recall(self, state: bytes) -> list[bytes] | None:
         """PostgreSQL does not say what changed since: everything is read."""
@@ -158,7 +154,7 @@ class PostgresSource:
                 rows = parser.rows(block)
                 keys = encode_keys(table.name, [list(map(itemgetter(n), rows)) for n in range(head)])
             except Invalid as error:
-                raise SourceError(f"table {table.name!r} holds {error}; {_KEPT}") from error
+                raise SourceError(f"table {table.name!r}: {error}; {_KEPT}") from error
             encoder = wire.encode_row if None in map(final, rows) else encode
             values = list(map(encoder, map(rest, rows)))
             if max(map(len, keys)) > MAX_KEY:

@@ -693,7 +693,8 @@ def lock_out_readers(db: psycopg.Connection[Any], tables: list[str]) -> None:
             with db.transaction():
                 db.execute(f"SET LOCAL lock_timeout = '{_MOMENT}'")
                 lock(db, tables, "ACCESS EXCLUSIVE")
-                return
+            db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
+            return
         except psycopg.errors.LockNotAvailable:
             if tried == _TRIES:
                 raise

@@ -214,6 +214,15 @@ class Case:
             (self.path / name).rmdir()
 
 
+MORE = {"postgres-one"}
+"""Forms that run with the slow suite only: others cover most of them."""
+
+
+def marked(forms) -> list:
+    """Forms as parameters of a fixture."""
+    return [pytest.param(form, marks=[pytest.mark.slow] if form in MORE else []) for form in forms]
+
+
 def a_case(request, tmp_path):
     """A case for a fixture's parameter, closed in the end."""
     needs = request.param.startswith("postgres")
@@ -222,12 +231,12 @@ def a_case(request, tmp_path):
     case.target.close()
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=marked(FORMS))
 def case(request, tmp_path):
     yield from a_case(request, tmp_path)
 
 
-@pytest.fixture(params=[form for form, (_, name, *_) in FORMS.items() if name])
+@pytest.fixture(params=marked(form for form, (_, name, *_) in FORMS.items() if name))
 def stored(request, tmp_path):
     """A target whose data somebody else can get at."""
     yield from a_case(request, tmp_path)
@@ -361,7 +370,7 @@ def test_the_data_is_there_or_not(stored):
 READABLE = [form for form in FORMS if form != "jsonl"]
 
 
-@pytest.fixture(params=READABLE)
+@pytest.fixture(params=marked(READABLE))
 def readable(request, tmp_path):
     for case in a_case(request, tmp_path):
         assert isinstance(case.target, ReadableTarget)
