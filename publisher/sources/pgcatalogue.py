@@ -48,7 +48,8 @@ SELECT base.oid, t.typname, t.typnamespace = 'pg_catalog'::regnamespace FROM bas
 _RELATIONS = """
 SELECT c.oid, c.relname, c.relkind, c.relispartition,
     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 ORDER BY c.oid
 """
 _COLUMNS = """

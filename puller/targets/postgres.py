@@ -10,8 +10,6 @@ table for itself (a column that is added, a table that goes) is done last. `pgfo
 from __future__ import annotations
 
 import threading
-import time
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -23,22 +21,31 @@ from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetErr
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
+from puller.targets.pgtables import (
+    OID,
+    bookkeeping,
+    check_encoding,
+    is_there,
+    lock,
+    lock_out,
+    lock_out_readers,
+    look_up,
+    pages,
+    schema_name,
+    schema_of,
+    schema_value,
+    store,
+    stored,
+)
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
-from puller.wire.keys import encode_element
 from puller.wire.nodes import Run, Value
-from puller.wire.rows import SCHEMA_KEY, Schema
+from puller.wire.rows import SCHEMA_KEY
 
 if TYPE_CHECKING:
     import psycopg
 
-_FIRST, _MOST, _BYTES = 16, 16384, 4 << 20
-"""Rows of the first page of a range, rows and bytes of a page later on: many ranges are short."""
-_PATIENCE = "10s"
-"""How long another puller, or whoever writes to our tables, is waited for."""
-_MOMENT, _AGAIN, _TRIES = "200ms", 0.5, 60
-"""How long readers are kept waiting while a table is asked for, how many seconds they are left alone then, how often."""
 _KEPT = "what was there was kept"
 _FOREIGN = """
 SELECT relname FROM pg_class c WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
@@ -46,16 +53,16 @@ SELECT relname FROM pg_class c WHERE relnamespace = %s::regnamespace AND relkind
     (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY relname
 """
-_COLUMNS = """
+_COLUMNS = f"""
 SELECT attname, format_type(atttypid, atttypmod), array_position(i.indkey::int2[], attnum) FROM pg_attribute
 LEFT JOIN pg_index i ON i.indrelid = attrelid AND i.indisprimary
-WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+WHERE attrelid = {OID} AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
-_GRANTS = """
+_GRANTS = f"""
 SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
     CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s) AND grantee <> relowner
+FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
 """
 
 
@@ -87,7 +94,7 @@ class PostgresTarget:
         """The tables of the dataset that are not in the database any more, and what a step needs of those that are."""
         missing = []
         for name, form in made.items():
-            found = {column: (type_, place) for column, type_, place in db.execute(_COLUMNS, (form.at,))}
+            found = {column: (type_, place) for column, type_, place in db.execute(_COLUMNS, (form.table.name,))}
             if not found:
                 missing.append(name)
                 continue
@@ -107,7 +114,7 @@ class PostgresTarget:
     def remember(self, state: State, was: State) -> None:
         db = self._open()
         with self.errors(), db.transaction():
-            _lock_out(db)
+            lock_out(db)
             held = self._stored(db)
             if held is not None and held.mark == was.mark:
                 store(db, "state", msgspec.msgpack.encode(state))
@@ -154,15 +161,15 @@ class PostgresTarget:
     def writer(self, opening: Opening) -> Iterator[_Writer]:
         db = self._open()
         with self.errors():
-            _check_encoding(db, self.where)
+            check_encoding(db, self.where)
             db.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
             try:
-                _lock_out(db)
+                lock_out(db)
                 state = self._stored(db)
                 check_held(state, opening, self.where)
                 made = self.made(db)
                 self._check_foreign(db, state, opening)
-                lock(db, [form.at for form in made.values() if _is_there(db, form.at)], "SHARE ROW EXCLUSIVE")
+                lock(db, [form.at for name, form in made.items() if is_there(db, name)], "SHARE ROW EXCLUSIVE")
                 if state is not None and opening.replace and not opening.overwrite:
                     self._check_edits(db, state, made)
                 writer = _Writer(self, db, opening, made)
@@ -231,7 +238,11 @@ class PostgresTarget:
         extra = []
         for form in made.values():
             own = {column.name for column in form.table.columns}
-            extra += [f"{form.table.name}.{name}" for name, _, _ in db.execute(_COLUMNS, (form.at,)) if name not in own]
+            extra += [
+                f"{form.table.name}.{name}"
+                for name, _, _ in db.execute(_COLUMNS, (form.table.name,))
+                if name not in own
+            ]
         if extra:
             raise LocalEdits(
                 f"{self.where} has columns that headwater did not make ({', '.join(extra[:5])}), and their tables must be "
@@ -362,11 +373,11 @@ class _Writer:
             self._load.finish(self._forms)
         else:
             self._apply()
-        db.execute(f"CREATE TABLE IF NOT EXISTS {_bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
+        db.execute(f"CREATE TABLE IF NOT EXISTS {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
         if self._value is not None:
             store(db, "schema", self._value)
         else:
-            db.execute(f"DELETE FROM {_bookkeeping(db)} WHERE name = 'schema'")
+            db.execute(f"DELETE FROM {bookkeeping(db)} WHERE name = 'schema'")
         store(db, "state", msgspec.msgpack.encode(state))
         with self._target.errors("whether the step was taken, the next pull will see"):
             db.execute("COMMIT")
@@ -391,7 +402,7 @@ class _Writer:
             raise Invalid("the dataset deletes its schema")
         forms = forms_of("table", wire.decode_schema(value), self._at)
         for name, form in forms.items():
-            if name not in self._made and _is_there(self._db, form.at):
+            if name not in self._made and is_there(self._db, form.table.name):
                 raise NotOurs(
                     f"{self._target.where} has a table {name} that headwater did not make; nothing was written. Rename it, "
                     "or use another schema (?options=-csearch_path=NAME)"
@@ -488,7 +499,7 @@ class _Load:
     def prepare(self, form: Form) -> None:
         """Make room for a table."""
         name, old = form.table.name, self._made.get(form.table.name)
-        there = _is_there(self._db, form.at)
+        there = is_there(self._db, form.table.name)
         same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
         if same and not self._target.missing(self._db, {name: form}):
             self._db.execute(f"DELETE FROM {form.at}")
@@ -528,24 +539,25 @@ class _Load:
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
-        gone = [form.at for name, form in self._made.items() if name not in self._in_place and _is_there(db, form.at)]
+        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
         stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
-        lock_out_readers(db, [*gone, *(forms[name].at for name, (old, _) in stale.items() if old)])
+        lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
         self._swap(gone, forms)
         change_indexes(db, forms, stale)
 
-    def _swap(self, gone: list[str], forms: dict[str, Form]) -> None:
+    def _swap(self, gone: dict[str, str], forms: dict[str, Form]) -> None:
         """Drop old tables, and give new ones their names and what others were granted on the old ones."""
         db = self._db
-        grants = [sql for at in gone for (sql,) in db.execute(_GRANTS, (at, at)).fetchall()]
-        for at in gone:
+        grants = [
+            sql for name, at in gone.items() if name in forms for (sql,) in db.execute(_GRANTS, (at, name)).fetchall()
+        ]
+        for at in gone.values():
             db.execute(f"DROP TABLE {at}")
         for name, form in forms.items():
             if self._places[name] != form.at:
                 db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
         for sql in grants:
-            if any(f" ON {form.at} TO " in sql for form in forms.values()):
-                db.execute(sql)
+            db.execute(sql)
 
 
 def _extends(old: Form, new: Form) -> bool:
@@ -571,131 +583,3 @@ def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes:
     for name, form in forms.items():
         for statement in changes[name][1] if name in changes else form.indexes().values():
             db.execute(statement)
-
-
-def pages(
-    db: psycopg.Connection[Any], form: Form, lower: bytes = b"", upper: bytes | None = None
-) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """The records of a table in [lower, upper), in key order; between two pages the connection is free."""
-    where, size = form.from_(lower), _FIRST
-    while True:
-        query = f"{form.select()} {where} ORDER BY {form.order} LIMIT {size}"
-        block = postgresql.BETWEEN.join(postgresql.rows_out(db, query))
-        if not block:
-            return
-        (keys, values), last = _read(form, block)
-        start = bisect_left(keys, lower)
-        stop = len(keys) if upper is None else bisect_left(keys, upper)
-        if start < stop:
-            yield keys[start:stop], values[start:stop]
-        if len(keys) < size or stop < len(keys):
-            return
-        where = form.after(last)
-        size = max(1, min(4 * size, _MOST, size * _BYTES // len(block)))
-
-
-def _read(form: Form, block: bytes) -> Any:
-    try:
-        return form.read(block)
-    except (Invalid, msgspec.MsgspecError) as error:
-        raise LocalEdits(
-            f"table {form.table.name!r} holds a value that no dataset can hold: {error}; nothing was written. Mend it, or "
-            "pull with --overwrite",
-            [form.table.name],
-        ) from error
-
-
-def look_up(db: psycopg.Connection[Any], kind: str, forms: dict[str, Form], keys: list[bytes]) -> list[bytes | None]:
-    """The values under some keys, in key order; None where there is none."""
-    found: dict[bytes, bytes] = {}
-    tables = {encode_element(name) for name in forms}
-    known = keys if kind == "bytes" else [key for key in keys if wire.table_prefix(key) in tables]
-    for form, part, _ in parts_of(kind, forms, known, [None] * len(known)) if known else ():
-        query = form.find(part)
-        block = b"" if query is None else postgresql.BETWEEN.join(postgresql.rows_out(db, query))
-        if block:
-            found |= zip(*_read(form, block)[0], strict=True)
-    return list(map(found.get, keys))
-
-
-def schema_name(db: psycopg.Connection[Any]) -> str:
-    """The schema that the search path leads to. Raises TargetError where there is none."""
-    name = one_text(db, "SELECT current_schema()")
-    if name is None:
-        path = one_text(db, "SHOW search_path")
-        raise TargetError(f"the search path ({path}) leads to no schema; nothing was written. Make one: CREATE SCHEMA")
-    return str(name)
-
-
-def stored(db: psycopg.Connection[Any], name: str) -> bytes | None:
-    """A value of the bookkeeping."""
-    at = _bookkeeping(db)
-    if not _is_there(db, at):
-        return None
-    value: bytes | None = one_text(db, f"SELECT value FROM {at} WHERE name = '{name}'")
-    return value
-
-
-def store(db: psycopg.Connection[Any], name: str, value: bytes) -> None:
-    """Put a value into the bookkeeping."""
-    values = f"('{name}', '\\x{value.hex()}')"
-    db.execute(
-        f"INSERT INTO {_bookkeeping(db)} VALUES {values} ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-    )
-
-
-def _bookkeeping(db: psycopg.Connection[Any]) -> str:
-    return f"{quote(schema_name(db))}.{BOOKKEEPING}"
-
-
-def schema_value(db: psycopg.Connection[Any]) -> bytes | None:
-    """The value of the schema record, if there is one."""
-    return stored(db, "schema")
-
-
-def schema_of(value: bytes | None) -> Schema:
-    """The schema that such a value is."""
-    return [] if value is None else wire.decode_schema(value)
-
-
-def _is_there(db: psycopg.Connection[Any], at: str) -> bool:
-    return bool(one_text(db, "SELECT to_regclass(%s) IS NOT NULL", (at,)))
-
-
-def _check_encoding(db: psycopg.Connection[Any], where: str) -> None:
-    encoding = one_text(db, "SHOW server_encoding")
-    if encoding != "UTF8":
-        raise TargetError(
-            f"{where} keeps texts as {encoding}, which cannot hold all; nothing was written. Use a UTF8 one"
-        )
-
-
-def _lock_out(db: psycopg.Connection[Any]) -> None:
-    """Keep other pullers of the schema away until the transaction ends."""
-    db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
-    db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"headwater {schema_name(db)}",))
-
-
-def lock(db: psycopg.Connection[Any], tables: list[str], mode: str) -> None:
-    """Lock tables until the transaction ends."""
-    if tables:
-        db.execute(f"LOCK TABLE {', '.join(tables)} IN {mode} MODE")
-
-
-def lock_out_readers(db: psycopg.Connection[Any], tables: list[str]) -> None:
-    """Have tables for this transaction alone. Readers that come later wait for a moment only, however long others read."""
-    import psycopg
-
-    if not tables:
-        return
-    for tried in range(_TRIES + 1):
-        try:
-            with db.transaction():
-                db.execute(f"SET LOCAL lock_timeout = '{_MOMENT}'")
-                lock(db, tables, "ACCESS EXCLUSIVE")
-            db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
-            return
-        except psycopg.errors.LockNotAvailable:
-            if tried == _TRIES:
-                raise
-        time.sleep(_AGAIN)

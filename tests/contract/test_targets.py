@@ -214,7 +214,7 @@ class Case:
             (self.path / name).rmdir()
 
 
-MORE = {"postgres-one"}
+MORE = {"postgres-one", "postgres-bytes"}
 """Forms that run with the slow suite only: others cover most of them."""
 
 
