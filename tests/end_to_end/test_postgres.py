@@ -386,6 +386,15 @@ def test_two_datasets_lie_in_two_schemas(database, new_database, tmp_path):
     assert two.rows("SELECT key, value FROM records") == [(b"k", b"v")]
     with pytest.raises(HeadwaterError, match="holds the dataset"):
         pull_to(tmp_path / "e", one.url)
+    with Replica(str(tmp_path / "d"), one.url.replace("postgres@", "postgres:gehe1m@")) as replica:
+        assert dict(replica) == {}
+        database.run("INSERT INTO rows VALUES (7, 'x', 0.5)")
+        publish_to(tmp_path / "d", database)
+        told = []
+        replica.pull(told.append)
+        assert dict(replica) == {("rows", 7): {"id": 7, "name": "x", "x": 0.5}}
+        assert [change.key for change in told] == [("rows", 7)]
+        assert "gehe1m" not in repr(replica)
     three = new_database()
     three.run("CREATE TABLE rows (mine integer)")
     with pytest.raises(NotOurs, match="has a table rows that headwater did not make"):
