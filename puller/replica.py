@@ -12,6 +12,7 @@ from puller.events import Change, Watch, form_at
 from puller.fetch import open_fetcher
 from puller.forms import Form
 from puller.mirrors import Health
+from puller.postgresql import shown
 from puller.pull import Options, Outcome, pull
 from puller.targets import open_target
 from puller.targets.base import ReadableTarget, Reading, Target
@@ -189,7 +190,9 @@ class _Values(ValuesView[Any]):
 def _readable(target: Target) -> ReadableTarget:
     if isinstance(target, ReadableTarget):
         return target
-    raise UsageError(f"{target.where}: programs read from memory, a SQLite database (*.db) or a folder")
+    raise UsageError(
+        f"{target.where}: programs read from memory, a SQLite database (*.db), a PostgreSQL database or a folder"
+    )
 
 
 class Replica(_Ranges):
@@ -197,7 +200,8 @@ class Replica(_Ranges):
 
     `url` is http://, https://, file:// or a path. Without `path` the copy lives in this process's memory. With one
     it is kept there, and what was pulled before can be read at once: a SQLite database (`*.db`, `*.sqlite`; kinds
-    table and bytes) or a folder (kind files); `form`, "sqlite" or "folder", says so where the name does not.
+    table and bytes), a PostgreSQL database (`postgresql://…`; the same) or a folder (kind files); `form`, "sqlite" or
+    "folder", says so where the name does not.
     `mirrors` are further addresses of the same dataset: the newest HEAD of all wins, and files come from another one where
     the first fails. Nothing is fetched before `pull`; until the first one, the replica is empty.
 
@@ -428,7 +432,7 @@ class Replica(_Ranges):
         return self._ask(lambda view: view.checksum)
 
     def __repr__(self) -> str:
-        return f"Replica({self.url!r}, {self.path!r})"
+        return f"Replica({self.url!r}, {self.path and shown(self.path)!r})"
 
     def __enter__(self) -> Self:
         return self

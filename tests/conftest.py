@@ -12,14 +12,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import postgres as postgres_server
 from tests.buckets import KEYS, NO_SETTINGS, Proxy, free_port, s3_client, start_moto, start_proxy, start_rclone
 from tests.warm import Warm
 
@@ -270,3 +272,25 @@ def lines(path: Path) -> list[dict]:
     """The rows of a JSON Lines file, nulls left out."""
     rows = map(json.loads, path.read_text().splitlines())
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def postgres_host(tmp_path_factory, worker_id):
+    """The folder of the socket of a real PostgreSQL server, which the processes of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    with postgres_server.shared_server((base if worker_id == "master" else base.parent) / "postgres") as host:
+        yield host
+
+
+@pytest.fixture
+def new_database(postgres_host, worker_id):
+    """Makes empty schemas in a real PostgreSQL server, each with an address."""
+    with ExitStack() as stack:
+        made = count()
+        yield lambda: stack.enter_context(postgres_server.database(postgres_host, f"s_{worker_id}_{next(made)}"))
+
+
+@pytest.fixture
+def database(new_database):
+    """An empty schema of a real PostgreSQL server."""
+    return new_database()

@@ -22,6 +22,7 @@ PRELOADED = (
     *("boto3", "publisher.cli", "publisher.publish", "publisher.sources.delimited", "publisher.sources.folder"),
     *(
         "publisher.sources.jsonl",
+        "publisher.sources.postgres",
         "publisher.sources.sqlite",
         "puller.cli",
         "puller.http",

@@ -94,7 +94,7 @@ def init_command(
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["folder", "jsonl", "csv", "tsv", "parquet", "sqlite"]),
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "parquet", "sqlite", "postgres"]),
     help="What SOURCE is, if its name does not tell.",
 )
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
@@ -105,6 +105,7 @@ def init_command(
     metavar="NAME",
     help="A table of a database to publish, repeatable (default: all); else the name that the rows' table gets.",
 )
+@click.option("--query", metavar="SQL", help="PostgreSQL: publish the rows of a query, as one table; takes --key.")
 @click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
 @click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
 @click.option(
@@ -132,6 +133,7 @@ def publish_command(
     form: str | None,
     key: tuple[str, ...],
     tables: tuple[str, ...],
+    query: str | None,
     detect_types: bool,
     interval: int | None,
     keep: int | None,
@@ -152,13 +154,13 @@ def publish_command(
 ) -> None:
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
-    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV, TSV or Parquet, or "-" for JSON Lines
-    from standard input (CSV: --as csv). With --as csv, tsv or jsonl, a folder is one table for each such file in it;
-    keys are given as --key TABLE.FIELD. With --as parquet, a folder is one table of all its files. DEST is a local
-    folder or s3://bucket/prefix; where there is no dataset yet, one is created, and signed: its private key is made in
-    the keys folder ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is
-    printed. Credentials for buckets, and what else boto3 knows, come from the environment (AWS_PROFILE,
-    AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
+    SOURCE is a folder, a SQLite database, a PostgreSQL database (postgresql://user@host/database), a file of JSON Lines
+    (*.jsonl), CSV, TSV or Parquet, or "-" for JSON Lines from standard input (CSV: --as csv). With --as csv, tsv or
+    jsonl, a folder is one table for each such file in it; keys are given as --key TABLE.FIELD. With --as parquet, a
+    folder is one table of all its files. DEST is a local folder or s3://bucket/prefix; where there is no dataset yet,
+    one is created, and signed: its private key is made in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
+    ~/.config/headwater/keys), and the public one, for pullers, is printed. Credentials for buckets, and what else boto3
+    knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -175,6 +177,7 @@ def publish_command(
       publisher publish prices.jsonl /srv/data/prices --key sku
       publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
       publisher publish app.db /srv/data/app --table users --table groups
+      publisher publish postgresql://app@db.example/shop /srv/data/shop --table articles
       publisher publish list.csv /srv/data/list --key sku --detect-types
       publisher publish ./exports /srv/data/exports --as csv --key orders.id --key stock.sku
       publisher publish ./parts /srv/data/parts --as parquet --key id
@@ -207,6 +210,7 @@ def publish_command(
             schema=schema,
             strict=strict,
             detect=detect_types,
+            query=query,
             cached_for=None if no_cache else dest,
         )
 
@@ -277,8 +281,9 @@ def default_name(dest: str) -> str:
 
 def _check_apart(source: str, dest: str) -> None:
     from puller.errors import UsageError
+    from puller.postgresql import is_address
 
-    if source == "-" or dest.startswith("s3://"):
+    if source == "-" or dest.startswith("s3://") or is_address(source):
         return
     here, there = os.path.realpath(source), os.path.realpath(dest.removeprefix("file://"))
     if os.path.commonpath([here, there]) in (here, there):

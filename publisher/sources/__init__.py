@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from publisher.sources.base import Source
 from publisher.sources.statcache import StatCache, identity
 from puller.errors import SourceError, UsageError
+from puller.postgresql import is_address, shown
 from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def form_of(path: str) -> str:
     """Which form of source `path` is. Raises SourceError if there is nothing, UsageError for another kind of file."""
     if path == "-":
         return "jsonl"
+    if is_address(path):
+        return "postgres"
     if not os.path.exists(path):
         raise SourceError(f"there is no {path}; nothing was published")
     if os.path.isdir(path):
@@ -41,7 +44,7 @@ def form_of(path: str) -> str:
     )
 
 
-FORMS = ("folder", "jsonl", "csv", "tsv", "parquet", "sqlite")
+FORMS = ("folder", "jsonl", "csv", "tsv", "parquet", "sqlite", "postgres")
 _ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -64,6 +67,7 @@ def open_source(
     schema: Schema,
     strict: bool,
     detect: bool = False,
+    query: str | None = None,
     cached_for: str | None = None,
 ) -> Source:
     """The source at `path`. `schema` is what was published before, `name` the dataset's.
@@ -73,6 +77,10 @@ def open_source(
     form = form or form_of(path)
     if detect and form not in ("csv", "tsv"):
         raise UsageError("--detect-types is for CSV; other sources say of which type a value is")
+    if form == "postgres":
+        return _open_postgres(path, key, tables, name, schema, strict, query)
+    if query is not None:
+        raise UsageError("--query is for PostgreSQL: postgresql://…")
     cache = None if cached_for is None or path == "-" else StatCache(cached_for, name, path)
     if form == "folder":
         from publisher.sources.folder import FolderSource
@@ -132,3 +140,29 @@ class _Make:
 
         tabs = self.form == "tsv"
         return DelimitedSource(path, key, table, self.schema, detect=self.detect, tabs=tabs, cache=cache)
+
+
+def _open_postgres(
+    address: str,
+    key: tuple[str, ...],
+    tables: tuple[str, ...],
+    name: str,
+    schema: Schema,
+    strict: bool,
+    query: str | None,
+) -> Source:
+    from publisher.sources.apart import apart
+    from publisher.sources.postgres import PostgresSource
+
+    if not is_address(address):
+        raise UsageError(
+            f"{shown(address)}: a PostgreSQL database is named by its address: postgresql://user@host/database"
+        )
+    if query is None:
+        source = PostgresSource(address, tables, key, schema, strict=strict)
+    elif len(tables) > 1:
+        raise UsageError("a query gives one table; --table names it, and is given once")
+    else:
+        table = tables[0] if tables else schema[0].name if len(schema) == 1 else name
+        source = PostgresSource(address, (), key, schema, query=query, name=table)
+    return apart(source)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 from puller.errors import SourceError
 from puller.sqlitefile import quote
@@ -222,12 +223,21 @@ def declared_type(declared: str, *, strict: bool) -> str:
     return "float64" if any(part in upper for part in ("REAL", "FLOA", "DOUB")) else ""
 
 
-def in_schema_order(tables: list[Stored], old: Schema) -> list[Stored]:
+class Named(Protocol):
+    """A table of a database."""
+
+    name: str
+
+
+T = TypeVar("T", bound=Named)
+
+
+def in_schema_order(tables: list[T], old: Schema) -> list[T]:
     """Tables that were published before in the order they have there, then the others."""
     places = {table.name: n for n, table in enumerate(old)}
     return sorted(tables, key=lambda table: places.get(table.name, len(places)))
 
 
-def in_key_order(tables: list[Stored]) -> list[Stored]:
+def in_key_order(tables: list[T]) -> list[T]:
     """Tables in the order of their rows' keys."""
     return sorted(tables, key=lambda table: encode_element(table.name))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 as_option = click.option(
     "--as",
     "form",
-    type=click.Choice(["folder", "sqlite", "jsonl", "csv", "tsv", "parquet"]),
+    type=click.Choice(["folder", "sqlite", "postgres", "jsonl", "csv", "tsv", "parquet"]),
     help="What TARGET is, if its name does not tell.",
 )
 

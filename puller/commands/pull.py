@@ -123,8 +123,9 @@ def pull_command(
     """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
 
     URL is http://, https://, s3://bucket/prefix, file:// or a path. TARGET is a folder (kind files), a SQLite database
-    (*.db, *.sqlite; kinds table and bytes) or, for one table, a file: JSON Lines (*.jsonl), CSV (*.csv), TSV (*.tsv) or
-    Parquet (*.parquet; needs pip install 'headwater[parquet]').
+    (*.db, *.sqlite; kinds table and bytes), a PostgreSQL database (postgresql://user@host/database; the same) or, for one
+    table, a file: JSON Lines (*.jsonl), CSV (*.csv), TSV (*.tsv) or Parquet (*.parquet; needs pip install
+    'headwater[parquet]').
 
     A signed dataset is verified by the key that --trust gives (`publisher key show` prints it), or by the one that is met
     first, and from then on by no other: TARGET remembers it.
@@ -138,6 +139,7 @@ def pull_command(
       puller pull --prefix rules/eu/ --prefix rules/uk/ https://data.example.org/rules ./rules
       puller pull https://data.example.org/prices prices.db
       puller pull --trust prices+c1bd1d7c+AXv… --max-staleness 2h URL prices.db
+      puller pull https://data.example.org/prices postgresql://app@db.example/shop
       puller pull --dry-run /srv/data/prices prices.db
       puller pull --version 41 URL prices.db
       puller pull --exit-code -q URL /etc/rules && systemctl reload app

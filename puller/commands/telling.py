@@ -72,5 +72,5 @@ def held(path: str, form: str | None) -> tuple[Any, Any]:
     state = target.state()
     if state is None:
         target.close()
-        raise TargetError(f"nothing was pulled into {path} yet")
+        raise TargetError(f"nothing was pulled into {target.where} yet")
     return state, target

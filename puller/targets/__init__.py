@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from puller.errors import UsageError
+from puller.postgresql import is_address, shown
 from puller.sqlitefile import is_database
 from puller.targets.base import Target
 
-FORMS = ("folder", "sqlite", "jsonl", "csv", "tsv", "parquet")
+FORMS = ("folder", "sqlite", "postgres", "jsonl", "csv", "tsv", "parquet")
 _ENDINGS = {
     ".db": "sqlite",
     ".sqlite": "sqlite",
@@ -26,6 +27,8 @@ def form_of(path: str, kind: str | None) -> str:
 
     What is there decides, then the name's ending, then the kind. Raises UsageError where they say nothing.
     """
+    if is_address(path):
+        return "postgres"
     if os.path.isdir(path):
         return "folder"
     ending = os.path.splitext(path)[1].lower()
@@ -51,7 +54,7 @@ def open_target(path: str, kind: str | None = None, form: str | None = None) -> 
     form = form or form_of(path, kind)
     target = _make(path, form)
     if kind is not None and kind not in target.kinds:
-        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({path})")
+        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path)})")
     return target
 
 
@@ -64,6 +67,12 @@ def _make(path: str, form: str) -> Target:
         from puller.targets.sqlite import SQLiteTarget
 
         return SQLiteTarget(path)
+    if form == "postgres":
+        from puller.targets.postgres import PostgresTarget
+
+        if not is_address(path):
+            raise UsageError(f"{path}: a PostgreSQL database is named by its address: postgresql://user@host/database")
+        return PostgresTarget(path)
     if form in ("csv", "tsv"):
         from puller.targets.delimited import DelimitedTarget
 

@@ -1,6 +1,6 @@
 """Times whole processes beside their rivals, in one run: python -m tests.benchmarks.run [ROW ...]
 
-A ROW is A, B, tables, C, encrypted, memory, start or signed.
+A ROW is A, B, tables, C, encrypted, memory, start, signed or postgres (which makes its own data, and needs no others).
 
 Data are read from $BENCH_DATA: `A/tree` and `A/tree-next` (a folder and its next state), `B/big.db` and `B/big-next.db`
 (a large file and its next state), `C/rows.jsonl` and `C/rows-next.jsonl` (rows with the key field "key", in key order,
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.benchmarks.postgres import postgres
 from tests.conftest import start_nginx
 
 DATA = Path(os.environ.get("BENCH_DATA", Path.home() / ".cache/headwater-bench"))
@@ -66,7 +67,7 @@ def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "data", nargs="*", help="A, B, tables, C, encrypted, memory, start, signed; all of them by default"
+        "data", nargs="*", help="A, B, tables, C, encrypted, memory, start, signed, postgres; all by default"
     )
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/headwater-bench"))
     parser.add_argument("--rounds", type=int, default=5)
@@ -96,6 +97,8 @@ def main() -> None:
             start(nginx.root, nginx.url, scratch, arguments.rounds)
         if not arguments.data or "signed" in arguments.data:
             signed(nginx.root, nginx.url, scratch, arguments.rounds)
+    if not arguments.data or "postgres" in arguments.data:
+        postgres(scratch, arguments.rounds, compare)
     shutil.rmtree(scratch)
 
 

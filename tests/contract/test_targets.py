@@ -82,6 +82,10 @@ FILES = {
 }
 BYTES = {b"": b"", b"\0": b"zero", b"k" * 4096: b"v" * 5000, b"\xff": b"\0"}
 
+NO_ZEROS = {key: value for key, value in TABLES.items() if key != encode_key("u", ["\0z", -1])}
+"""What PostgreSQL can hold of it: all but the text with a zero character."""
+NO_ZEROS[encode_key("u", ["\\z\"\t,\n'\v\x01é", -1])] = encode_row([b"\0\xff"])
+
 FORMS = {
     "folder": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
     "sqlite-tables": ("table", "copy.db", TABLES, t(1, "changed", 0.0), t(4)[0]),
@@ -91,6 +95,9 @@ FORMS = {
     "csv": ("table", "copy.csv", ONE_TABLE, t(1, 'edit, "or"', 2.5), t(3)[0]),
     "tsv": ("table", "copy.tsv", ONE_TABLE, t(1, "\t"), t(3)[0]),
     "parquet": ("table", "copy.parquet", ONE_TABLE, t(1, b""), t(3)[0]),
+    "postgres-tables": ("table", "postgresql", NO_ZEROS, t(1, "changed", 0.0), t(4)[0]),
+    "postgres-one": ("table", "postgresql", ONE_TABLE, t(1, False), t(3)[0]),
+    "postgres-bytes": ("bytes", "postgresql", BYTES, (b"\0", b"changed"), b"\xff"),
     "memory-files": ("files", None, FILES, (b"a", b"fchanged"), b"dir/run"),
     "memory-tables": ("table", None, TABLES, t(1, "changed", 0.0), t(4)[0]),
     "memory-bytes": ("bytes", None, BYTES, (b"\0", b"changed"), b"\xff"),
@@ -100,10 +107,12 @@ FORMS = {
 class Case:
     """A target in a fresh place, and records that it can hold."""
 
-    def __init__(self, form: str, folder: Path) -> None:
+    def __init__(self, form: str, folder: Path, database=None) -> None:
         self.kind, name, self.records, self.change, self.gone = FORMS[form]
         self.path = folder / (name or "nothing")
-        self.target = MemoryTarget() if name is None else open_target(str(self.path), self.kind)
+        self.database = database
+        where = str(self.path) if database is None else database.url
+        self.target = MemoryTarget() if name is None else open_target(where, self.kind)
 
     def state(self, records: dict[bytes, bytes], version: int) -> State:
         checksum = f"{run_sum(list(records), list(records.values())):032x}"
@@ -135,6 +144,8 @@ class Case:
         return {key: value for keys, values in self.target.records() for key, value in zip(keys, values, strict=True)}
 
     def disk(self) -> dict[str, bytes]:
+        if self.database is not None:
+            return {"dump": self.database.dump().encode()}
         found = {}
         for folder, _, names in os.walk(self.path.parent):
             for name in names:
@@ -143,20 +154,103 @@ class Case:
                     found[str(path)] = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
         return found
 
+    def sql(self, *statements: str) -> bool:
+        """Run statements where the target is a database, as somebody else would; say whether it is one."""
+        if self.database is not None:
+            self.database.run(*statements)
+        elif self.path.suffix == ".db":
+            with sqlite3.connect(self.path) as db:
+                for statement in statements:
+                    db.execute(statement)
+        else:
+            return False
+        return True
 
-@pytest.fixture(params=FORMS)
-def case(request, tmp_path):
-    case = Case(request.param, tmp_path)
+    def add_mine(self) -> None:
+        """Put something in place of the target, or beside it, that is not headwater's."""
+        if self.sql("CREATE TABLE mine (x integer)", "INSERT INTO mine VALUES (1)"):
+            return
+        if self.path.suffix:
+            self.path.write_text("mine\n")
+        else:
+            self.path.mkdir()
+            (self.path / "mine").write_text("mine")
+
+    def mine_is_there(self) -> bool:
+        """Whether that was left alone; a file that is replaced as a whole cannot be."""
+        if self.database is not None:
+            return self.database.rows("SELECT * FROM mine") == [(1,)]
+        if self.path.suffix == ".db":
+            with sqlite3.connect(self.path) as db:
+                return db.execute("SELECT * FROM mine").fetchall() == [(1,)]
+        return bool(self.path.suffix) or (self.path / "mine").read_text() == "mine"
+
+    def edit(self) -> None:
+        """Change a value, as somebody else would."""
+        zero = "'\\x00'" if self.database is not None else "x'00'"
+        bytes_edit = f"UPDATE records SET value = {zero} WHERE key = {zero}"
+        if self.sql(bytes_edit if self.kind == "bytes" else "UPDATE t SET f = 7.25 WHERE id = 2"):
+            return
+        if self.path.suffix == ".parquet":
+            pq.write_table(pq.read_table(self.path).slice(1), self.path)
+        elif self.path.suffix:
+            self.path.write_bytes(self.path.read_bytes().replace(b'"text"', b'"edit"'))
+        else:
+            (self.path / "dir/run").write_text("edited")
+
+    def garble(self) -> None:
+        """Put something in place of the target that can be none."""
+        if self.database is not None:
+            self.database.run(
+                "CREATE TABLE _headwater (name text PRIMARY KEY, value bytea)",
+                "INSERT INTO _headwater VALUES ('state', 'garbage')",
+            )
+        elif self.path.suffix == "":
+            self.path.write_text("a file")
+        elif self.path.suffix == ".db":
+            self.path.write_text("no database, but a text of some length")
+        else:
+            self.path.mkdir()
+
+    def lose(self) -> None:
+        """Delete some of the data, as somebody else would."""
+        if self.sql(f"DROP TABLE {'records' if self.kind == 'bytes' else 't'}"):
+            return
+        if self.path.suffix:
+            self.path.unlink()
+            return
+        for name in ("dir/run", "dir/link", "dir/sub/zero", "a", "ünï\\"):
+            (self.path / name).unlink()
+        for name in ("dir/sub", "dir", "empty"):
+            (self.path / name).rmdir()
+
+
+MORE = {"postgres-one", "postgres-bytes"}
+"""Forms that run with the slow suite only: others cover most of them."""
+
+
+def marked(forms) -> list:
+    """Forms as parameters of a fixture."""
+    return [pytest.param(form, marks=[pytest.mark.slow] if form in MORE else []) for form in forms]
+
+
+def a_case(request, tmp_path):
+    """A case for a fixture's parameter, closed in the end."""
+    needs = request.param.startswith("postgres")
+    case = Case(request.param, tmp_path, request.getfixturevalue("database") if needs else None)
     yield case
     case.target.close()
 
 
-@pytest.fixture(params=[form for form, (_, name, *_) in FORMS.items() if name])
+@pytest.fixture(params=marked(FORMS))
+def case(request, tmp_path):
+    yield from a_case(request, tmp_path)
+
+
+@pytest.fixture(params=marked(form for form, (_, name, *_) in FORMS.items() if name))
 def stored(request, tmp_path):
     """A target whose data somebody else can get at."""
-    case = Case(request.param, tmp_path)
-    yield case
-    case.target.close()
+    yield from a_case(request, tmp_path)
 
 
 def test_gives_back_exact_records(case):
@@ -199,10 +293,10 @@ def test_without_commit_nothing_happens(case):
 
 
 def test_without_commit_a_new_target_leaves_no_trace(case):
-    before = sorted(case.path.parent.rglob("*"))
+    before = sorted(case.path.parent.rglob("*")), case.disk()
     case.fill(case.records, commit=False)
     case.target.close()
-    assert sorted(case.path.parent.rglob("*")) == before
+    assert (sorted(case.path.parent.rglob("*")), case.disk()) == before
 
 
 def test_an_error_while_writing_changes_nothing(case):
@@ -241,15 +335,7 @@ def test_state_survives_reopening_and_can_be_replaced(case):
 
 
 def test_foreign_data_is_refused_unless_adopted(stored):
-    if stored.path.suffix == ".db":
-        with sqlite3.connect(stored.path) as db:
-            db.execute("CREATE TABLE mine (x)")
-            db.execute("INSERT INTO mine VALUES (1)")
-    elif stored.path.suffix:
-        stored.path.write_text("mine\n")
-    else:
-        stored.path.mkdir()
-        (stored.path / "mine").write_text("mine")
+    stored.add_mine()
     before = stored.disk()
     with pytest.raises(NotOurs, match="--adopt"):
         stored.fill(stored.records)
@@ -258,39 +344,19 @@ def test_foreign_data_is_refused_unless_adopted(stored):
     assert stored.target.state() is None
     stored.fill(stored.records, adopt=True)
     assert stored.read() == stored.records
-    if stored.path.suffix == ".db":
-        with sqlite3.connect(stored.path) as db:
-            assert db.execute("SELECT * FROM mine").fetchall() == [(1,)]
-    elif not stored.path.suffix:
-        assert (stored.path / "mine").read_text() == "mine"
+    assert stored.mine_is_there()
 
 
 def test_check_notices_local_edits(stored):
     stored.fill(stored.records)
     stored.target.close()
-    if stored.path.suffix == ".db":
-        with sqlite3.connect(stored.path) as db:
-            if stored.kind == "bytes":
-                db.execute("UPDATE records SET value = x'00' WHERE key = x'00'")
-            else:
-                db.execute("UPDATE t SET f = 7.25 WHERE id = 2")
-    elif stored.path.suffix == ".parquet":
-        pq.write_table(pq.read_table(stored.path).slice(1), stored.path)
-    elif stored.path.suffix:
-        stored.path.write_bytes(stored.path.read_bytes().replace(b'"text"', b'"edit"'))
-    else:
-        (stored.path / "dir/run").write_text("edited")
+    stored.edit()
     check = stored.target.check()
     assert check.checksum != run_sum(list(stored.records), list(stored.records.values()))
 
 
 def test_garbage_in_place_of_the_target_is_a_clear_error(stored):
-    if stored.path.suffix == "":
-        stored.path.write_text("a file")
-    elif stored.path.suffix == ".db":
-        stored.path.write_text("no database, but a text of some length")
-    else:
-        stored.path.mkdir()
+    stored.garble()
     with pytest.raises((TargetError, Refused)):
         stored.fill(stored.records)
 
@@ -308,28 +374,18 @@ def test_the_data_is_there_or_not(stored):
     stored.fill(stored.records)
     assert stored.target.is_there()
     stored.target.close()
-    if stored.path.suffix == ".db":
-        with sqlite3.connect(stored.path) as db:
-            db.execute(f"DROP TABLE {'records' if stored.kind == 'bytes' else 't'}")
-    elif stored.path.suffix:
-        stored.path.unlink()
-    else:
-        for name in ("dir/run", "dir/link", "dir/sub/zero", "a", "ünï\\"):
-            (stored.path / name).unlink()
-        for name in ("dir/sub", "dir", "empty"):
-            (stored.path / name).rmdir()
+    stored.lose()
     assert not stored.target.is_there()
 
 
 READABLE = [form for form in FORMS if form not in ("jsonl", "csv", "tsv", "parquet")]
 
 
-@pytest.fixture(params=READABLE)
+@pytest.fixture(params=marked(READABLE))
 def readable(request, tmp_path):
-    case = Case(request.param, tmp_path)
-    assert isinstance(case.target, ReadableTarget)
-    yield case
-    case.target.close()
+    for case in a_case(request, tmp_path):
+        assert isinstance(case.target, ReadableTarget)
+        yield case
 
 
 def ranges(records):

@@ -440,3 +440,17 @@ def test_a_source_is_known_by_what_it_is_and_as_overrides(tmp_path):
         opened("odd.name", detect=True)
     with pytest.raises(UsageError, match="--table names it"):
         opened("rows.txt", "csv", ("a", "b"))
+
+
+def test_a_table_that_comes_with_a_patch(tmp_path):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    rows = "INSERT INTO rows SELECT value, 'name ' || value || hex(randomblob(20)) FROM generate_series(1, 500)"
+    subprocess.run(["sqlite3", path, f"CREATE TABLE rows (id INTEGER PRIMARY KEY, t); {rows}"], check=True)
+    publish_source(path, tmp_path / "d")
+    puller("pull", tmp_path / "d", copy)
+    database(
+        path, "UPDATE rows SET t = t || 'x'; CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (3);"
+    )
+    publish_source(path, tmp_path / "d")
+    assert "by patch" in puller("pull", tmp_path / "d", copy).out
+    assert inserts(copy) == inserts(path)

@@ -39,10 +39,10 @@ def is_set_up(block: str) -> bool:
     return "pip install" in block or ".ci/test" in block
 
 
-def test_commands_in_documents_work_when_pasted(tmp_path, bucket):
+def test_commands_in_documents_work_when_pasted(tmp_path, bucket, postgres_host):
     """In the order they stand in, in one folder, with the commands on the PATH; then Python, which prints what it says.
 
-    The environment leads to moto's server; it has the one bucket that is named.
+    The environment leads to moto's server, which has the one bucket that is named, and to a PostgreSQL server.
     """
     bucket.client.create_bucket(Bucket="acme-data")
     programs = tmp_path / "bin"
@@ -55,7 +55,9 @@ def test_commands_in_documents_work_when_pasted(tmp_path, bucket):
     work.mkdir()
     found = [block for block in blocks() if not is_set_up(block)]
     assert len(found) >= 3
-    outputs = [run(block, work, PATH=f"{programs}:{os.environ['PATH']}", PYTHONPATH=str(ROOT)) for block in found]
+    server = {"PGHOST": postgres_host, "PGUSER": "postgres"}
+    path = f"{programs}:{os.environ['PATH']}"
+    outputs = [run(block, work, PATH=path, PYTHONPATH=str(ROOT), **server) for block in found]
     assert "a1|9.5\nb2|12.0\n" in "".join(outputs)
     assert "nothing new (exit code 10)" in "".join(outputs)
     examples = [block for path in sorted(DOCUMENTS) for block in PYTHON.findall(path.read_text())]

@@ -67,7 +67,7 @@ def test_pure_modules_do_no_io(name):
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
         *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "arrow", "progress"),
+        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "postgresql", "arrow", "progress"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used
@@ -78,7 +78,7 @@ def test_targets_and_sources_do_not_know_each_other():
         for path in modules(package):
             if path.name in ("__init__.py", "base.py"):
                 continue
-            siblings = {"folder", "sqlite", "jsonl", "delimited", "parquet", "memory", "s3"} - {path.stem}
+            siblings = {"folder", "sqlite", "jsonl", "delimited", "parquet", "memory", "s3", "postgres"} - {path.stem}
             dotted = package.replace("/", ".")
             assert not {f"{dotted}.{name}" for name in siblings} & imports(path)
 
@@ -88,14 +88,14 @@ def test_targets_and_sources_do_not_know_each_other():
     [
         (
             "import puller.cli",
-            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow",
+            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow psycopg",
         ),
-        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog"),
-        ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog"),
+        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog psycopg"),
+        ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog psycopg"),
         ("import puller.s3, puller.fetch", "urllib3 boto3 botocore"),
-        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog"),
+        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog psycopg"),
         ("import puller.targets.parquet, puller.targets.delimited, publisher.sources.parquet", "pyarrow sqlite3"),
-        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog pyarrow"),
+        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog pyarrow psycopg"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):

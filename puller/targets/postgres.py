@@ -1,0 +1,590 @@
+"""A PostgreSQL database as target (kinds `table` and `bytes`): the tables of one schema, and one transaction a step.
+
+Bookkeeping is the table `_headwater` beside them: the state and the dataset's schema. So each schema of a database can
+keep a dataset; the connection's search path says which one is meant.
+
+A step is staged in temporary tables and applied when it is complete, so that others read without waiting: what needs a
+table for itself (a column that is added, a table that goes) is done last. `pgforms` says how records lie there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from puller import postgresql
+from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.parts import tables_in
+from puller.postgresql import BOOKKEEPING, one_text, quote
+from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.pgforms import Form, forms_of, parts_of
+from puller.targets.pgtables import (
+    OID,
+    bookkeeping,
+    check_encoding,
+    is_there,
+    lock,
+    lock_out,
+    lock_out_readers,
+    look_up,
+    pages,
+    schema_name,
+    schema_of,
+    schema_value,
+    store,
+    stored,
+)
+from puller.wire import rows as wire
+from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
+from puller.wire.codec import MAX_INLINE
+from puller.wire.nodes import Run, Value
+from puller.wire.rows import SCHEMA_KEY
+
+if TYPE_CHECKING:
+    import psycopg
+
+_KEPT = "what was there was kept"
+_FOREIGN = """
+SELECT relname FROM pg_class c WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND relname <> %s AND NOT EXISTS
+    (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ORDER BY relname
+"""
+_COLUMNS = f"""
+SELECT attname, format_type(atttypid, atttypmod), array_position(i.indkey::int2[], attnum) FROM pg_attribute
+LEFT JOIN pg_index i ON i.indrelid = attrelid AND i.indisprimary
+WHERE attrelid = {OID} AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+_GRANTS = f"""
+SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
+    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
+"""
+
+
+class PostgresTarget:
+    """Keeps tables of a database's schema equal to a dataset; other tables are left alone. `address` is libpq's."""
+
+    kinds: tuple[str, ...] = ("table", "bytes")
+    gives_values = True
+    partial = None
+
+    def __init__(self, address: str) -> None:
+        self.where = postgresql.shown(address)
+        self._address = address
+        self._db: psycopg.Connection[Any] | None = None
+        self._lock = threading.Lock()
+        self._free: list[psycopg.Connection[Any]] = []
+
+    def state(self) -> State | None:
+        db = self._open()
+        with self.errors():
+            return self._stored(db)
+
+    def is_there(self) -> bool:
+        db = self._open()
+        with self.errors():
+            return not self.missing(db, self.made(db))
+
+    def missing(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
+        """The tables of the dataset that are not in the database any more, and what a step needs of those that are."""
+        missing = []
+        for name, form in made.items():
+            found = {column: (type_, place) for column, type_, place in db.execute(_COLUMNS, (form.table.name,))}
+            if not found:
+                missing.append(name)
+                continue
+            for n, column in enumerate(form.table.columns):
+                if found.get(column.name, ("", None))[0] != form.kinds[n]:
+                    missing.append(f"{name}.{column.name}")
+            places = {place: column for column, (_, place) in found.items() if place is not None}
+            if [places[place] for place in sorted(places)] != [form.table.columns[n].name for n in form.table.key]:
+                missing.append(f"{name}'s primary key")
+        return missing
+
+    def made(self, db: psycopg.Connection[Any]) -> dict[str, Form]:
+        """The tables of the dataset as they were made."""
+        state = self._stored(db)
+        if state is None:
+            return {}
+        return forms_of(state.kind, tables_in(schema_of(schema_value(db)), state.parts), schema_name(db))
+
+    def remember(self, state: State, was: State) -> None:
+        db = self._open()
+        with self.errors(), db.transaction():
+            lock_out(db)
+            held = self._stored(db)
+            if held is not None and held.mark == was.mark:
+                store(db, "state", msgspec.msgpack.encode(state))
+
+    def close(self) -> None:
+        with self._lock:
+            free, self._free = self._free, []
+        for db in free:
+            db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def reading(self) -> Iterator[_Reading]:
+        """A read transaction of its own connection: a step that commits meanwhile does not show in it."""
+        with self.snapshot() as db:
+            with self.errors():
+                state = self._stored(db)
+                forms = self.made(db)
+            yield _Reading(self, db, state, forms)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection that sees the database as it is now, until the end; from any thread."""
+        with self._lock:
+            db = self._free.pop() if self._free else None
+        if db is None or db.closed:
+            db = postgresql.connect(self._address)
+        try:
+            with self.errors():
+                db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                schema_name(db)
+            yield db
+            with self.errors():
+                db.execute("ROLLBACK")
+        except BaseException:
+            db.close()
+            raise
+        with self._lock:
+            self._free.append(db)
+
+    @contextmanager
+    def writer(self, opening: Opening) -> Iterator[_Writer]:
+        db = self._open()
+        with self.errors():
+            check_encoding(db, self.where)
+            db.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            try:
+                lock_out(db)
+                state = self._stored(db)
+                check_held(state, opening, self.where)
+                made = self.made(db)
+                self._check_foreign(db, state, opening)
+                lock(db, [form.at for name, form in made.items() if is_there(db, name)], "SHARE ROW EXCLUSIVE")
+                if state is not None and opening.replace and not opening.overwrite:
+                    self._check_edits(db, state, made)
+                writer = _Writer(self, db, opening, made)
+                try:
+                    yield writer
+                finally:
+                    writer.end()
+            finally:
+                if db.info.transaction_status != 0:
+                    db.close() if db.broken else db.execute("ROLLBACK")
+
+    def records(self) -> Iterator[Run]:
+        with self.snapshot() as db, self.errors():
+            yield from self.records_of(db)
+
+    def records_of(self, db: psycopg.Connection[Any]) -> Iterator[Run]:
+        """All records as a connection sees them, in key order. Raises LocalEdits."""
+        value = schema_value(db)
+        if value is not None:
+            yield [SCHEMA_KEY], [value]
+        for form in self.made(db).values():
+            for keys, values in pages(db, form):
+                yield keys, list(values)
+
+    def check(self) -> Check:
+        check = Check(0, 0)
+        try:
+            with self.snapshot() as db, self.errors():
+                check.missing = self.missing(db, self.made(db))
+                for keys, values in self.records_of(db) if not check.missing else ():
+                    check.records += len(keys)
+                    check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
+        except LocalEdits as error:
+            check.differing += error.names
+        return check
+
+    @contextmanager
+    def errors(self, kept: str = _KEPT) -> Iterator[None]:
+        """Errors of PostgreSQL as TargetError, those of the connection as Unavailable."""
+        with postgresql.errors(self._address, TargetError, kept):
+            yield
+
+    def _check_foreign(self, db: psycopg.Connection[Any], state: State | None, opening: Opening) -> None:
+        """Raise NotOurs if the schema holds other tables, unless told otherwise."""
+        if state is not None or opening.adopt:
+            return
+        at = schema_name(db)
+        foreign = [name for (name,) in db.execute(_FOREIGN, (quote(at), BOOKKEEPING))]
+        if foreign:
+            raise NotOurs(
+                f"schema {at!r} of {self.where} holds tables that headwater did not make ({', '.join(foreign[:5])}); nothing "
+                "was written. Use a schema of its own (?options=-csearch_path=NAME), or --adopt to add the dataset's tables"
+            )
+
+    def _check_edits(self, db: psycopg.Connection[Any], state: State, made: dict[str, Form]) -> None:
+        """Raise LocalEdits if replacing everything would lose something."""
+        missing = self.missing(db, made)
+        if missing and missing != list(made):
+            raise LocalEdits(
+                f"tables or columns of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was "
+                "written. To write all of them again: pull with --overwrite",
+                missing,
+            )
+        if missing:
+            return
+        extra = []
+        for form in made.values():
+            own = {column.name for column in form.table.columns}
+            extra += [
+                f"{form.table.name}.{name}"
+                for name, _, _ in db.execute(_COLUMNS, (form.table.name,))
+                if name not in own
+            ]
+        if extra:
+            raise LocalEdits(
+                f"{self.where} has columns that headwater did not make ({', '.join(extra[:5])}), and their tables must be "
+                "written anew; nothing was written. Move them away, or pull with --overwrite",
+                extra,
+            )
+        found = sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
+        if f"{found:032x}" != state.checksum:
+            raise LocalEdits(
+                f"rows of {self.where} were changed since they were pulled, and its tables must be written anew; nothing was "
+                "written. Move your changes away, or pull with --overwrite"
+            )
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._db is None or self._db.closed:
+            self._db = postgresql.connect(self._address)
+        return self._db
+
+    def _stored(self, db: psycopg.Connection[Any]) -> State | None:
+        value = stored(db, "state")
+        try:
+            return None if value is None else msgspec.msgpack.decode(value, type=State)
+        except msgspec.DecodeError as error:
+            raise TargetError(
+                f"the bookkeeping of {self.where} is damaged ({error}); {_KEPT}. Pull into a new schema"
+            ) from error
+
+
+class _Reading:
+    """One state, as a read transaction sees it; rows are what the tables hold, edited or not."""
+
+    lasting = True
+
+    def __init__(
+        self, target: PostgresTarget, db: psycopg.Connection[Any], state: State | None, forms: dict[str, Form]
+    ) -> None:
+        self.state = state
+        self._target = target
+        self._db = db
+        self._forms = forms
+
+    def get(self, key: bytes) -> bytes | None:
+        if self.state is None:
+            return None
+        with self._target.errors():
+            if self.state.kind == "table" and key == SCHEMA_KEY:
+                return schema_value(self._db)
+            try:
+                return look_up(self._db, self.state.kind, self._forms, [key])[0]
+            except Invalid:
+                return None
+
+    def runs(self, lower: bytes = b"", upper: bytes | None = None) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        if self.state is None:
+            return
+        with self._target.errors():
+            if self.state.kind == "table" and lower == SCHEMA_KEY and (upper is None or upper > SCHEMA_KEY):
+                value = schema_value(self._db)
+                if value is not None:
+                    yield [SCHEMA_KEY], [value]
+            for form in self._forms.values():
+                low, high = (b"", None) if self.state.kind == "bytes" else wire.table_bounds(form.table)
+                if (upper is None or low < upper) and (high is None or high > lower):
+                    yield from pages(self._db, form, lower, upper)
+
+
+class _Writer:
+    """A step."""
+
+    def __init__(
+        self, target: PostgresTarget, db: psycopg.Connection[Any], opening: Opening, made: dict[str, Form]
+    ) -> None:
+        self._target = target
+        self._db = db
+        self._opening = opening
+        self._changes = Changes()
+        self._made = made
+        self._at = schema_name(db)
+        self._forms = forms_of(opening.kind, [], self._at) if opening.kind == "bytes" else dict(made)
+        self._value = schema_value(db)
+        self._staged: dict[str, _Stage] = {}
+        self._load: _Load | None = None
+        if opening.replace:
+            self._load = _Load(target, db, made)
+            if opening.kind == "table":
+                self._forms, self._value = {}, None
+            for form in self._forms.values():
+                self._load.prepare(form)
+        elif opening.kind == "table" and opening.parts != opening.parts_before:
+            raise SchemaChanged(f"other tables are to be held in {target.where}")
+
+    def end(self) -> None:
+        """End a COPY under way."""
+        if self._load is not None:
+            self._load.abandon()
+
+    def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
+        count(self._changes, keys, values, opening=self._opening)
+        before: list[Hash | None] = []
+        if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
+            before += record_hashes(keys[:1], [self._value])
+            self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
+            keys, values = keys[1:], values[1:]
+        plain = whole(self._opening, keys, values)
+        for form, part, rest in parts_of(self._opening.kind, self._forms, keys, plain) if keys else ():
+            if self._load is not None:
+                self._load.add(form, part, rest)
+                before += [None] * len(part)
+                continue
+            before += record_hashes(part, self._old(form, part))
+            self._stage(form).add(part, rest)
+        return before
+
+    def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
+        for keys, values in self._target.records_of(self._db):
+            yield keys, record_hashes(keys, values)  # type: ignore[misc]
+
+    def values(self, keys: Sequence[bytes]) -> list[Value]:
+        found = look_up(self._db, self._opening.kind, self._made, list(keys))
+        if self._opening.kind == "table" and keys and keys[0] == SCHEMA_KEY:
+            found[0] = self._value
+        return [value if value is not None and len(value) <= MAX_INLINE else None for value in found]
+
+    def overwrites(self) -> list[str]:
+        return []
+
+    def commit(self, state: State) -> Changes:
+        db = self._db
+        if self._load is not None:
+            self._load.finish(self._forms)
+        else:
+            self._apply()
+        db.execute(f"CREATE TABLE IF NOT EXISTS {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
+        if self._value is not None:
+            store(db, "schema", self._value)
+        else:
+            db.execute(f"DELETE FROM {bookkeeping(db)} WHERE name = 'schema'")
+        store(db, "state", msgspec.msgpack.encode(state))
+        with self._target.errors("whether the step was taken, the next pull will see"):
+            db.execute("COMMIT")
+        return self._changes
+
+    def _old(self, form: Form, keys: list[bytes]) -> list[bytes | None]:
+        """What the table holds under some of its keys."""
+        made = self._made.get(form.table.name)
+        if made is None or made.table.key != form.table.key:
+            return [None] * len(keys)
+        return look_up(self._db, self._opening.kind, {form.table.name: made}, keys)
+
+    def _stage(self, form: Form) -> _Stage:
+        name = form.table.name
+        if name not in self._staged:
+            self._staged[name] = _Stage(self._db, form, len(self._staged))
+        return self._staged[name]
+
+    def _change_schema(self, value: bytes | None) -> None:
+        """Take up a schema. Raises SchemaChanged where rows would have to be written anew."""
+        if value is None:
+            raise Invalid("the dataset deletes its schema")
+        forms = forms_of("table", tables_in(wire.decode_schema(value), self._opening.parts), self._at)
+        for name, form in forms.items():
+            if name not in self._made and is_there(self._db, form.table.name):
+                raise NotOurs(
+                    f"{self._target.where} has a table {name} that headwater did not make; nothing was written. Rename it, "
+                    "or use another schema (?options=-csearch_path=NAME)"
+                )
+        if self._load is not None:
+            for form in forms.values():
+                self._load.prepare(form)
+        else:
+            for name, form in self._made.items():
+                self._check_follows(form, forms.get(name))
+        self._forms, self._value = forms, value
+
+    def _check_follows(self, old: Form, new: Form | None) -> None:
+        """Raise SchemaChanged if a table cannot become another one by adding columns, and holds something."""
+        if new is not None and _extends(old, new):
+            return
+        if one_text(self._db, f"SELECT true FROM {old.at} LIMIT 1"):
+            what = "goes" if new is None else "gets another form"
+            raise SchemaChanged(f"table {old.table.name!r} of {self._target.where} {what}")
+
+    def _apply(self) -> None:
+        """Bring the tables to the new state. What makes readers wait comes first, and only then the rows: a commit is near."""
+        db, forms = self._db, self._forms
+        kept = {name: form for name, form in self._made.items() if name in forms and _extends(form, forms[name])}
+        gone = [form for name, form in self._made.items() if name not in kept]
+        longer = [name for name in kept if len(kept[name].columns) < len(forms[name].columns)]
+        stale = {name: index_changes(form, forms[name]) for name, form in kept.items()}
+        touched = [*(form.at for form in gone), *(forms[name].at for name in longer)]
+        lock_out_readers(db, [*touched, *(forms[name].at for name, (old, _) in stale.items() if old)])
+        for form in gone:
+            db.execute(f"DROP TABLE {form.at}")
+        for name, form in forms.items():
+            if name not in kept:
+                db.execute(form.create(form.at))
+                db.execute(form.add_key(form.at))
+            elif name in longer:
+                db.execute(form.add_columns(len(kept[name].columns)))
+        for stage in self._staged.values():
+            stage.apply()
+        change_indexes(db, forms, stale)
+
+
+class _Stage:
+    """The changes of a table, in temporary tables until the step is complete."""
+
+    def __init__(self, db: psycopg.Connection[Any], form: Form, number: int) -> None:
+        self._db = db
+        self._form = form
+        self._rows, self._gone = f"pg_temp._headwater_rows_{number}", f"pg_temp._headwater_gone_{number}"
+        for name in (self._rows, self._gone):
+            db.execute(form.create(name).replace("CREATE TABLE", "CREATE TEMPORARY TABLE", 1) + " ON COMMIT DROP")
+        self._counts = [0, 0]
+
+    def add(self, keys: list[bytes], values: list[bytes | None]) -> None:
+        """Take changes; None deletes."""
+        if None in values:
+            gone = [key for key, value in zip(keys, values, strict=True) if value is None]
+            heads = [list(cells) for cells in zip(*self._form.heads(gone), strict=True)]
+            self._copy(self._gone, heads, self._form.table.key)
+            self._counts[1] += len(gone)
+            pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+            keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        if keys:
+            columns = self._form.full_columns(keys, values)  # type: ignore[arg-type]
+            self._copy(self._rows, columns, range(len(columns)))
+            self._counts[0] += len(keys)
+
+    def _copy(self, at: str, columns: list[Any], numbers: Sequence[int]) -> None:
+        with self._db.cursor().copy(self._form.copy(at, numbers)) as copy:
+            copy.write(self._form.write(columns, numbers))
+
+    def apply(self) -> None:
+        """Change the table."""
+        if self._counts[1]:
+            self._db.execute(f"ANALYZE {self._gone}")
+            self._db.execute(self._form.remove(self._gone))
+        if self._counts[0]:
+            self._db.execute(self._form.upsert(self._rows))
+
+
+class _Load:
+    """Writes whole tables: where there is one of the same form, in place; else beside it, to take its place at the end."""
+
+    def __init__(self, target: PostgresTarget, db: psycopg.Connection[Any], made: dict[str, Form]) -> None:
+        self._target = target
+        self._db = db
+        self._made = made
+        self._places: dict[str, str] = {}
+        self._in_place: set[str] = set()
+        self._at: Form | None = None
+        self._copy: Any = None
+        self._stack = ExitStack()
+
+    def prepare(self, form: Form) -> None:
+        """Make room for a table."""
+        name, old = form.table.name, self._made.get(form.table.name)
+        there = is_there(self._db, form.table.name)
+        same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
+        if same and not self._target.missing(self._db, {name: form}):
+            self._db.execute(f"DELETE FROM {form.at}")
+            self._places[name] = form.at
+            self._in_place.add(name)
+            return
+        if there and old is None:
+            raise NotOurs(f"{self._target.where} has a table {name} of its own; nothing was written")
+        schema = form.at.removesuffix(quote(name))
+        self._places[name] = f"{schema}{quote(f'{BOOKKEEPING}_{len(self._places)}')}" if there else form.at
+        self._db.execute(form.create(self._places[name]))
+
+    def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
+        """Take rows of a table, after all of the tables before it."""
+        columns = form.full_columns(keys, values)
+        if self._at is not form:
+            self._end()
+            name = form.table.name
+            statement = form.copy(self._places[name], range(len(columns)), freeze=name not in self._in_place)
+            self._copy = self._stack.enter_context(self._db.cursor().copy(statement))
+            self._at = form
+        self._copy.write(form.write(columns, range(len(columns))))
+
+    def _end(self) -> None:
+        self._at = self._copy = None
+        self._stack.close()
+
+    def abandon(self) -> None:
+        """End a COPY under way; what it brought is rolled back."""
+        with suppress(Exception):
+            self._stack.__exit__(GeneratorExit, GeneratorExit(), None)
+
+    def finish(self, forms: dict[str, Form]) -> None:
+        """Make keys and indexes, and let new tables take the places of old ones."""
+        self._end()
+        db = self._db
+        for name, form in forms.items():
+            if name not in self._in_place:
+                db.execute(form.add_key(self._places[name]))
+        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
+        stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
+        lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
+        self._swap(gone, forms)
+        change_indexes(db, forms, stale)
+
+    def _swap(self, gone: dict[str, str], forms: dict[str, Form]) -> None:
+        """Drop old tables, and give new ones their names and what others were granted on the old ones."""
+        db = self._db
+        grants = [
+            sql for name, at in gone.items() if name in forms for (sql,) in db.execute(_GRANTS, (at, name)).fetchall()
+        ]
+        for at in gone.values():
+            db.execute(f"DROP TABLE {at}")
+        for name, form in forms.items():
+            if self._places[name] != form.at:
+                db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
+        for sql in grants:
+            db.execute(sql)
+
+
+def _extends(old: Form, new: Form) -> bool:
+    """Whether a table becomes another one by adding columns."""
+    columns = new.table.columns[: len(old.table.columns)]
+    return (old.table.columns, old.table.key) == (columns, new.table.key)
+
+
+def index_changes(old: Form, new: Form) -> tuple[list[str], list[str]]:
+    """The names of the indexes that go, and the statements that make those that come."""
+    before, after = old.indexes(), new.indexes()
+    return (
+        [name for name, statement in before.items() if after.get(name) != statement],
+        [statement for name, statement in after.items() if before.get(name) != statement],
+    )
+
+
+def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes: dict[str, Any]) -> None:
+    """Drop and make indexes: of tables that stay as their `changes` say, of new ones all."""
+    for old, _ in changes.values():
+        for index in old:
+            db.execute(f"DROP INDEX IF EXISTS {index}")
+    for name, form in forms.items():
+        for statement in changes[name][1] if name in changes else form.indexes().values():
+            db.execute(statement)

@@ -1,0 +1,499 @@
+"""PostgreSQL in and out, on a real server; pg_dump's text of the source and of the copy is the judge."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from publisher.publish import Options as PublishOptions
+from publisher.publish import publish
+from publisher.sources import open_source
+from publisher.sources.postgres import PostgresSource
+from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, SourceError, TargetError, UsageError
+from puller.fetch import open_fetcher
+from puller.postgresql import TextRows, shown
+from puller.pull import Options, pull
+from puller.replica import Replica
+from puller.stores import open_store
+from puller.targets import open_target
+from puller.wire.keys import encode_key
+from puller.wire.rows import Column, Index, Json, Table, encode_schema
+from tests.conftest import publisher, puller
+from tests.contract.test_targets import t
+from tests.end_to_end.test_databases import read
+from tests.end_to_end.test_large import run as measured
+from tests.plain import publish_records
+
+EVERYTHING = """
+CREATE TABLE "odd % name" (
+    k1 integer, "k 2" text, small smallint, big bigint, r real, d double precision, n numeric, b boolean, raw bytea,
+    t text, c char(5), v varchar(20), ts timestamp, tz timestamptz, day date, span interval, u uuid, j json, jb jsonb,
+    a integer[], texts text[], mood text, at point,
+    twice bigint GENERATED ALWAYS AS (small * 2) STORED,
+    PRIMARY KEY ("k 2", k1));
+INSERT INTO "odd % name" VALUES
+    (1, 'a', -32768, 9223372036854775807, 0.1, 'NaN', 1.500, true, '\\x00ff5c',
+     E'tab\\t"q" \\\\N nl\\n\\x01\\x0b\\r\\b\\f é', 'ab',
+     'null', '2024-01-02 03:04:05.678901', '2024-01-02 03:04:05+02', '0044-03-15 BC', '1 mon -2 days',
+     'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11', ' {"a" : [1, 1.0, 1e400]}', '{"b": 1.10, "a": null}', '{1,NULL,3}',
+     ARRAY['x"y', '\\', NULL], '', '(1,2)'),
+    (-1, 'a', NULL, NULL, NULL, '-0', 'NaN', false, '', '\\N', '', NULL, 'infinity', NULL, NULL, NULL, NULL, 'null', NULL,
+     NULL, NULL, NULL, NULL),
+    (2, 'Z', 0, -9223372036854775808, 'Infinity', '-Infinity', 123456789012345678901234567890.12, NULL, NULL, NULL, NULL,
+     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+    (5, 'é', NULL, NULL, NULL, NULL, NULL, NULL, NULL, E'a\n],["1"\n],[\n', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+     NULL, NULL, NULL, NULL, NULL),
+    (0, 'é', 1, 1, 1e-45, 5e-324, 0.00, true, 'x', '', 'abc', 'x', NULL, NULL, NULL, NULL, NULL, '"\\ud800"', NULL, '{}', '{}',
+     'x', NULL);
+CREATE INDEX plain ON "odd % name" (t, day);
+CREATE INDEX partly ON "odd % name" (t) WHERE b;
+CREATE INDEX made ON "odd % name" (lower(t));
+CREATE UNIQUE INDEX hashed ON "odd % name" (u);
+"""
+ROWS = "CREATE TABLE rows (id integer PRIMARY KEY, name text, x double precision)"
+
+
+def plain(rows: dict) -> dict[str, str]:
+    """Rows so that NaN and JSON can be compared."""
+    return {repr(k): repr([c.data if isinstance(c, Json) else c for c in row]) for k, row in rows.items()}
+
+
+def publish_to(dest, database, *tables: str, **options):
+    """Publish a database's tables, in this process."""
+
+    def find(name, schema):
+        given = {"key": (), "tables": tables, "name": name, "schema": schema, "strict": False} | options
+        return open_source(database.url, None, **given)
+
+    return publish(open_store(str(dest)), find, "data", PublishOptions(allow_shrink=True))
+
+
+def pull_to(root, address: str, **options):
+    """Pull a dataset, in this process."""
+    opened = []
+
+    def find(head):
+        opened.append(open_target(address, None if head is None else head.kind))
+        return opened[-1]
+
+    try:
+        return pull(str(root), open_fetcher(str(root)), find, Options(**options))
+    finally:
+        for target in opened:
+            target.close()
+
+
+def inserts(database, *options) -> list[str]:
+    """pg_dump's rows of a database's tables, in order; bookkeeping is left out."""
+    return sorted(database.dump("--data-only", "-T", "*._headwater", *options).splitlines())
+
+
+def test_everything_goes_there_and_back(database, new_database, tmp_path):
+    database.run(
+        EVERYTHING, "CREATE TABLE second (id bigint PRIMARY KEY, flag boolean)", "INSERT INTO second VALUES (1, true)"
+    )
+    out = publisher("publish", database.url, tmp_path / "d", "--unsigned")
+    for left_out in (
+        ".twice: it is generated",
+        ".partly: it is an index of some rows",
+        ".made: it is an index over more",
+    ):
+        assert left_out in out.err
+    copy = new_database()
+    puller("pull", tmp_path / "d", copy.url)
+    assert "equal" in puller("verify", copy.url).out
+    columns = 'k1, "k 2", small, big, r::float8, d::text, n::text, b, raw, t, v'
+    columns += ", ts::text, tz::text, day::text, span::text, u::text"
+    query = f'SELECT {columns}, j::text, jb::text, a::text, texts::text, mood, at::text FROM "odd % name" ORDER BY k1'
+    assert copy.rows(query) == database.rows(query)
+    assert copy.rows('SELECT c FROM "odd % name" WHERE k1 = 1') == [("ab   ",)]
+    assert plain(read(source(copy))[1]) == plain(read(source(database))[1])
+    types = copy.rows(
+        "SELECT attname, format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = to_regclass('\"odd % name\"')"
+    )
+    found = {"big": "bigint", "r": "double precision", "n": "text", "raw": "bytea", "j": "json", "b": "boolean"}
+    assert found.items() <= dict(types).items()
+    assert "twice" not in dict(types)
+    made = copy.rows("SELECT indexdef FROM pg_indexes WHERE tablename = 'odd % name' AND indexname LIKE 'idx%'")
+    assert sorted(definition.partition("btree ")[2] for (definition,) in made) == ["(t, day)", "(u)"]
+
+
+def test_the_dump_of_a_copy_is_that_of_its_source(database, new_database, tmp_path):
+    database.run(
+        ROWS,
+        'CREATE TABLE b (k bytea, t text COLLATE "C", v numeric(20, 5), at timestamptz, j json, ok boolean, PRIMARY KEY (t, k))',
+        "INSERT INTO rows SELECT n, 'name ' || n, n / 7.0 FROM generate_series(-500, 500) n",
+        "INSERT INTO b SELECT decode(md5(n::text), 'hex'), n % 7, n / 3.0, timestamptz '2024-01-01' + n * interval '1 h',"
+        " json_build_object('n', n), n % 2 = 0 FROM generate_series(1, 500) n",
+    )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+    assert inserts(copy) == inserts(database)
+    database.run(
+        "UPDATE rows SET x = -x, name = NULL WHERE id % 10 = 0",
+        "DELETE FROM rows WHERE id % 11 = 0",
+        "INSERT INTO rows VALUES (1000, 'new', 'NaN')",
+        "UPDATE b SET v = v + 1 WHERE t = '3'",
+        "ALTER TABLE rows ADD COLUMN more text",
+        "UPDATE rows SET more = 'x' WHERE id > 400",
+        "CREATE INDEX ON rows (name)",
+        "CREATE TABLE third (id integer PRIMARY KEY)",
+        "INSERT INTO third VALUES (3)",
+    )
+    publish_to(tmp_path / "d", database)
+    outcome = pull_to(tmp_path / "d", copy.url)
+    assert outcome.plan.way == "patch"
+    assert inserts(copy) == inserts(database)
+    assert copy.rows("SELECT count(*) FROM pg_indexes WHERE tablename = 'rows' AND indexname LIKE 'idx%'") == [(1,)]
+    before = copy.rows("SELECT oid, relfilenode FROM pg_class WHERE relname = 'rows' AND relkind = 'r' ORDER BY oid")
+    database.run(f"DROP INDEX {database.schema}.rows_name_idx", "DROP TABLE third", "ALTER TABLE b DROP COLUMN ok")
+    publish_to(tmp_path / "d", database)
+    pull_to(tmp_path / "d", copy.url)
+    assert inserts(copy) == inserts(database)
+    assert copy.rows("SELECT count(*) FROM pg_indexes WHERE tablename = 'rows' AND indexname LIKE 'idx%'") == [(0,)]
+    assert copy.rows("SELECT to_regclass('third')") == [(None,)]
+    assert before == copy.rows(
+        "SELECT oid, relfilenode FROM pg_class WHERE relname = 'rows' AND relkind = 'r' ORDER BY oid"
+    )
+
+
+def test_queries_and_tables_without_keys(database, tmp_path):
+    database.run(
+        "CREATE TABLE heap (a integer, b text)",
+        "INSERT INTO heap VALUES (2, 'x'), (1, 'y'), (1, NULL)",
+        "CREATE TABLE unique_one (a integer NOT NULL, b text NOT NULL, UNIQUE (b))",
+        "INSERT INTO unique_one VALUES (1, 'k')",
+        "CREATE VIEW seen AS SELECT 1 AS one",
+    )
+    with pytest.raises(SourceError, match=r"'heap' has no primary key.*--query 'SELECT \* FROM \"heap\"' --key COLUMN"):
+        publish_to(tmp_path / "d", database)
+    with pytest.raises(SourceError, match="'seen' cannot be published: it is a view; name its key: --query"):
+        publish_to(tmp_path / "d", database, "seen")
+    with pytest.raises(SourceError, match="has none of that name"):
+        publish_to(tmp_path / "d", database, "gone")
+    with pytest.raises(SourceError, match="syntax error"):
+        publish_to(tmp_path / "d", database, query="SELEC 1", key=("a",))
+    with pytest.raises(SourceError, match="no column 'c'"):
+        publish_to(tmp_path / "d", database, query="SELECT * FROM heap", key=("c",))
+    with pytest.raises(SourceError, match="two columns of the name 'a'"):
+        publish_to(tmp_path / "d", database, query="SELECT a, a FROM heap", key=("a",))
+    with pytest.raises(UsageError, match="--key"):
+        publish_to(tmp_path / "d", database, query="SELECT * FROM heap")
+    with pytest.raises(SourceError, match=r"two rows with the key \[1\]"):
+        publish_to(tmp_path / "d", database, query="SELECT * FROM heap", key=("a",))
+    database.run("CREATE SEQUENCE x")
+    with pytest.raises(SourceError, match="read-only transaction"):
+        publish_to(tmp_path / "d", database, query="SELECT nextval('x') AS a", key=("a",))
+    assert not (tmp_path / "d/HEAD").exists()
+    schema, rows = read(
+        source(database, query="SELECT a, b, now() > 'epoch' AS c FROM heap; ", key=("a", "b"), name="q")
+    )
+    assert list(rows) == [("q", 1, None), ("q", 1, "y"), ("q", 2, "x")]
+    assert schema == [Table("q", [Column("a", "int64"), Column("b", "text"), Column("c", "bool")], [0, 1])]
+    schema, rows = read(source(database, "unique_one"))
+    assert schema[0].key == [1]
+    assert schema[0].indexes == [Index("unique_one_b_key", True, [1])]
+
+
+def source(database, *tables, key=(), **options):
+    return PostgresSource(database.url, tables, key, [], **options)
+
+
+def test_the_order_of_keys_is_not_the_servers(database):
+    database.run(
+        "CREATE TABLE c (k char(4) PRIMARY KEY)",
+        "INSERT INTO c VALUES ('a'), (E'a\\x01'), ('a!')",
+        "CREATE TABLE ts (k timestamp PRIMARY KEY)",
+        "INSERT INTO ts VALUES ('2024-01-01'), ('0001-01-01 BC'), ('12024-01-01'), ('infinity')",
+        "CREATE TABLE n (k numeric PRIMARY KEY)",
+        "INSERT INTO n VALUES (10), (9), (-1), (1.50)",
+        "CREATE TABLE f (k real PRIMARY KEY)",
+        "INSERT INTO f VALUES ('NaN')",
+    )
+    with pytest.raises(SourceError, match="table 'f': NaN cannot be part of a key"):
+        read(source(database))
+    database.run("DROP TABLE f")
+    _, rows = read(source(database))
+    assert [row for row in rows if row[0] == "n"] == [("n", "-1"), ("n", "1.50"), ("n", "10"), ("n", "9")]
+    assert [row[1] for row in rows if row[0] == "c"] == ["a\1  ", "a   ", "a!  "]
+    assert len(rows) == 11
+
+
+CELLS = {
+    "int64": ("bigint", st.integers(-(2**63), 2**63 - 1)),
+    "float64": ("double precision", st.floats()),
+    "text": ("text", st.text(st.characters(codec="utf-8", exclude_characters="\0"))),
+    "blob": ("bytea", st.binary(max_size=40)),
+    "bool": ("boolean", st.booleans()),
+    "json": ("json", st.sampled_from([b"null", b"[1, 1.0]", b'{"a":"\\u0000"}', b" 1e999", b'"\\ud83d"'])),
+}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_values_of_any_types(database, data):
+    """Rows written by psycopg's own parameters are read as they were given, in the order of their keys."""
+    types = data.draw(st.lists(st.sampled_from(sorted(CELLS)), max_size=4))
+    key = data.draw(st.sampled_from(["int64", "float64", "text", "blob", "bool"]))
+    keys = CELLS[key][1].filter(lambda k: k == k)
+    rows = data.draw(
+        st.lists(
+            st.tuples(keys, *(st.none() | CELLS[type_][1] for type_ in types)), max_size=8, unique_by=lambda row: row[0]
+        )
+    )
+    with database.connect() as db:
+        db.execute("DROP TABLE IF EXISTS t")
+        columns = [f"k {CELLS[key][0]} PRIMARY KEY", *(f"c{n} {CELLS[type_][0]}" for n, type_ in enumerate(types))]
+        db.execute(f"CREATE TABLE t ({', '.join(columns)})")
+        for row in rows:
+            given = [
+                cell.decode() if type_ == "json" and cell else cell
+                for cell, type_ in zip(row, [key, *types], strict=True)
+            ]
+            db.execute(f"INSERT INTO t VALUES ({', '.join(['%s'] * len(row))})", given)
+    schema, found = read(source(database, "t"))
+    assert [column.type for column in schema[0].columns] == [key, *types]
+
+    expected = {("t", row[0]): row for row in rows}
+    if key == "float64":  # whose keys have no negative zero
+        expected = {("t", row[0] + 0.0): (row[0] + 0.0, *row[1:]) for row in rows}
+    assert plain(found) == plain(expected)
+
+
+def test_one_moment_while_others_write(database, tmp_path):
+    """Two tables whose sums are always equal, changed all the time: every version that is published has equal sums."""
+    database.run(
+        "CREATE TABLE a (id integer PRIMARY KEY, v integer)",
+        "CREATE TABLE b (id integer PRIMARY KEY, v integer)",
+        "INSERT INTO a SELECT n, 0 FROM generate_series(1, 300) n",
+        "INSERT INTO b SELECT n, 0 FROM generate_series(1, 300) n",
+    )
+    done = threading.Event()
+
+    def write():
+        r = random.Random(1)
+        with database.connect() as db:
+            while not done.is_set():
+                with db.transaction():
+                    n = r.randint(1, 300)
+                    db.execute("UPDATE b SET v = v + 1 WHERE id = %s", (n,))
+                    db.execute("UPDATE a SET v = v + 1 WHERE id = %s", (301 - n,))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(4):
+            publish_to(tmp_path / "d", database)
+            with Replica(str(tmp_path / "d")) as replica:
+                replica.pull()
+                sums = [sum(replica[table, n]["v"] for n in range(1, 301)) for table in ("a", "b")]
+            assert sums[0] == sums[1] > 0
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_passwords_are_nowhere(database, tmp_path, monkeypatch):
+    secret = "gehe1m"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = database.url.replace("postgres@", f"postgres:{secret}@") + f"&password={secret}"
+    database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
+    assert secret not in shown(url)
+    told = [
+        publisher("publish", url, tmp_path / "d", "--unsigned", "--verbose"),
+        publisher("publish", url.replace("host=", "host=/nowhere,"), tmp_path / "d", check=None),
+        publisher("publish", f"postgresql://me:{secret}@127.0.0.1:1/x", tmp_path / "d", check=4),
+        publisher("publish", f"postgresql://me:{secret}@x:y@127.0.0.1/x", tmp_path / "d", check=2),
+        publisher("publish", f"postgresql://me:{secret}@127.0.0.1/x?nonsense=1", tmp_path / "d", check=2),
+        puller("pull", tmp_path / "d", f"postgresql://me:{secret}@127.0.0.1:1/x", check=4),
+        puller("pull", tmp_path / "d", url, "--json", check=3),
+        puller("status", url, check=1),
+    ]
+    assert [one for one in told if secret in one.out + one.err] == []
+    assert told[2].err.count("\n") == 1
+    assert "127.0.0.1" in told[2].err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
+def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows SELECT n, n, n FROM generate_series(1, 100) n")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+    copy.run("GRANT SELECT ON rows TO PUBLIC", "UPDATE rows SET name = 'mine' WHERE id = 50")
+    assert puller("verify", copy.url, check=6)
+    database.run("UPDATE rows SET name = 'theirs' WHERE id = 50")
+    publish_to(tmp_path / "d", database)
+    with pytest.raises(LocalEdits):
+        pull_to(tmp_path / "d", copy.url, check=True)
+    assert copy.rows("SELECT name FROM rows WHERE id = 50") == [("mine",)]
+    pull_to(tmp_path / "d", copy.url, overwrite=True)
+    assert inserts(copy) == inserts(database)
+    copy.run("ALTER TABLE rows DROP COLUMN x")
+    database.run("DELETE FROM rows WHERE id = 3")
+    publish_to(tmp_path / "d", database)
+    with pytest.raises(LocalEdits, match=r"rows\.x"):
+        pull_to(tmp_path / "d", copy.url)
+    pull_to(tmp_path / "d", copy.url, overwrite=True)
+    assert inserts(copy) == inserts(database)
+    assert copy.rows("SELECT has_table_privilege('pg_monitor', 'rows', 'SELECT')") == [(True,)]
+
+
+def test_what_postgresql_cannot_hold_is_refused_by_name(database, tmp_path):
+    wide = Table("t", [Column("id", "int64"), Column("x", "text"), Column("j", "json")], [0])
+
+    def refuse(table, *records, match):
+        dest = tmp_path / str(next(numbers))
+        publish_records(dest, "table", {b"": encode_schema([table]), **dict(records)})
+        with pytest.raises(TargetError, match=match):
+            pull_to(dest, database.url)
+        assert database.rows(
+            f"SELECT count(*) FROM pg_class WHERE relnamespace = '{database.schema}'::regnamespace"
+        ) == [(0,)]
+
+    numbers = count()
+    refuse(wide, t(1, "a\0b"), match=r"column 'x' of table 't' holds a text with a zero character, 'a\\x00b'")
+    refuse(wide, t(1, "a", Json(1, b"{no")), match=r"invalid input syntax for type json.*column j.*\{no")
+    refuse(Table("t" * 64, wide.columns, wide.key), match="names have 1 to 63 bytes")
+    refuse(Table("t", [Column("id", "any")], [0]), match="column 'id' of the primary key")
+    refuse(Table("t", [Column("id", "int64"), Column("ctid", "text")], [0]), match="ctid")
+    refuse(
+        Table("t", [Column("id", "text")], [0]), (encode_key("t", [None]), b"\x90"), match="without a value in its key"
+    )
+    anything = Table("t", [Column("id", "int64"), Column("x", "any")], [0])
+    refuse(anything, t(1, Json(1, b" 1")), match="column 'x' of table 't' holds JSON that PostgreSQL cannot give back")
+
+
+def test_two_datasets_lie_in_two_schemas(database, new_database, tmp_path):
+    database.run(ROWS)
+    publish_to(tmp_path / "d", database)
+    publish_records(tmp_path / "e", "bytes", {b"k": b"v"})
+    one, two = new_database(), new_database()
+    pull_to(tmp_path / "d", one.url)
+    pull_to(tmp_path / "e", two.url)
+    assert two.rows("SELECT key, value FROM records") == [(b"k", b"v")]
+    with pytest.raises(HeadwaterError, match="holds the dataset"):
+        pull_to(tmp_path / "e", one.url)
+    with Replica(str(tmp_path / "d"), one.url.replace("postgres@", "postgres:gehe1m@")) as replica:
+        assert dict(replica) == {}
+        database.run("INSERT INTO rows VALUES (7, 'x', 0.5)")
+        publish_to(tmp_path / "d", database)
+        told = []
+        replica.pull(told.append)
+        assert dict(replica) == {("rows", 7): {"id": 7, "name": "x", "x": 0.5}}
+        assert [change.key for change in told] == [("rows", 7)]
+        assert "gehe1m" not in repr(replica)
+    three = new_database()
+    three.run("CREATE TABLE rows (mine integer)")
+    with pytest.raises(NotOurs, match="has a table rows that headwater did not make"):
+        pull_to(tmp_path / "d", three.url, adopt=True)
+
+
+def test_readers_go_on_while_a_step_is_staged(database, new_database, tmp_path):
+    """Each state that a reader sees, also across an added column, is one version's; no reading waits for the staging."""
+    database.run(ROWS, "INSERT INTO rows SELECT n, '1', 1 FROM generate_series(1, 500) n")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+    database.run("UPDATE rows SET name = '2'", "ALTER TABLE rows ADD COLUMN more integer")
+    publish_to(tmp_path / "d", database)
+    target = open_target(copy.url, "table")
+    with target.reading() as reading:
+        state = reading.state
+    held = list(target.records())
+    target.close()
+    assert sum(len(keys) for keys, _ in held) == state.records
+    with copy.connect() as reader:
+        reader.execute("SET lock_timeout = '5s'")
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM rows")
+            thread = threading.Thread(target=pull_to, args=(tmp_path / "d", copy.url))
+            thread.start()
+            time.sleep(0.7)
+            with copy.connect() as other:
+                other.execute("SET lock_timeout = '2s'")
+                assert other.execute("SELECT DISTINCT name FROM rows").fetchall() == [("1",)]
+        thread.join()
+    assert copy.rows("SELECT DISTINCT name, more FROM rows") == [("2", None)]
+
+
+def test_another_puller_waits_its_turn(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    threads = [threading.Thread(target=pull_to, args=(tmp_path / "d", copy.url)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inserts(copy) == inserts(database)
+    assert puller("verify", copy.url)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(database, new_database, tmp_path):
+    r = random.Random(3)
+    database.run(
+        ROWS, "INSERT INTO rows SELECT n, n, n FROM generate_series(1, 30000) n", "CREATE INDEX ON rows (name)"
+    )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    versions = {}
+    for attempt in range(12):
+        versions[attempt + 1] = inserts(database)
+        command = [sys.executable, "-m", "puller.cli", "pull", str(tmp_path / "d"), copy.url]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(r.uniform(0.2, 1.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        while copy.rows("SELECT FROM pg_stat_activity WHERE application_name = 'headwater'"):
+            time.sleep(0.05)  # what the server was told before it meets the broken connection, it still does
+        target = open_target(copy.url, "table")
+        state = target.state()
+        if state is None:
+            assert copy.rows("SELECT to_regclass('rows'), to_regclass('_headwater')") == [(None, None)]
+        else:
+            assert inserts(copy) == versions[state.version]
+            assert target.check().equals(state)
+        target.close()
+        database.run(
+            f"UPDATE rows SET name = 'v{attempt}' WHERE id % 12 = {attempt}", f"DELETE FROM rows WHERE id = {attempt}"
+        )
+        publish_to(tmp_path / "d", database)
+    puller("pull", tmp_path / "d", copy.url)
+    assert inserts(copy) == inserts(database)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_table(database, new_database, tmp_path):
+    copy = new_database()
+    database.run(
+        "CREATE TABLE rows (id bigint PRIMARY KEY, name text, note text)",
+        "INSERT INTO rows SELECT n, 'name ' || n, repeat(md5(n::text), 4) FROM generate_series(1, 1000000) n",
+        "CREATE INDEX ON rows (name)",
+    )
+    peaks = []
+    for _ in range(2):
+        peaks.append(measured("publisher.cli", "publish", database.url, tmp_path / "d", "--unsigned"))
+        peaks.append(measured("puller.cli", "pull", tmp_path / "d", copy.url))
+        peaks.append(measured("puller.cli", "verify", copy.url))
+        database.run("UPDATE rows SET note = 'changed' WHERE id % 100 = 7")
+    assert max(peaks) < 300, peaks
+    assert copy.rows("SELECT count(*) FROM rows WHERE note = 'changed'") == [(10_000,)]
+
+
+def test_text_that_is_no_utf8_is_named():
+    with pytest.raises(Invalid, match="not UTF-8"):
+        TextRows(["text"]).rows(b'"\xff"\n')
