@@ -55,8 +55,14 @@ class FolderTarget:
     kinds: tuple[str, ...] = ("files",)
     gives_values = True
 
-    def __init__(self, path: str) -> None:
-        self.where = path
+    def __init__(self, path: str, where: str | None = None, *, read_only: bool = False, lasting: bool = False) -> None:
+        """`where` is what messages call it. `read_only`: nobody is to write to its files, which other folders share.
+
+        `lasting`: it stays as it is, so that what is read of it need not be checked for having moved on.
+        """
+        self.where = where or path
+        self.read_only = read_only
+        self.lasting = lasting
         self.root = os.fsencode(path)
         self.disk = Disk(self.root)
         self._data = os.path.join(self.root, DATA.encode())
@@ -356,10 +362,9 @@ class FolderTarget:
 class _Reading:
     """What lies in the folder while it holds one state. A step that moves files ends it: then reading raises Moved."""
 
-    lasting = False
-
     def __init__(self, target: FolderTarget, state: State | None) -> None:
         self.state = state
+        self.lasting = target.lasting
         self._target = target
 
     def get(self, key: bytes) -> bytes | None:
@@ -404,6 +409,8 @@ class _Reading:
 
     def _check(self) -> None:
         assert self.state is not None
+        if self.lasting:
+            return
         state, moving = self._target.settled()
         if moving or state is None or state.position != self.state.position:
             raise Moved(f"{self._target.where} moved on while it was read; read it again")
@@ -415,7 +422,7 @@ class _NewWriter:
     def __init__(self, target: FolderTarget, db: sqlite3.Connection, opening: Opening) -> None:
         self._target = target
         self._db = db
-        self._stager = Stager(opening)
+        self._stager = Stager(opening, read_only=target.read_only)
         self._mtime = opening.time * 1_000_000_000
         self._top = os.path.join(target.root, DATA.encode(), b"staging", NEW)
         self._made: set[bytes] = set()
@@ -475,7 +482,7 @@ class _Writer:
         self._opening = opening
         self._edits = Edits(target.disk, db, exact=opening.overwrite)
         self._pieces = held.HeldPieces(target.disk, db)
-        self._stager = Stager(opening)
+        self._stager = Stager(opening, read_only=target.read_only)
         self._staging = os.path.join(target.root, DATA.encode(), b"staging")
         self._number = 0
         self._changes = Changes()

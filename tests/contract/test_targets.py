@@ -78,6 +78,7 @@ BYTES = {b"": b"", b"\0": b"zero", b"k" * 4096: b"v" * 5000, b"\xff": b"\0"}
 
 FORMS = {
     "folder": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
+    "generations": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
     "sqlite-tables": ("table", "copy.db", TABLES, t(1, "changed", 0.0), t(4)[0]),
     "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
     "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
@@ -92,9 +93,15 @@ class Case:
     """A target in a fresh place, and records that it can hold."""
 
     def __init__(self, form: str, folder: Path) -> None:
+        self.form = form
         self.kind, name, self.records, self.change, self.gone = FORMS[form]
         self.path = folder / (name or "nothing")
-        self.target = MemoryTarget() if name is None else open_target(str(self.path), self.kind)
+        self.target = MemoryTarget() if name is None else self.open()
+
+        self.form = form
+
+    def open(self):
+        return open_target(str(self.path), self.kind, atomic=self.form == "generations")
 
     def state(self, records: dict[bytes, bytes], version: int) -> State:
         checksum = f"{run_sum(list(records), list(records.values())):032x}"
@@ -268,6 +275,7 @@ def test_check_notices_local_edits(stored):
     elif stored.path.suffix:
         stored.path.write_bytes(stored.path.read_bytes().replace(b'"text"', b'"edit"'))
     else:
+        (stored.path / "dir/run").chmod(0o755)  # files of generations are read-only
         (stored.path / "dir/run").write_text("edited")
     check = stored.target.check()
     assert check.checksum != run_sum(list(stored.records), list(stored.records.values()))
