@@ -45,6 +45,8 @@ def open_target(
     if path == "-":
         raise UsageError("a target is a file or a folder; there is no pulling to standard output")
     form = form or form_of(path, kind)
+    if atomic and form != "folder":
+        raise UsageError(f"{path}: --atomic is for folders; a database or a file changes all at once anyway")
     target: Target
     if form == "folder":
         target = _folder(path, atomic, keep)

@@ -79,14 +79,30 @@ def why_not(path: str) -> str | None:
     return None
 
 
-def switch_to(path: str) -> None:
-    """Make the folder target at `path` the first generation of itself, at once. Raises TargetError, and changes nothing."""
+def arrange(path: str, *, atomic: bool) -> str | None:
+    """Let the folder target at `path` be switched as a whole from now on, or be updated in place; at once, where it is there.
+
+    Returns why it is updated in place though it is to be switched. Raises TargetError, and changes nothing.
+    """
     path = _absolute(path)
+    generation = generation_of(path)
+    if not atomic:
+        if generation is not None:
+            _switch_back(path)
+        return None
+    reason = why_not(path)
+    if reason is None and generation is None and _version_in(path):
+        _switch_to(path)
+    return reason
+
+
+def _switch_to(path: str) -> None:
+    """Make the folder target at `path` the first of its generations."""
     home = _home_of(path)
-    state = _state_in(path)
-    name = f"{_newest(home) + 1:06d}-v{0 if state is None else state.version}"
-    place = os.path.join(home, name)
     with _errors(path), _lock(home, path):
+        _remove_litter(home, None)
+        name = f"{_newest(home) + 1:06d}-v{_version_in(path)}"
+        place = os.path.join(home, name)
         os.symlink(os.path.join(os.path.basename(home), name), place)
         try:
             _exchange(place, path)
@@ -97,26 +113,29 @@ def switch_to(path: str) -> None:
         sync_folder(os.path.dirname(path))
 
 
-def switch_back(path: str) -> None:
-    """Put the newest generation in the place of the link to it, at once, and drop all others."""
-    path = _absolute(path)
+def _switch_back(path: str) -> None:
+    """Put the newest generation in the place of the link to it, and drop all others."""
     place = generation_of(path)
     assert place is not None
     home = os.path.dirname(place)
     with _errors(path), _lock(home, path):
         place = generation_of(path)
         if place is None or not os.path.isdir(place):
-            raise TargetError(f"{path} was changed by another puller; nothing was done")
+            raise TargetError(f"{path} leads to no generation any more; nothing was done")
+        for other in os.listdir(home):  # first: once the folder is in its place, nobody looks for them
+            if os.path.join(home, other) != place and other != "lock":
+                remove_tree(os.fsencode(os.path.join(home, other)))
         _exchange(place, path)
         sync_folder(os.path.dirname(path))
-        remove_tree(os.fsencode(home))
+        os.unlink(place)
 
 
-def _state_in(folder: str) -> State | None:
-    """What a folder target holds; a step that was cut short is finished first."""
+def _version_in(folder: str) -> int:
+    """The version that a folder target holds, 0 for none; a step that was cut short is finished first."""
     target = FolderTarget(folder)
     try:
-        return target.state()
+        state = target.state()
+        return 0 if state is None else state.version
     finally:
         target.close()
 
@@ -300,9 +319,14 @@ class GenerationsTarget:
             self._take_place(link)
         else:
             os.rename(link, self._path)
-        sync_folder(os.path.dirname(self._path))
+        try:
+            sync_folder(os.path.dirname(self._path))
+        except OSError as error:
+            raise TargetError(
+                f"{self.where} leads to version {version} now, but that may not outlive a power cut: {error.strerror}"
+            ) from error
         with suppress(OSError):  # what cannot be removed now is removed by the next step
-            _prune(home, place, self._keep)
+            _prune(home, self._keep)
 
     def _take_place(self, link: str) -> None:
         """Put the link in the place of a folder: an empty one, or one whose files were linked into the generation."""
@@ -418,10 +442,13 @@ def _remove_litter(home: str, current: str | None) -> None:
             remove_tree(os.fsencode(path))
 
 
-def _prune(home: str, current: str, keep: int) -> None:
-    """Remove the oldest generations but for the current one, `keep` others, and those that somebody reads."""
-    names = sorted((n for n in os.listdir(home) if _NAME.fullmatch(n)), key=_number)
-    old = [name for name in names if name != os.path.basename(current)]
+def _prune(home: str, keep: int) -> None:
+    """Remove the oldest generations but for `keep` and those that a link leads to, or that somebody reads."""
+    with os.scandir(os.path.dirname(home)) as entries:  # a link may have been renamed, or copied
+        links = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]
+    linked = {os.path.basename(link) for link in links if os.path.dirname(link) == os.path.basename(home)}
+    names = sorted((name for name in os.listdir(home) if _NAME.fullmatch(name)), key=_number)
+    old = [name for name in names if name not in linked]
     for name in old[: max(0, len(old) - keep)]:
         path = os.path.join(home, name)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

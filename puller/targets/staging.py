@@ -72,7 +72,9 @@ class Stager:
                     kind, data = part[:1], data[1:]
                     if kind not in (files.FILE, files.EXECUTABLE):
                         raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
-                    file = stack.enter_context(open(_create(path, self._modes[kind == files.EXECUTABLE]), "wb", buffering=0))
+                    file = stack.enter_context(
+                        open(_create(path, self._modes[kind == files.EXECUTABLE]), "wb", buffering=0)
+                    )
                 _write_all(file.write, data)
                 written.append((len(part), xxhash.xxh3_128_digest(part)))
             os.utime(file.fileno(), ns=self._times)

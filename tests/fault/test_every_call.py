@@ -46,6 +46,7 @@ class Folders:
 
     copy = "copy"
     key = ()
+    how = ()
 
     def __init__(self, base, forks):
         self.source, self.forks = base / "source", forks
@@ -78,6 +79,12 @@ class Folders:
         """What a copy holds; whatever was decided is finished by the next command."""
         self.forks.run("puller", "status", copy)
         return tree(copy) if copy.exists() else {}
+
+
+class Generations(Folders):
+    """Copies that are switched as a whole."""
+
+    how = ("--atomic",)
 
 
 class Databases(Folders):
@@ -113,7 +120,7 @@ class Lines(Databases):
         return lines(copy) if copy.exists() else []
 
 
-FORMS = {"folder": Folders, "sqlite": Databases, "jsonl": Lines}
+FORMS = {"folder": Folders, "generations": Generations, "sqlite": Databases, "jsonl": Lines}
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +146,10 @@ def pull_faults(forks, form, tmp_path, start, mode, chosen):
     behind, place, reference = tmp_path / "behind", tmp_path / "place", tmp_path / "reference"
     behind.mkdir()
     if start == "behind":
-        done(forks.run("puller", "pull", form.stores[0], behind / form.copy))
+        done(forks.run("puller", "pull", *form.how, form.stores[0], behind / form.copy))
     old, new = form.states if start == "behind" else [type(form.states[0])(), form.states[1]]
     shutil.copytree(behind, reference, symlinks=True)
-    pull = ("puller", "pull", form.stores[1])
+    pull = ("puller", "pull", *form.how, form.stores[1])
     calls = done(forks.run(*pull, reference / form.copy, below=reference)).calls
     assert len(calls) > 8
     for at in chosen(len(calls)):
