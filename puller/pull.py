@@ -226,7 +226,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
             assert answer.data is not None
             opened, _ = unlock(head, options.secret)
             if len(found) > 1:
-                Keeper(_key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
+                Keeper(key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
         except (Invalid, SecretError) as error:
             first = first or error
         else:
@@ -235,7 +235,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
     raise first
 
 
-def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
+def key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
     """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
 
     def get(path: str) -> bytes:
@@ -453,7 +453,7 @@ class _Pull:
 
     def _keeper(self, state: State | None) -> Keeper:
         pins = None if state is None or self.options.repin else state.pins
-        return Keeper(_key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
+        return Keeper(key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
 
     def _accept(self, head: Head, answer: Answer) -> Outcome | None:
         """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.

@@ -41,6 +41,8 @@ _DATABASE = os.path.join(DATA, "state.db")
 _EXCHANGE = 2
 """RENAME_EXCHANGE of renameat2(2)."""
 _AT_FDCWD = -100
+_IMPOSSIBLE = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTSUP, errno.ENOSYS)
+"""Why a symbolic link cannot be made, ever."""
 _UNLINKABLE = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 """Why a file cannot be hard-linked, though it may be copied."""
 
@@ -67,15 +69,17 @@ def why_not(path: str) -> str | None:
         return "it is a symbolic link of somebody else's"
     if os.path.ismount(path):
         return "something is mounted there"
-    parent = os.path.dirname(path)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    probe = os.path.join(parent, f".headwater-{os.getpid()}-probe")
+    home = _home_of(path)
+    probe = os.path.join(home, "probe")
     try:
-        os.symlink("probe", probe)
-        os.unlink(probe)
+        with _lock(home, path):
+            _remove_litter(home, None)
+            os.symlink("probe", probe)
+            os.unlink(probe)
     except OSError as error:
-        return f"no symbolic link can be made in {parent}: {error.strerror}"
+        if error.errno not in _IMPOSSIBLE:
+            raise TargetError(f"{path} cannot be used: {error.strerror} ({probe}); what was there was kept") from error
+        return f"no symbolic link can be made in {home}: {error.strerror}"
     return None
 
 
