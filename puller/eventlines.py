@@ -1,4 +1,4 @@
-"""Events of a feed as lines of JSON. Pure.
+"""Events of a feed as lines of JSON.
 
     {"type":"reset","epoch":1,"version":41}
     {"type":"change","epoch":1,"version":42,"table":"prices","key":["a1"],"old":{…},"new":{"sku":"a1","price":9.5}}
@@ -23,6 +23,7 @@ import msgspec
 from puller.forms import File, FilesForm
 from puller.transitions import UNKNOWN, Event, Omitted
 from puller.wire.checksum import record_hash
+from puller.wire.codec import MAX_INLINE
 
 
 def line_of(event: Event, kind: str, *, contents: bool) -> bytes:
@@ -54,6 +55,8 @@ def _value(key: Any, value: Any, *, contents: bool) -> Any:
         digest = record_hash(form.encode_key(key), form.encode_value(key, value))
         fields = {"type": value.type, "size": len(value.content), "hash": digest.hex()}
         return fields | {"content": value.content} if contents else fields
+    if isinstance(value, bytes) and len(value) > MAX_INLINE and not contents:
+        return {"size": len(value), "hash": record_hash(key, value).hex()}
     return {name: _cell(cell) for name, cell in value.items()} if isinstance(value, dict) else value
 
 

@@ -151,11 +151,14 @@ class Feed:
         self._fetcher = open_fetcher(url, mirrors, self._health)
         self._host = Host(url, self._fetcher, Trusting(given, secret, allow_expired), values, time.time, warn)
         self._memory = Memory() if self._file is None else self._file.load()
+        self._health.load(self._memory.rests)
         self._told = self._memory.position
         """The position up to which all was told."""
         self._schema = self._memory.schema
         """The schema of a table at that position, where it is known."""
         self._next_schema = b""
+        self._over = False
+        """All was told that HEAD led to, and nothing is to be waited for."""
         self._pace = 30.0
         self._failures = 0
         self._transition: Transition | None = None
@@ -224,6 +227,9 @@ class Feed:
         if self._closed.is_set():
             self._drop()
             return None
+        if self._over:
+            self._over = False
+            return None
         try:
             found = self._more()
         except Again:
@@ -240,6 +246,8 @@ class Feed:
     def _back_off(self, error: FetchError) -> float:
         self._failures += 1
         pause = min(LONGEST, self._pace * 2.0 ** min(self._failures - 1, 16)) * (1 - JITTER * self._jitter())
+        with self._remembering:
+            self._remember(msgspec.structs.replace(self._memory, rests=self._health.dump()))
         asked = error.retry_after if isinstance(error, Unavailable) else None
         pause = max(pause, asked or 0.0)
         self._warn(f"{error}; asked again in {pause:.0f} s")
@@ -273,7 +281,9 @@ class Feed:
         head, memory = self._host.look(self._memory)
         self._pass_on()
         with self._remembering:
-            self._remember(msgspec.structs.replace(memory, position=self._memory.position, schema=self._memory.schema))
+            known = self._memory
+            memory = msgspec.structs.replace(memory, position=known.position, schema=known.schema)
+            self._remember(msgspec.structs.replace(memory, rests=self._health.dump()))
         if head is None:
             return None
         self._pace = float(head.interval) if self._interval is None else self._interval
@@ -291,6 +301,7 @@ class Feed:
 
     def _end(self) -> None:
         """The transition was taken to its end."""
+        self._over = not self._follow
         self._schema = self._next_schema if self._transition is None else self._transition.schema
         self._drop()
 

@@ -30,7 +30,7 @@ from puller.errors import (
 from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, where
 from puller.forms import Form, form_of, type_name
 from puller.plan import route
-from puller.pull import key_sets, read_diffs, read_heads
+from puller.pull import READ_AGAIN, key_sets, read_diffs, read_heads
 from puller.runs import bounded, live
 from puller.secret import unlock
 from puller.tree import Reader
@@ -109,6 +109,8 @@ class Memory(msgspec.Struct, frozen=True):
     """The newest HEAD that was accepted: epoch, version, time."""
     seen_as: str = ""
     verified: str = ""
+    rests: dict[str, tuple[int, int]] = {}
+    """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
 
 
 class Trusting(NamedTuple):
@@ -138,6 +140,8 @@ class Host:
         self._now = now
         self._warn = warn
         self._etag: str | None = None
+        self._read = 0.0
+        """When HEAD was asked for unconditionally."""
         self._newest: tuple[Head, Cipher | None] | None = None
         self._damaged: set[bytes] = set()
 
@@ -146,7 +150,10 @@ class Host:
 
         Raises Untrusted, SecretError, FetchError.
         """
-        found = read_heads(self._address, self._fetcher, None if self._newest is None else self._etag)
+        conditional = self._newest is not None and 0 <= self._now() - self._read <= READ_AGAIN
+        found = read_heads(self._address, self._fetcher, self._etag if conditional else None)
+        if not conditional:
+            self._read = self._now()
         first: Exception | None = None
         for head, answer in found:
             if head is None:

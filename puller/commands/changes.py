@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ class _Output:
         if self._size > _FLUSH:
             self.write()
 
-    def write(self) -> None:
-        """Write what there is; durably, into a file."""
+    def write(self, then: Callable[[], object] | None = None) -> None:
+        """Write what there is, durably into a file, and do `then`."""
         lines, self._lines, self._size = self._lines, [], 0
         self._writing = True
         try:
@@ -58,6 +59,8 @@ class _Output:
             sys.stdout.buffer.flush()
             if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
                 os.fsync(sys.stdout.fileno())
+            if then is not None:
+                then()
         finally:
             self._writing = False
         if self._stopped:
@@ -133,6 +136,8 @@ def changes_command(
 
     if target is not None and since is not None:
         raise UsageError("--since is not for --target: what TARGET holds says where to begin")
+    if target is not None and values == "none":
+        raise UsageError("--values none is not for --target, which fetches all values anyway")
     out, output = console(as_json=False, quiet=quiet, verbose=False), _Output()
     options: dict[str, Any] = {"follow": follow, "interval": interval, "allow_expired": allow_expired}
     options["warn"] = _silent if quiet else out.warn
@@ -173,8 +178,7 @@ def _tell(feed: Feed, output: _Output, values: str) -> None:
     for event in feed:
         output.put(line_of(event, feed.kind, contents=values == "all"))
         if event.type == "commit":
-            output.write()
-            feed.ack()
+            output.write(then=feed.ack)
 
 
 def _silent(_text: str) -> None:
