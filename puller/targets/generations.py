@@ -36,7 +36,8 @@ KEEP = 2
 """Old generations that are kept for programs that still read them."""
 _LINK = re.compile(r"(\.[^/]+\.headwater)/([0-9]{6,}-v[0-9]+)")
 _NAME = re.compile(r"([0-9]{6,})-v[0-9]+")
-_NEW, _SWITCH, _GONE = "new", "switch", "gone"
+_NEW, _SWITCH, _GONE, _PROBE = "new", "switch", "gone", "probe"
+_LEFT = (_NEW, _SWITCH, _GONE, _PROBE)
 _DATABASE = os.path.join(DATA, "state.db")
 _EXCHANGE = 2
 """RENAME_EXCHANGE of renameat2(2)."""
@@ -70,11 +71,11 @@ def why_not(path: str) -> str | None:
     if os.path.ismount(path):
         return "something is mounted there"
     home = _home_of(path)
-    probe = os.path.join(home, "probe")
+    probe = os.path.join(home, _PROBE)
     try:
         with _lock(home, path):
             _remove_litter(home, None)
-            os.symlink("probe", probe)
+            os.symlink(_PROBE, probe)
             os.unlink(probe)
     except OSError as error:
         if error.errno not in _IMPOSSIBLE:
@@ -128,7 +129,7 @@ def _switch_back(path: str) -> None:
             raise TargetError(f"{path} leads to no generation any more; nothing was done")
         for other in os.listdir(home):  # first: once the folder is in its place, nobody looks for them
             if os.path.join(home, other) != place and other != "lock":
-                remove_tree(os.fsencode(os.path.join(home, other)))
+                _remove(os.path.join(home, other))
         _exchange(place, path)
         sync_folder(os.path.dirname(path))
         os.unlink(place)
@@ -426,9 +427,9 @@ def _link(path: bytes, new: bytes) -> None:
 def _litter(home: str, current: str | None) -> list[str]:
     """What is left of steps that were cut short: a folder half built, or one that the link was never switched to."""
     try:
-        names = [name for name in os.listdir(home) if name not in ("lock", "partial")]
-        found = [name for name in names if not _NAME.fullmatch(name) or os.path.islink(os.path.join(home, name))]
-        if _SWITCH in found and os.path.islink(os.path.join(home, _SWITCH)):
+        names = os.listdir(home)
+        found = [name for name in names if name in _LEFT or (_NAME.fullmatch(name) and _is_link(home, name))]
+        if _SWITCH in found and _is_link(home, _SWITCH):
             built = os.path.basename(os.readlink(os.path.join(home, _SWITCH)))
             found += [built] if built in names and os.path.join(home, built) != current else []
     except OSError:
@@ -436,14 +437,21 @@ def _litter(home: str, current: str | None) -> list[str]:
     return found
 
 
+def _is_link(home: str, name: str) -> bool:
+    return os.path.islink(os.path.join(home, name))
+
+
 def _remove_litter(home: str, current: str | None) -> None:
     for name in sorted(_litter(home, current)):  # the link that says what else there is comes last
-        path = os.path.join(home, name)
-        if os.path.islink(path) or not os.path.isdir(path):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        else:
-            remove_tree(os.fsencode(path))
+        _remove(os.path.join(home, name))
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        remove_tree(os.fsencode(path))
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _prune(home: str, keep: int) -> None:

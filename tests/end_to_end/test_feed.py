@@ -227,6 +227,7 @@ def start(*arguments):
         [sys.executable, "-m", "puller.cli", "changes", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # so that `communicate` gets what `readline` left
     )
 
 
@@ -267,10 +268,19 @@ def kills(data, tmp_path, times, seed):
             if number < times
             else start("--state", state, data)
         )
+        first = b""
         if number < times:
-            time.sleep(r.uniform(0.15, 0.6))
+            moment = r.choice(["starting", "writing", "committing", "committing"])
+            if moment == "starting":
+                time.sleep(r.uniform(0, 0.3))
+            while moment != "starting" and not first:
+                first = process.stdout.read(r.randint(1, 65536))
+            while moment == "committing" and b'"commit"' not in first:
+                first += process.stdout.read(65536)
+            time.sleep(r.choice([0, 0.001, 0.005, 0.02]))
             process.kill()
-        out, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=60)
+        out = first + rest
         begun = False
         for line in map(json.loads, out[: out.rfind(b"\n") + 1].splitlines()):
             if line["type"] == "reset":
