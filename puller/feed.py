@@ -168,6 +168,7 @@ class Feed:
         self._remembering = threading.Lock()
         self._closed = threading.Event()
         self._wakers: set[Callable[[], object]] = set()
+        self._starting = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._under_way: Future[float | None] | None = None
 
@@ -329,10 +330,13 @@ class Feed:
         return self._taken()
 
     async def _in_thread(self) -> float | None:
-        if self._under_way is None:
+        with self._starting:
+            if self._closed.is_set():
+                return None
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="headwater-feed")
-            self._under_way = self._thread.submit(self._locked_step)
+            if self._under_way is None:
+                self._under_way = self._thread.submit(self._locked_step)
         mine = self._under_way
         try:
             return await asyncio.shield(asyncio.wrap_future(mine))
@@ -368,9 +372,10 @@ class Feed:
     def close(self) -> None:
         """Stop, and let go of everything. What was not acknowledged will be told again."""
         self.stop()
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+        with self._starting:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown()
         with self._stepping:
             self._drop()
             self._fetcher.close()

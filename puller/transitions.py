@@ -38,6 +38,7 @@ from puller.trust import Keeper, Pins, identity
 from puller.wire.checksum import MODULUS, Hash, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
+from puller.wire.keyset import parse_key_set
 from puller.wire.nodes import Diff, Large, Run, Value
 from puller.wire.note import Key
 from puller.wire.rows import SCHEMA_KEY, Schema, Table, decode_schema
@@ -208,6 +209,8 @@ class Host:
             raise Untrusted(
                 Distrust.EXPIRED, f"HEAD of {head.name!r} is expired: whoever serves it may hold back newer ones"
             )
+        if met:
+            self._tell_whom(pins)
         known = msgspec.structs.replace(
             memory,
             dataset=head.name,
@@ -220,6 +223,17 @@ class Host:
             verified=verified,
         )
         return known, True
+
+    def _tell_whom(self, pins: Pins) -> None:
+        """Say at first contact whom that trusts, where nobody said it before."""
+        if not pins.key_set:
+            self._warn("not signed: whoever can write to the host, or stands between, can change the data")
+        elif not pins.given:
+            roots = " ".join(map(str, parse_key_set(pins.key_set)[0].roots))
+            self._warn(
+                f"trusts the key that it met first: {roots}. Compare it with `publisher key show`, or give the right one with "
+                "--trust"
+            )
 
     def transition(self, since: Position | None, schema: bytes) -> Transition:
         """What leads from a position to the HEAD that was looked at last, opened up to its first records.

@@ -126,8 +126,10 @@ def test_whom_it_believes(tmp_path):
     publisher("publish", rows, dest, "--key", "k")
     done = puller_command("changes", "--state", state, dest)
     assert [json.loads(line)["type"] for line in done.out.splitlines()] == ["reset", "change", "commit"]
+    assert "the key that it met first" in done.err
     key = publisher("key", "show", "-q", dest).out.strip()
-    assert puller_command("changes", "--state", state, "--trust", key, dest).out == ""
+    trusting = puller_command("changes", "--state", state, "--trust", key, dest)
+    assert (trusting.out, trusting.err) == ("", "")
     shutil.rmtree(tmp_path / "theirs", ignore_errors=True)
     publisher("publish", rows, tmp_path / "theirs/d", "--key", "k", env=None)
     rows.write_text('{"k": 2}\n')
@@ -150,6 +152,7 @@ def test_an_older_head_is_passed_over_and_a_fork_refused(data, tmp_path):
     with Feed(str(tmp_path / "lagging"), state=state, follow=False, warn=warnings.append) as feed:
         assert list(feed) == []
     assert "older than version 4" in warnings[0]
+    assert len(warnings) == 1
     publish(tmp_path / "lagging", {b"a": b"forked"}, 4)
     with Feed(str(tmp_path / "lagging"), state=state, follow=False) as feed, pytest.raises(Untrusted, match="forked"):
         next(feed)
@@ -233,7 +236,7 @@ def start(*arguments):
 
 def test_sigterm_ends_it_cleanly_and_the_next_run_goes_on(data, tmp_path):
     state = tmp_path / "state"
-    process = start("--follow", "--interval", "1s", "--state", state, data)
+    process = start("--follow", "--interval", "1s", "-q", "--state", state, data)
     lines = [process.stdout.readline() for _ in range(4)]
     publish(data, {b"a": b"4", b"c": b"3"}, 4)
     lines += [process.stdout.readline() for _ in range(2)]
@@ -364,4 +367,5 @@ def test_a_host_that_is_away_is_asked_again_and_nothing_piles_up(data, tmp_path)
         ("change", (1, 3), b"c"),
         ("commit", (1, 3), None),
     ]
-    assert "asked again in" in warnings[0]
+    assert "not signed" in warnings[0]
+    assert "asked again in" in warnings[1]
