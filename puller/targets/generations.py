@@ -28,7 +28,8 @@ from puller.durable import sync_folder
 from puller.errors import TargetError
 from puller.targets.base import Changes, Check, Opening, Reading, State, Writer
 from puller.targets.disk import remove_tree
-from puller.targets.folder import DATA, FolderTarget
+from puller.targets.folder import FolderTarget
+from puller.targets.steps import DATA
 from puller.wire.checksum import Hash
 from puller.wire.nodes import Run, Value
 

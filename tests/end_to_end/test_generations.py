@@ -57,6 +57,7 @@ def test_only_what_changes_is_written_and_the_link_moves_at_once(data, tmp_path)
     puller("verify", target)
 
 
+@pytest.mark.slow
 def test_a_number_of_old_generations_is_kept(data, tmp_path):
     target = tmp_path / "site"
     for version in range(1, 6):
@@ -138,6 +139,7 @@ def test_a_plain_folder_becomes_one_and_back(data, tmp_path):
     assert not target.is_symlink()
 
 
+@pytest.mark.slow
 def test_folders_of_others_are_refused_or_taken_over_as_a_whole(data, tmp_path):
     target, other = tmp_path / "site", tmp_path / "other"
     target.mkdir()
@@ -172,6 +174,7 @@ def test_where_no_link_can_be_made_the_folder_is_updated_in_place(data, tmp_path
     assert re.search("no symbolic link can be made in .*: Operation", generations.why_not(str(tmp_path / "new")))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_linked_is_copied(data, tmp_path, monkeypatch):
     target = tmp_path / "site"
     puller("pull", "--atomic", data, target)
@@ -189,6 +192,7 @@ def test_what_cannot_be_linked_is_copied(data, tmp_path, monkeypatch):
     assert tree(target)["dir/b"] == ("x", b"stays")
 
 
+@pytest.mark.slow
 def test_a_link_that_was_moved_stays_what_it_is(data, tmp_path):
     target, moved = tmp_path / "site", tmp_path / "moved"
     puller("pull", "--atomic", data, target)

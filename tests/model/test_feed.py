@@ -162,11 +162,12 @@ def follow(model, data, actions):
         run.close()
 
 
-FEEDS = given(st.data(), st.lists(st.sampled_from(ACTIONS), min_size=10, max_size=30))
+def runs(longest):
+    return given(st.data(), st.lists(st.sampled_from(ACTIONS), min_size=10, max_size=longest))
 
 
-@settings(max_examples=3, deadline=None)
-@FEEDS
+@settings(max_examples=2, deadline=None)
+@runs(12)
 def test_what_is_told_is_the_dataset(data, actions):
     follow(Tables, data, actions)
 
@@ -174,6 +175,6 @@ def test_what_is_told_is_the_dataset(data, actions):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [Bytes, Files, Tables])
 @settings(max_examples=60, deadline=None)
-@FEEDS
+@runs(30)
 def test_what_is_told_is_the_dataset_in_many_runs(model, data, actions):
     follow(model, data, actions)
