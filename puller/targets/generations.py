@@ -95,6 +95,9 @@ def arrange(path: str, *, atomic: bool) -> str | None:
     if not atomic:
         if generation is not None:
             _switch_back(path)
+        elif os.path.isdir(_home_of(path)):  # a process was killed when it had just switched back
+            with _errors(path), _lock(_home_of(path), path):
+                _remove_litter(_home_of(path), None)
         return None
     reason = why_not(path)
     if reason is None and generation is None and _version_in(path):
