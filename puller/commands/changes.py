@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puller.commands.options import given_keys, mirror_option, trust_option
-from puller.console import EXIT_CODES, Duration, console, secret_option
+from puller.console import EXIT_CODES, Console, Duration, console, count, secret_option
 
 if TYPE_CHECKING:
     from puller.feed import Feed
@@ -98,7 +98,9 @@ class _Output:
 @trust_option
 @click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing was told yet.")
 @secret_option
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr how many keys each version changed.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+@click.option("--json", "as_json", is_flag=True, help="End with an object about the error, too, if there is one.")
 def changes_command(
     url: str,
     since: int | None,
@@ -111,7 +113,9 @@ def changes_command(
     trust: tuple[str, ...],
     allow_expired: bool,
     secret: str | None,
+    verbose: bool,
     quiet: bool,
+    as_json: bool,
 ) -> int:
     """Print what changes in the dataset at URL, a JSON object a line, in order.
 
@@ -138,7 +142,7 @@ def changes_command(
         raise UsageError("--since is not for --target: what TARGET holds says where to begin")
     if target is not None and values == "none":
         raise UsageError("--values none is not for --target, which fetches all values anyway")
-    out, output = console(as_json=False, quiet=quiet, verbose=False), _Output()
+    out, output = console(as_json, quiet, verbose), _Output()
     options: dict[str, Any] = {"follow": follow, "interval": interval, "allow_expired": allow_expired}
     options["warn"] = _silent if quiet else out.warn
     given = list(map(str, given_keys(trust)))
@@ -158,7 +162,7 @@ def changes_command(
                 mirrors=mirrors,
                 **options,
             ) as feed:
-                _tell(feed, output, values)
+                _tell(feed, output, values, out)
         else:
             from puller.replica import Replica
 
@@ -166,19 +170,24 @@ def changes_command(
                 Replica(url, target, trust=given, secret=secret, mirrors=mirrors) as replica,
                 replica.feed(state, anew=state is not None, **options) as feed,
             ):
-                _tell(feed, output, values)
+                _tell(feed, output, values, out)
     except _Stopped:
         return 0
     return 0
 
 
-def _tell(feed: Feed, output: _Output, values: str) -> None:
+def _tell(feed: Feed, output: _Output, values: str, out: Console) -> None:
     from puller.eventlines import line_of
 
+    keys = 0
     for event in feed:
         output.put(line_of(event, feed.kind, contents=values == "all"))
         if event.type == "commit":
             output.write(then=feed.ack)
+            out.detail(f"version {event.position[1]}: {count(keys, 'key')}")
+            keys = 0
+        elif event.type == "change":
+            keys += 1
 
 
 def _silent(_text: str) -> None:
