@@ -15,7 +15,6 @@ import time
 import msgspec
 import pytest
 
-import puller
 from puller import UNKNOWN, Feed, Omitted, Replica
 from puller.errors import NotFound, TargetError, Untrusted, UsageError
 from puller.wire.head import format_head, parse_head
@@ -106,18 +105,25 @@ def test_only_what_was_committed_can_be_acknowledged(data, tmp_path):
         Feed(str(data), state=state)
 
 
-def test_a_damaged_diff_is_gone_round_or_all_is_told(data):
-    head = parse_head((data / "HEAD").read_bytes())
-    newest = max(head.diffs, key=lambda diff: diff.b)
-    name = newest.tree.ref.sha256.hex()
-    (data / "diffs" / name[:2] / f"{name}.zst").write_bytes(b"damaged")
-    snapshot = parse_head((data / "HEAD").read_bytes()).snapshot_version
-    with Feed(str(data), since=2, follow=False) as feed:
-        if snapshot == 3:
-            assert told(feed)[0][0] == "reset"
-        else:
-            with pytest.raises(puller.HeadwaterError):
-                told(feed)
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_damaged_diff_is_gone_round(tmp_path, wide):
+    """Eight versions: single diffs lead on, and a wide one over all of them."""
+    records = {b"%04d" % n: b"%d" % n for n in range(4000)}
+    for version in range(1, 9):
+        records[b"%04d" % version] = b"changed"
+        publish(tmp_path / "data", records, version)
+    diffs = parse_head((tmp_path / "data/HEAD").read_bytes()).diffs
+    damaged = [diff for diff in diffs if (diff.b - diff.a > 1) == wide and diff.b > 2]
+    assert damaged
+    for diff in damaged[-1:]:
+        name = diff.tree.ref.sha256.hex()
+        (tmp_path / "data/diffs" / name[:2] / f"{name}.zst").write_bytes(b"damaged")
+    with Feed(str(tmp_path / "data"), since=2, follow=False) as feed:
+        events = list(feed)
+    found = {event.key: event.new for event in events if event.type == "change"}
+    assert (events[0].type, events[-1].position) == ("change", (1, 8))
+    assert {key for key in found if found[key] == b"changed"} >= {b"%04d" % n for n in range(3, 9)}
+    assert found.items() <= records.items()
 
 
 def test_whom_it_believes(tmp_path):
