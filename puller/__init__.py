@@ -1,7 +1,7 @@
 """Reading published datasets: the wire format, fetchers, planning, and targets that keep exact copies.
 
-For programs: `Replica` (a mapping that follows a dataset), `View`, `Change`, `File`, and the errors' base,
-`HeadwaterError`; the errors themselves are in `puller.errors`.
+For programs: `Replica` (a mapping that follows a dataset), `View`, `Change`, `File`; `Feed` (the changes of a dataset, in
+order), `Event`, `Omitted`, `UNKNOWN`; and the errors' base, `HeadwaterError`; the errors themselves are in `puller.errors`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from puller.errors import HeadwaterError
     from puller.events import Change
+    from puller.feed import Feed
     from puller.forms import File
     from puller.pull import Outcome
     from puller.replica import Replica, View
+    from puller.transitions import UNKNOWN, Event, Omitted
 
-__all__ = ["Change", "File", "HeadwaterError", "Outcome", "Replica", "View"]
+__all__ = ["UNKNOWN", "Change", "Event", "Feed", "File", "HeadwaterError", "Omitted", "Outcome", "Replica", "View"]
 
 _HOMES = {
+    "UNKNOWN": "puller.transitions",
     "Change": "puller.events",
+    "Event": "puller.transitions",
+    "Feed": "puller.feed",
     "File": "puller.forms",
     "HeadwaterError": "puller.errors",
+    "Omitted": "puller.transitions",
     "Outcome": "puller.pull",
     "Replica": "puller.replica",
     "View": "puller.replica",

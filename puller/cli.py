@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from puller.commands.changes import changes_command
 from puller.commands.inspect import doctor_command, status_command
 from puller.commands.mirror import mirror_command
 from puller.commands.pull import pull_command, verify_command
@@ -30,6 +31,7 @@ def main() -> None:
 for command in (
     pull_command,
     mirror_command,
+    changes_command,
     status_command,
     verify_command,
     doctor_command,

@@ -41,6 +41,13 @@ _TYPE_NAMES: dict[bytes, FileType] = {
 }
 
 
+def type_name(kind: bytes) -> FileType:
+    """What lies at a path, by the first byte of its value (SPEC 8.2). Raises Invalid."""
+    if kind not in _TYPE_NAMES:
+        raise Invalid("a path holds something of an unknown type")
+    return _TYPE_NAMES[kind]
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """What lies at a path (SPEC 8.2): `content` is a file's bytes or a symlink's destination; an empty folder has none.

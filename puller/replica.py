@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from puller.errors import Moved, UsageError
 from puller.events import Change, Watch, form_at
@@ -20,8 +20,15 @@ from puller.targets.memory import Held, MemoryTarget
 from puller.trust import parse_given
 from puller.wire.head import Head
 
+if TYPE_CHECKING:
+    from puller.replicafeed import ReplicaFeed
+
 _TRIES = 100
 T = TypeVar("T")
+
+
+def _silent(_text: str) -> None:
+    pass
 
 
 class _Ranges(Mapping[Any, Any]):
@@ -333,11 +340,24 @@ class Replica(_Ranges):
                 self._puller = None
 
     def _pull(self, on_change: Callable[[Change], object] | None, options: Options) -> Outcome:
+        with self._pulled(options, watched=on_change is not None) as (outcome, watch):
+            if watch is not None and on_change is not None:
+                try:
+                    for change in watch.changes(outcome.after):
+                        on_change(change)
+                except BaseException as error:
+                    error.add_note(f"The replica is at version {outcome.after[1]}; not all of its changes were told.")
+                    raise
+            return outcome
+
+    @contextmanager
+    def _pulled(self, options: Options, *, watched: bool) -> Iterator[tuple[Outcome, Watch | None]]:
+        """Pull; what it changed can be told until the end, where that was watched."""
         with ExitStack() as stack:
             self._health.notes.clear()
             fetcher = open_fetcher(self.url, self.mirrors, self._health)
             stack.callback(fetcher.close)
-            watch = None if on_change is None else stack.enter_context(Watch(self._reading))
+            watch = stack.enter_context(Watch(self._reading)) if watched else None
             self._first = self._is_empty()
             try:
                 outcome = pull(
@@ -350,14 +370,51 @@ class Replica(_Ranges):
                 )
             finally:
                 self._first = False
-            if watch is not None and on_change is not None:
-                try:
-                    for change in watch.changes(outcome.after):
-                        on_change(change)
-                except BaseException as error:
-                    error.add_note(f"The replica is at version {outcome.after[1]}; not all of its changes were told.")
-                    raise
-            return outcome
+            yield outcome, watch
+
+    @contextmanager
+    def pulled(self, *, watched: bool, allow_expired: bool = False) -> Iterator[tuple[Outcome, Watch | None]]:
+        """For `puller.replicafeed`: pull, while other pulls of this replica wait; they go on while changes are told."""
+        with ExitStack() as stack:
+            with self._pulling:
+                self._for_reading()
+                options = Options(trust=self._trust, secret=self._secret, allow_expired=allow_expired)
+                found = stack.enter_context(self._pulled(options, watched=watched))
+            yield found
+
+    def feed(
+        self,
+        state: str | None = None,
+        *,
+        anew: bool = True,
+        follow: bool = True,
+        interval: float | None = None,
+        allow_expired: bool = False,
+        warn: Callable[[str], object] = _silent,
+    ) -> ReplicaFeed:
+        """The changes of the dataset, in order, with old values: pulls the replica, and tells what that changed.
+
+        As `puller.Feed`, which says what events and the other arguments are; it begins with all records of the replica, or
+        with `anew=False` with what the next pull changes. Where somebody else pulled the replica, or a transition was cut
+        short and an earlier process is gone, old values are `puller.UNKNOWN`, once.
+
+        >>> with replica.feed("index.json") as feed:  # doctest: +SKIP
+        ...     async for event in feed:
+        ...         await index.apply(event)
+        """
+        from puller.replicafeed import ReplicaFeed
+
+        return ReplicaFeed(
+            self,
+            state,
+            anew=anew,
+            follow=follow,
+            interval=interval,
+            trust=list(map(str, self._trust)),
+            secret=self._secret,
+            allow_expired=allow_expired,
+            warn=warn,
+        )
 
     def _target(self, stack: ExitStack, head: Head | None) -> Target:
         """The target for one pull, with connections of this thread's own."""

@@ -76,6 +76,23 @@ def given_parts(tables: tuple[str, ...], prefixes: tuple[str, ...], *, whole: bo
     return [*((name,) for name in tables), *prefixes] if whole or tables or prefixes else None
 
 
+atomic_option = click.option(
+    "--atomic/--no-atomic",
+    default=None,
+    help="Switch a folder as a whole: TARGET is a link to the newest of several folders, and stays one until --no-atomic.",
+)
+
+
+keep_option = click.option(
+    "--keep-generations",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Older folders to keep, of a TARGET that is switched as a whole, for programs that still read them.",
+)
+
+
 def given_keys(words: tuple[str, ...], *, repin: bool = False) -> list[Key]:
     """The keys that --trust gives, by themselves or in files. Raises UsageError for --repin without one."""
     from puller.errors import UsageError

@@ -8,9 +8,11 @@ import click
 
 from puller.commands.options import (
     as_option,
+    atomic_option,
     expired_option,
     given_keys,
     given_parts,
+    keep_option,
     mirror_option,
     parts_options,
     staleness_option,
@@ -91,6 +93,8 @@ REASONS = {
     "--dry-run", is_flag=True, help="Say what would be fetched, by which of the ways and why; change nothing."
 )
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
+@atomic_option
+@keep_option
 @trust_option
 @click.option("--repin", is_flag=True, help="Forget whom TARGET trusted and what it saw; begin with the --trust keys.")
 @expired_option
@@ -111,6 +115,8 @@ def pull_command(
     number: int | None,
     dry_run: bool,
     exit_code: bool,
+    atomic: bool | None,
+    keep_generations: int,
     trust: tuple[str, ...],
     repin: bool,
     allow_expired: bool,
@@ -143,6 +149,7 @@ def pull_command(
       puller pull --dry-run /srv/data/prices prices.db
       puller pull --version 41 URL prices.db
       puller pull --exit-code -q URL /etc/rules && systemctl reload app
+      puller pull --atomic URL /srv/site
     """
     from puller.pull import Options
 
@@ -160,7 +167,8 @@ def pull_command(
         secret=secret,
         parts=given_parts(tables, prefixes, whole=whole),
     )
-    outcome = _pull(url, target, form, options, out, mirrors)
+    atomic = _arranged(target, atomic, out, dry_run=dry_run)
+    outcome = _pull(url, target, form, options, out, mirrors, atomic=atomic, keep=keep_generations)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
         f"{outcome.plan.way}: {outcome.plan.reason}, {count(outcome.requests, 'request')}, {size(outcome.received)} received"
@@ -172,7 +180,29 @@ def pull_command(
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
 
-def _pull(url: str, path: str, form: str | None, options: Options, out: Console, mirrors: tuple[str, ...]) -> Outcome:
+def _arranged(target: str, atomic: bool | None, out: Console, *, dry_run: bool) -> bool:
+    """Whether a new folder is to be switched as a whole; one that is there already is arranged so, or back."""
+    if atomic is None:
+        return False
+    from puller.targets.generations import arrange
+
+    reason = None if dry_run else arrange(target, atomic=atomic)
+    if reason is not None:
+        out.warn(f"{target} is updated in place, file by file: {reason}")
+    return atomic and reason is None
+
+
+def _pull(
+    url: str,
+    path: str,
+    form: str | None,
+    options: Options,
+    out: Console,
+    mirrors: tuple[str, ...],
+    *,
+    atomic: bool = False,
+    keep: int | None = None,
+) -> Outcome:
     from puller.fetch import open_fetcher
     from puller.mirrors import Health
     from puller.pull import pull
@@ -183,7 +213,7 @@ def _pull(url: str, path: str, form: str | None, options: Options, out: Console,
     def find(head: Head | None) -> Target:
         for old in opened:
             old.close()
-        opened.append(open_target(path, None if head is None else head.kind, form))
+        opened.append(open_target(path, None if head is None else head.kind, form, atomic=atomic, keep=keep))
         return opened[-1]
 
     health = Health()

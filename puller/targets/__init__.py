@@ -29,7 +29,7 @@ def form_of(path: str, kind: str | None) -> str:
     """
     if is_address(path):
         return "postgres"
-    if os.path.isdir(path):
+    if os.path.isdir(path) or _leads_to_generation(path):
         return "folder"
     ending = os.path.splitext(path)[1].lower()
     form = _ENDINGS.get(ending)
@@ -47,22 +47,25 @@ def form_of(path: str, kind: str | None) -> str:
     )
 
 
-def open_target(path: str, kind: str | None = None, form: str | None = None) -> Target:
-    """The target at `path`; modules of other forms are not loaded. Raises UsageError if the dataset's kind does not fit."""
+def open_target(
+    path: str, kind: str | None = None, form: str | None = None, *, atomic: bool = False, keep: int | None = None
+) -> Target:
+    """The target at `path`; modules of other forms are not loaded. Raises UsageError if the dataset's kind does not fit.
+
+    `atomic`: a new folder is switched as a whole, and `keep` of its older generations stay; one that is already is so anyway.
+    """
     if path == "-":
         raise UsageError("a target is a file or a folder; there is no pulling to standard output")
     form = form or form_of(path, kind)
-    target = _make(path, form)
+    if atomic and form != "folder":
+        raise UsageError(f"{shown(path)}: --atomic is for folders; a database or a file changes all at once anyway")
+    target = _folder(path, atomic, keep) if form == "folder" else _make(path, form)
     if kind is not None and kind not in target.kinds:
         raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path)})")
     return target
 
 
 def _make(path: str, form: str) -> Target:
-    if form == "folder":
-        from puller.targets.folder import FolderTarget
-
-        return FolderTarget(path)
     if form == "sqlite":
         from puller.targets.sqlite import SQLiteTarget
 
@@ -84,3 +87,21 @@ def _make(path: str, form: str) -> Target:
     from puller.targets.jsonl import JsonLinesTarget
 
     return JsonLinesTarget(path)
+
+
+def _leads_to_generation(path: str) -> bool:
+    if not os.path.islink(os.path.abspath(path)):
+        return False
+    from puller.targets.generations import generation_of
+
+    return generation_of(path) is not None
+
+
+def _folder(path: str, atomic: bool, keep: int | None) -> Target:
+    if (atomic and not os.path.isdir(os.path.join(path, ".headwater"))) or _leads_to_generation(path):
+        from puller.targets.generations import KEEP, GenerationsTarget
+
+        return GenerationsTarget(path, KEEP if keep is None else keep)
+    from puller.targets.folder import FolderTarget
+
+    return FolderTarget(path)

@@ -21,9 +21,10 @@ Part = tuple[int, bytes]
 
 
 class Stager:
-    """Writes values as files, with their mode and the version's modification time."""
+    """Writes values as files, with their mode and the version's modification time; on request, nobody may write to them."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, *, read_only: bool = False) -> None:
+        self._modes = (0o444, 0o555) if read_only else (0o666, 0o777)
         self._large = opening.large
         self._times = (opening.time * 1_000_000_000,) * 2
 
@@ -36,7 +37,7 @@ class Stager:
         if kind == files.FOLDER:
             os.mkdir(path)
             return
-        descriptor = _create(path, kind)
+        descriptor = _create(path, self._modes[kind == files.EXECUTABLE])
         try:
             done = 1
             while done < len(value):
@@ -71,15 +72,16 @@ class Stager:
                     kind, data = part[:1], data[1:]
                     if kind not in (files.FILE, files.EXECUTABLE):
                         raise Invalid(f"{key.decode(errors='replace')}: a large value that is no file")
-                    file = stack.enter_context(open(_create(path, kind), "wb", buffering=0))
+                    file = stack.enter_context(
+                        open(_create(path, self._modes[kind == files.EXECUTABLE]), "wb", buffering=0)
+                    )
                 _write_all(file.write, data)
                 written.append((len(part), xxhash.xxh3_128_digest(part)))
             os.utime(file.fileno(), ns=self._times)
         return kind, written
 
 
-def _create(path: bytes, kind: bytes) -> int:
-    mode = 0o777 if kind == files.EXECUTABLE else 0o666
+def _create(path: bytes, mode: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 

@@ -88,6 +88,7 @@ NO_ZEROS[encode_key("u", ["\\z\"\t,\n'\v\x01é", -1])] = encode_row([b"\0\xff"])
 
 FORMS = {
     "folder": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
+    "generations": ("files", "copy", FILES, (b"a", b"fchanged"), b"dir/run"),
     "sqlite-tables": ("table", "copy.db", TABLES, t(1, "changed", 0.0), t(4)[0]),
     "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
     "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
@@ -108,11 +109,15 @@ class Case:
     """A target in a fresh place, and records that it can hold."""
 
     def __init__(self, form: str, folder: Path, database=None) -> None:
+        self.form = form
         self.kind, name, self.records, self.change, self.gone = FORMS[form]
         self.path = folder / (name or "nothing")
         self.database = database
-        where = str(self.path) if database is None else database.url
-        self.target = MemoryTarget() if name is None else open_target(where, self.kind)
+        self.target = MemoryTarget() if name is None else self.open()
+
+    def open(self):
+        where = str(self.path) if self.database is None else self.database.url
+        return open_target(where, self.kind, atomic=self.form == "generations")
 
     def state(self, records: dict[bytes, bytes], version: int) -> State:
         checksum = f"{run_sum(list(records), list(records.values())):032x}"
@@ -196,6 +201,7 @@ class Case:
         elif self.path.suffix:
             self.path.write_bytes(self.path.read_bytes().replace(b'"text"', b'"edit"'))
         else:
+            (self.path / "dir/run").chmod(0o755)  # files of generations are read-only
             (self.path / "dir/run").write_text("edited")
 
     def garble(self) -> None:

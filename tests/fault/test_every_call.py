@@ -46,6 +46,7 @@ class Folders:
 
     copy = "copy"
     key = ()
+    first = how = ()
 
     def __init__(self, base, forks):
         self.source, self.forks = base / "source", forks
@@ -78,6 +79,24 @@ class Folders:
         """What a copy holds; whatever was decided is finished by the next command."""
         self.forks.run("puller", "status", copy)
         return tree(copy) if copy.exists() else {}
+
+
+class Generations(Folders):
+    """Copies that are switched as a whole."""
+
+    first = how = ("--atomic",)
+
+
+class Switched(Folders):
+    """Copies that were plain folders, and are switched as a whole from the next pull on."""
+
+    how = ("--atomic",)
+
+
+class SwitchedBack(Folders):
+    """The other way round."""
+
+    first, how = ("--atomic",), ("--no-atomic",)
 
 
 class Databases(Folders):
@@ -113,12 +132,18 @@ class Lines(Databases):
         return lines(copy) if copy.exists() else []
 
 
-FORMS = {"folder": Folders, "sqlite": Databases, "jsonl": Lines}
+WAYS = {"switched": Switched, "switched-back": SwitchedBack}
+FORMS = {"folder": Folders, "generations": Generations, "sqlite": Databases, "jsonl": Lines}
 
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory, forks):
     return {name: form(tmp_path_factory.mktemp(name), forks) for name, form in FORMS.items()}
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory, forks):
+    return {name: form(tmp_path_factory.mktemp(name), forks) for name, form in WAYS.items()}
 
 
 def check_ended(ended, mode, what, *, moved):
@@ -139,10 +164,10 @@ def pull_faults(forks, form, tmp_path, start, mode, chosen):
     behind, place, reference = tmp_path / "behind", tmp_path / "place", tmp_path / "reference"
     behind.mkdir()
     if start == "behind":
-        done(forks.run("puller", "pull", form.stores[0], behind / form.copy))
+        done(forks.run("puller", "pull", *form.first, form.stores[0], behind / form.copy))
     old, new = form.states if start == "behind" else [type(form.states[0])(), form.states[1]]
     shutil.copytree(behind, reference, symlinks=True)
-    pull = ("puller", "pull", form.stores[1])
+    pull = ("puller", "pull", *form.how, form.stores[1])
     calls = done(forks.run(*pull, reference / form.copy, below=reference)).calls
     assert len(calls) > 8
     for at in chosen(len(calls)):
@@ -223,6 +248,13 @@ def test_publish_with_a_fault_at_some_calls(forks, forms, tmp_path, version, mod
 @pytest.mark.parametrize("name", FORMS)
 def test_pull_with_a_fault_at_every_call(forks, forms, tmp_path, name, start, mode):
     pull_faults(forks, forms[name], tmp_path, start, mode, every)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_folder_that_becomes_a_link_or_no_longer_is_one_with_a_fault_at_every_call(forks, ways, tmp_path, name, mode):
+    pull_faults(forks, ways[name], tmp_path, "behind", mode, every)
 
 
 @pytest.mark.slow
