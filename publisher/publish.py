@@ -27,7 +27,7 @@ from publisher.commit import (
 from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head, uptime
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
-from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
+from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, Unavailable, UsageError
 from puller.runs import Cursor
 from puller.secret import unlock
 from puller.stores.base import Store, Token
@@ -62,6 +62,8 @@ class Options:
     interval: int | None = None
     keep: int | None = None
     """How long a superseded version is promised to be pullable; older diffs leave the log."""
+    existing: bool = False
+    """Whether there was a dataset before: where there is none now, the store is not what it was, and none is created."""
     allow_shrink: bool = False
     dry_run: bool = False
     validate: Sequence[str] = ()
@@ -243,6 +245,11 @@ class _Publish:
 
     def run(self) -> Outcome:
         found, data, token = read_head(self.store)
+        if found is None and self.options.existing:
+            raise Unavailable(
+                f"the dataset in {self.store.where} is gone; nothing was published. Is everything mounted there, and is it the right "
+                "place? Bring it back; to create it anew, start again"
+            )
         if found is None:
             return self._first(token)
         check_encrypted(found, self.store.where, encrypt=self.options.encrypt)
