@@ -209,6 +209,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         return int(digits) * units[value[-1]]
 
 
+def moment(seconds: int) -> str:
+    """A time for people; `seconds` since 1970."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
+
+
 def span(seconds: int) -> str:
     """A span of time for people, in the largest unit that tells it exactly."""
     name, unit = next((n, u) for n, u in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)) if seconds % u == 0)
