@@ -162,7 +162,9 @@ def run(main: click.Command, name: str) -> None:
     except click.ClickException as error:
         status = 2
         if as_json:
-            click.echo(json_line({"error": "UsageError", "message": error.format_message(), "exit_code": 2, "names": []}))
+            click.echo(
+                json_line({"error": "UsageError", "message": error.format_message(), "exit_code": 2, "names": []})
+            )
         error.show()
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was there was kept", err=True)

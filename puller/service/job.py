@@ -51,11 +51,12 @@ class Job:
         """Unix seconds."""
         self.failure: Failure | None = None
         """None once it succeeds again."""
-        self.status = "starting"
-        """What it is doing, for people."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called, from any thread, when something turned that somebody may wait for."""
         self._now, self._clock = now, clock
         self._good_until = float("-inf")
         self._marks: dict[str, str] = {}
+        self._status = "starting"
         self._alive_until = clock() + STALLED
         self._bell = threading.Condition()
         self._hurried = False
@@ -92,19 +93,36 @@ class Job:
 
     def succeeded(self, good_for: float) -> None:
         """It did what it is for; without another success it turns red after so many seconds."""
-        self.ready, self.last_success, self.failure = True, self._now(), None
+        news = not self.ready or self.failure is not None
         self._good_until = self._clock() + good_for
+        self.ready, self.last_success, self.failure = True, self._now(), None
+        if news:
+            self.on_change()
 
     def failed(self, error: object) -> int:
         """It could not do what it is for; how many times in a row that is by now."""
         count = 1 if self.failure is None else self.failure.count + 1
         self.failure = Failure(str(error), count, self._now())
+        self.on_change()
         return count
 
     def mark(self, what: str, reason: str | None) -> None:
         """Be red for a reason of one's own, or (None) no more: stale data, a command that fails."""
-        marks = {**self._marks, what: reason}
-        self._marks = {name: text for name, text in marks.items() if text is not None}
+        marks = {name: text for name, text in {**self._marks, what: reason}.items() if text is not None}
+        if marks != self._marks:
+            self._marks = marks
+            self.on_change()
+
+    @property
+    def status(self) -> str:
+        """What it is doing, or holds, for people."""
+        return self._status
+
+    @status.setter
+    def status(self, text: str) -> None:
+        if text != self._status:
+            self._status = text
+            self.on_change()
 
     def took_over(self, last_success: float | None, good_for: float) -> None:
         """An earlier process has succeeded (at a Unix time, where that is known): the job is ready, and well for so long."""

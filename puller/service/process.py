@@ -6,11 +6,12 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from puller.errors import TargetError
 from puller.service import metrics
@@ -20,8 +21,11 @@ from puller.service.metrics import Registry
 from puller.service.notify import Notifier
 from puller.service.web import Server
 
-TICK = 1.0
-"""Seconds between looks at the jobs."""
+if TYPE_CHECKING:
+    from puller.service.settings import Settings
+
+TICK = 60.0
+"""Seconds between looks at the jobs where nothing turns: a job may become red by doing nothing."""
 WRITTEN_EVERY = 15.0
 """Seconds between writings of the metrics file."""
 GRACE = 0.8
@@ -29,16 +33,6 @@ GRACE = 0.8
 LONGEST_STEP = 60.0
 """Seconds that such a step is waited for. It may be killed at any time: the next start finishes it, or begins it anew."""
 _TEXT = "text/plain; charset=utf-8"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every service is told: where to listen (`host:port`), the metrics file, the log's format and level."""
-
-    listen: str | None = None
-    metrics_file: str | None = None
-    log_format: str = "text"
-    level: str = "info"
 
 
 class Service:
@@ -69,15 +63,28 @@ class Service:
             1, version=version("headwater")
         )
         self.registry.gauge("headwater_start_time_seconds", "When the process began, in Unix seconds.").set(time.time())
-        healthy = self.registry.gauge("headwater_healthy", "1 if the job is well, 0 if /healthz is red because of it.", ["job"])
+        healthy = self.registry.gauge(
+            "headwater_healthy", "1 if the job is well, 0 if /healthz is red because of it.", ["job"]
+        )
         self._show_health: Callable[[Job], None] = lambda job: healthy.follow(
             lambda: int(not job.problems()), job=job.name
         )
+
+    def main(self, jobs: Sequence[Job]) -> int:
+        """What a command does: `run`, and if a job is then still at work, end the process without waiting for it."""
+        status = self.run(jobs)
+        if self.abandoned:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(status)
+        return status
 
     def run(self, jobs: Sequence[Job]) -> int:
         """Run all jobs, each in a thread; the exit code. Raises UsageError where it cannot listen."""
         self.jobs = list(jobs)
         for job in jobs:
+            job.on_change = self._ring
             self._show_health(job)
         server = None if self.settings.listen is None else Server(self.settings.listen, self._pages())
         with self._signals():
@@ -135,8 +142,7 @@ class Service:
             self._crashed = True
             self.log.error(f"{job.name}: {traceback.format_exc()}", job=job.name)
         finally:
-            with contextlib.suppress(OSError):
-                os.write(self._writes, b"\0")
+            self._ring()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -152,18 +158,16 @@ class Service:
                 signal.signal(number, handler)
 
     def _supervise(self, threads: list[threading.Thread]) -> None:
-        """Until a signal, or the end of the last job."""
-        written = alive = float("-inf")
-        tick = TICK if self._notifier.watchdog is None else min(TICK, self._notifier.watchdog / 3)
+        """Until a signal, or the end of the last job. It sleeps while nothing turns."""
+        every = [TICK]
+        if self._notifier.watchdog is not None:
+            every.append(self._notifier.watchdog / 3)
+        if self.settings.metrics_file is not None:
+            every.append(WRITTEN_EVERY)
         while any(thread.is_alive() for thread in threads) and not self._crashed:
-            now = time.monotonic()
-            if now - alive >= tick:
-                alive = now
-                self._tell_systemd()
-            if now - written >= WRITTEN_EVERY:
-                written = now
-                self._write_metrics()
-            select.select([self._reads], [], [], tick)
+            self._tell_systemd()
+            self._write_metrics()
+            select.select([self._reads], [], [], min(every))
             heard = self._heard()
             if heard & {signal.SIGTERM, signal.SIGINT}:
                 return
@@ -171,13 +175,18 @@ class Service:
                 for job in self.jobs:
                     job.hurry()
 
+    def _ring(self) -> None:
+        """Wake `_supervise`; a pipe that is full will do so anyway."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writes, b"\0")
+
     def _heard(self) -> set[int]:
         with contextlib.suppress(BlockingIOError):
             return set(os.read(self._reads, 4096))
         return set()
 
     def _tell_systemd(self) -> None:
-        well, text = self.health()
+        _, text = self.health()
         if not self._ready and all(job.ready for job in self.jobs):
             self._ready = True
             self._notifier.send("READY=1")

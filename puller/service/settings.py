@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,7 +12,6 @@ import click
 
 from puller.errors import UsageError
 from puller.service.log import DEBUG, ERROR, FORMATS, INFO
-from puller.service.process import Settings
 
 PREFIX = "HEADWATER_"
 SECRETS = ("SECRET", "SIGNING_KEY")
@@ -19,6 +19,16 @@ SECRETS = ("SECRET", "SIGNING_KEY")
 GIVEN = ("NAME", "EPOCH", "VERSION", "PREVIOUS_EPOCH", "PREVIOUS_VERSION", "CANDIDATE", "TARGET", "URL")
 """Variables that commands which headwater starts are given; one of these may be a service."""
 CONFIG = "config"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every service is told: where to listen (`host:port`), the metrics file, the log's format and level."""
+
+    listen: str | None = None
+    metrics_file: str | None = None
+    log_format: str = "text"
+    level: str = INFO
 
 
 class ServiceCommand(click.Command):
@@ -45,7 +55,9 @@ class ServiceCommand(click.Command):
         path = probe.params.get(CONFIG)
         top, tables = ({}, []) if path is None else self._load(path)
         if tables and any(probe.params.get(p.name or "") for p in self.params if isinstance(p, click.Argument)):
-            raise UsageError(f"{path} has [[{self.table}]] tables, and arguments name another job; give one or the other")
+            raise UsageError(
+                f"{path} has [[{self.table}]] tables, and arguments name another job; give one or the other"
+            )
         jobs = []
         for table in tables or [{}]:
             child = click.Context(self, info_name=ctx.info_name, parent=ctx.parent)
@@ -123,7 +135,9 @@ _OPTIONS = (
         "--config", metavar="FILE", help="A TOML file with settings, and with several jobs, each as a table of its own."
     ),
     click.option(
-        "--listen", metavar="HOST:PORT", help="Serve /healthz, /livez and /metrics there (as 127.0.0.1:9100; default: nowhere)."
+        "--listen",
+        metavar="HOST:PORT",
+        help="Serve /healthz, /livez and /metrics there (as 127.0.0.1:9100; default: nowhere).",
     ),
     click.option("--metrics-file", metavar="FILE", help="Keep metrics in a file, for node_exporter (*.prom)."),
     click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +33,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "headwater"
     sys_version = ""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         page = self.server.pages.get(self.path.partition("?")[0])
         status, kind, text = (404, "text/plain; charset=utf-8", "not found\n") if page is None else page()
         body = text.encode("utf-8", "backslashreplace")
@@ -59,16 +61,22 @@ class Server(ThreadingHTTPServer):
         """Listen. Raises UsageError where that is impossible."""
         host, port = parse_address(address)
         self.pages = pages
+        self._stopping = False
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         if ":" in host:
-            import socket
-
             self.address_family = socket.AF_INET6
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
-            raise UsageError(f"cannot listen on {address}: {error.strerror}; another process may have the port") from error
-        threading.Thread(target=self.serve_forever, name="web", daemon=True).start()
+            raise UsageError(
+                f"cannot listen on {address}: {error.strerror}; another process may have the port"
+            ) from error
+        self._thread = threading.Thread(target=self._serve, name="web", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._places.acquire(blocking=False):
@@ -96,5 +104,8 @@ class Server(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Listen no more."""
-        self.shutdown()
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for a connection
+        self._thread.join(PATIENCE)
         self.server_close()
