@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
+COMMIT = "commit"
+"""What progress says when all is written, and HEAD is about to move: until then, `progress` may raise to end the publish."""
 _NAMED = 1 << 17
 """Changed keys that are remembered to be held against what a source was told of."""
 
@@ -243,8 +245,8 @@ class _Publish:
         found, data, token = read_head(self.store)
         if found is None and self.options.existing:
             raise Unavailable(
-                f"the dataset in {self.store.where} is gone; nothing was published. Is everything mounted there, and is it the right "
-                "place? Bring it back; to create it anew, start again"
+                f"the dataset in {self.store.where} is gone; nothing was published. Is everything mounted? To create it "
+                "anew, start again"
             )
         if found is None:
             return self._first(token)
@@ -260,6 +262,7 @@ class _Publish:
                 check_newest(was)
             elif self.next is not None:
                 self._validate(head, outcome, was.sign(self.next.head))
+                self.progress(COMMIT, 0, 0)
                 after = swap(was, self.next)
                 if self.touched is not None:
                     self.touched.committed(after)
@@ -303,6 +306,7 @@ class _Publish:
             return outcome
         outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
         self._validate(None, outcome, data)
+        self.progress(COMMIT, 0, 0)
         outcome.secret = locks.keep()
         check_in_time(self.store, began)
         self.store.flush()
