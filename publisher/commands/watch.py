@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,9 +61,9 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
     """Publish SOURCE to DEST whenever it changes, until stopped (SIGTERM).
 
     SOURCE is what `publisher publish` takes, but standard input; so are the options. Of a folder, only what changed is looked
-    at, and everything every --rescan (with jitter) or on SIGHUP. A SQLite database is asked for its version; after
-    `publisher track`, only changed rows are read. SOURCE may be replaced, or be away for a while; so may DEST: what changed is
-    published once both are there. A state that `publish` would refuse is reported, and tried again at the next change.
+    at, and everything every --rescan (with jitter) or on SIGHUP; of a SQLite database, only changed rows are read after
+    `publisher track`. SOURCE may be replaced, or be away for a while; so may DEST: what changed is published once both are
+    there. A state that `publish` would refuse is reported, and tried again at the next change.
 
     HEAD is signed again before it expires, if it does (`publisher refresh DEST --expires-in 3d`), and garbage is collected
     every hour if the dataset says how long versions are kept (--keep 7d).
@@ -85,7 +84,7 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
 
     service = Service("publisher watch", settings(shared))
     meters = Meters(service.registry)
-    watchers = [Watcher(task, service, meters) for task in map(_task, jobs)]
+    watchers = [Watcher(task, service, meters) for task in map(task_of, jobs)]
     status = service.main([watcher.job for watcher in watchers])
     for watcher in watchers:
         if watcher.error is not None:
@@ -96,7 +95,8 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
 watch_command.params += [param for param in publish_command.params if param.name not in _OTHERWISE]
 
 
-def _task(job: dict[str, Any]) -> Task:
+def task_of(job: dict[str, Any]) -> Task:
+    """The task that a job's options describe. Raises UsageError."""
     from publisher.publish import Options
     from publisher.watch.schedule import Times
     from publisher.watch.watcher import Task
@@ -158,4 +158,4 @@ def _notices(job: dict[str, Any], warn: Callable[[str], None]) -> Notices:
 
     if job["every"] is not None:
         return NoNotices()
-    return SourceNotices(job["source"], job["form"], job["poll"], warn, time.monotonic)
+    return SourceNotices(job["source"], job["poll"], warn)

@@ -1,10 +1,9 @@
-"""By what signs a source may have changed: events of its folder, looks at its files, the version of its database."""
+"""By what signs a source may have changed: events of its folder, or looks at its files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import stat as stats
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import NamedTuple, Protocol
 from publisher.sources.scan import Scan
 from publisher.sources.statcache import look
 from puller.errors import SourceError
-from puller.sqlitefile import address, is_database
 
 Clock = Callable[[], float]
 FINE, COARSE = 0.1, 2.0
@@ -76,15 +74,20 @@ class FolderPolls:
 
 
 class FilePolls:
-    """Looks at what the system says of a file."""
+    """Looks at what the system says of a file, and of the log beside it that a SQLite database may have.
+
+    SQLite could be asked itself (PRAGMA data_version), but on a connection that stays open, and for that the log of a
+    database stays, too, when all others close it: whoever then puts another file in its place would have a damaged database.
+    Of the log, the change time says nothing: for root, SQLite sets its owner whenever it opens it.
+    """
 
     def __init__(self, path: str, clock: Clock, period: float = 0.0, now: Callable[[], float] = time.time) -> None:
-        self._path = path
+        self._paths = path, f"{path}-wal"
         self._clock = clock
         self._period = period
         self._now = now
         self._next = clock()
-        self._seen = b""
+        self._seen: tuple[object, object] = (None, None)
         self._fresh = False
         self.look()
 
@@ -92,18 +95,18 @@ class FilePolls:
         if self._clock() < self._next:
             return None
         self._next = self._clock() + self._period
-        try:
-            status = os.stat(self._path)
-        except OSError as error:
-            raise Lost from error
-        seen, fresh = look(status), self._is_fresh(status)
+        source, log = map(_stat, self._paths)
+        seen = (source and look(source), log and (log.st_ino, log.st_size, log.st_mtime_ns))
+        written = max(
+            0 if source is None else max(source.st_mtime_ns, source.st_ctime_ns), 0 if log is None else log.st_mtime_ns
+        )
+        fresh = self._is_fresh(written)
         changed = seen != self._seen or (self._fresh and not fresh)
         self._seen, self._fresh = seen, fresh
         return Noticed(self._clock(), None) if changed else None
 
-    def _is_fresh(self, status: os.stat_result) -> bool:
-        """Whether it was written so lately that it may be written again, and look the same."""
-        written = max(status.st_mtime_ns, status.st_ctime_ns)
+    def _is_fresh(self, written: int) -> bool:
+        """Whether a file was written so lately that it may be written again, and look the same."""
         margin = COARSE if written % 1_000_000_000 == 0 else FINE
         return 0 <= self._now() - written / 1e9 < margin
 
@@ -111,60 +114,17 @@ class FilePolls:
         pass
 
 
-class DatabasePolls:
-    """Asks SQLite whether somebody committed, which takes microseconds; on a connection of its own, in no transaction."""
-
-    def __init__(self, path: str, clock: Clock, period: float = 0.0) -> None:
-        """Raises sqlite3.Error where it cannot be asked."""
-        self._clock = clock
-        self._period = period
-        self._next = clock()
-        options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=rw"
-        self._db = sqlite3.connect(address(path, options), uri=True, isolation_level=None, timeout=0.0)
-        self._version = self._ask()
-
-    def _ask(self) -> int:
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        return int(version)
-
-    def look(self) -> Noticed | None:
-        if self._clock() < self._next:
-            return None
-        self._next = self._clock() + self._period
-        try:
-            version = self._ask()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                return None  # somebody is committing
-            raise Lost from error
-        except sqlite3.Error as error:
-            raise Lost from error
-        if version == self._version:
-            return None
-        self._version = version
-        return Noticed(self._clock(), None)
-
-    def close(self) -> None:
-        self._db.close()
-
-
 class SourceNotices:
     """Tells of changes of whatever lies at a path, also when something else is put there.
 
-    `form` is what it was said to be (publisher.sources), `poll` the seconds between looks (None: events, where there are
-    some; files are looked at each time). `warn` is told, once, why there are no events.
+    `poll`: seconds between looks (None: events, where there are some; files are looked at each time). `warn` is told, once,
+    why there are no events.
     """
 
     def __init__(
-        self,
-        path: str,
-        form: str | None,
-        poll: float | None,
-        warn: Callable[[str], None],
-        clock: Clock = time.monotonic,
+        self, path: str, poll: float | None, warn: Callable[[str], None], clock: Clock = time.monotonic
     ) -> None:
         self._path = path
-        self._form = form
         self._poll = poll
         self._warn = warn
         self._clock = clock
@@ -195,7 +155,11 @@ class SourceNotices:
         self._what = None
         with contextlib.suppress(Lost):  # it went away again: the next look finds out
             if what is not None:
-                self._inner = self._folder() if what[0] == stats.S_IFDIR else self._file()
+                self._inner = (
+                    self._folder()
+                    if what[0] == stats.S_IFDIR
+                    else FilePolls(self._path, self._clock, self._poll or 0.0)
+                )
             self._what = what
 
     def _folder(self) -> Notices:
@@ -208,12 +172,6 @@ class SourceNotices:
                 self._poll = POLL
                 self._warn(f"{self._path}: {error}; its folders are looked at every {POLL:.0f} seconds instead")
         return FolderPolls(self._path, self._poll, self._clock)
-
-    def _file(self) -> Notices:
-        with contextlib.suppress(OSError, sqlite3.Error):
-            if self._form == "sqlite" or (self._form is None and is_database(self._path)):
-                return DatabasePolls(self._path, self._clock, self._poll or 0.0)
-        return FilePolls(self._path, self._clock, self._poll or 0.0)
 
 
 class NoNotices:
@@ -228,8 +186,12 @@ class NoNotices:
 
 def _identity(path: str) -> tuple[int, int, int] | None:
     """What kind of thing lies at a path, links followed, and which; None where there is nothing that can be seen."""
+    status = _stat(path)
+    return None if status is None else (stats.S_IFMT(status.st_mode), status.st_dev, status.st_ino)
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except OSError:
         return None
-    return stats.S_IFMT(status.st_mode), status.st_dev, status.st_ino

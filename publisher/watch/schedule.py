@@ -46,6 +46,7 @@ class Schedule:
         self._paths: set[bytes] | None = set()
         self._full_at = now
         self._not_before = now
+        self._retry_at: float | None = None
         self._held = False
         self.failures = 0
         """Attempts in a row that failed."""
@@ -71,7 +72,7 @@ class Schedule:
 
     def due_in(self, now: float) -> float:
         """Seconds until the next attempt; at most 0 if it is due."""
-        at = self._full_at
+        at = self._full_at if self._retry_at is None else min(self._full_at, self._retry_at)
         if self._since is not None and not self._held:
             at = min(at, self._last + self._times.settle, self._since + self._times.most)
         return max(at, self._not_before) - now
@@ -83,7 +84,7 @@ class Schedule:
             self._full_at = now + jittered(self._times.full, self._random)
         taken, self._paths = self._paths, set()
         self._begun = self._since if self._since is not None else now
-        self._since = None
+        self._since = self._retry_at = None
         self._held = False
         return taken
 
@@ -100,7 +101,7 @@ class Schedule:
         wait = pause(self.failures, self._random, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
         self._restore(paths, hold=source)
         if source:
-            self._full_at = min(self._full_at, now + wait)
+            self._retry_at = now + wait
         else:
             self._not_before = now + wait
         return wait

@@ -254,7 +254,7 @@ class Watcher:
                 outcome = collect(store, pool, secret=self.task.options.secret, progress=lambda *_: self.job.check())
         except Stopped:
             pass
-        except (HeadwaterError, OSError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - publishing goes on, whatever is wrong here
             self._meters.collections_failed.add(**self._label)
             self._log.warning(f"{self.task.dest}: garbage was not collected: {error}", event="gc", **self._label)
         else:
