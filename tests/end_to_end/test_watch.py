@@ -105,13 +105,14 @@ def test_a_database_is_published_when_somebody_commits(tmp_path, dest, mode):
             db.execute("DELETE FROM stock WHERE sku = 'b2'")
             db.execute("VACUUM INTO ?", (str(tmp_path / "other.db"),))
             db.execute("INSERT INTO stock VALUES('d4', 1)")
+            watching.still()
             db.close()
-            watching.rested()
+            watching.still()
             assert not os.path.exists(f"{path}-wal")  # no log of it stays because it is watched
             before = watching.version
             os.replace(tmp_path / "other.db", path)
             until(lambda: watching.version > before)
-            watching.rested()
+            watching.still()
     assert puller("pull", dest, tmp_path / "c.jsonl").status == 0
     assert [json.loads(line)["sku"] for line in (tmp_path / "c.jsonl").read_text().splitlines()] == ["a1", "c3"]
 
