@@ -82,7 +82,7 @@ def live(tmp_path, seconds, size, hours=0.0):
                 str(source), None, key=(), tables=(), name=name, schema=schema, strict=False
             ),
             "data",
-            Options(),
+            Options(keep=GRACE if hours else None),
         )
 
     commit()
@@ -158,7 +158,7 @@ def test_a_slow_puller_beside_garbage_collection(tmp_path):
 
 @pytest.mark.slow
 def test_a_puller_that_takes_over_a_minute_beside_garbage_collection(tmp_path):
-    check(*live(tmp_path, 75, 100_000_000, hours=0.5), 75, collected=True)
+    check(*live(tmp_path, 75, 100_000_000, hours=2), 75, collected=True)
 
 
 @pytest.mark.slow
