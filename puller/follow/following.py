@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from puller.console import count, size
 from puller.errors import FetchError, HeadwaterError, TargetError
+from puller.fetch import shown, where
 from puller.follow import record as records
 from puller.follow.hooks import Event, Hook, HookFailed
 from puller.follow.meters import Meters
@@ -80,6 +81,8 @@ class Following:
         self._lock: Lock | None = None
         self._place: str | None = None
         self._record = Record()
+        self._saved = False
+        """Whether the record that is stored is this process's."""
         self._poller = Poller(
             follow.url, follow.target, follow.form, follow.mirrors, follow.options, self._own, now=now
         )
@@ -156,7 +159,11 @@ class Following:
         self._lock, self._place = Lock(place, target.where), place
         self._record = records.read(place)
         self._poller.health.load(self._record.rests)
-        self._record.url, self._record.pid, self._record.host = self.follow.url, os.getpid(), socket.gethostname()
+        self._record.url, self._record.pid, self._record.host = (
+            where(self.follow.url),
+            os.getpid(),
+            socket.gethostname(),
+        )
         self._record.started = self._now()
 
     def _failed(self, error: Exception) -> float:
@@ -172,7 +179,8 @@ class Following:
             f"{target}: {error}; the next attempt is in {wait:.0f} s",
             target=target, error=type(error).__name__, failures=failures, wait=round(wait, 1),
         )  # fmt: skip
-        self._record.last_poll, self._record.last_error, self._record.failures = self._now(), str(error), failures
+        self._record.last_error, self._record.failures = str(error), failures
+        self._record.last_success = self.job.last_success or self._record.last_success
         self._save()
         self._show_staleness()
         return wait
@@ -194,9 +202,9 @@ class Following:
                 self._record.told = {}  # brought back, not moved: hooks are to look again
             self._meters.planned(target, outcome.plan)
         self._show_staleness()
-        if failed or outcome is not None or self._record.last_success is None:
-            self._record.last_poll = self._record.last_success = self._now()
-            self._record.failures = 0
+        if failed or outcome is not None or not self._saved:
+            self._record.last_success = self._now()
+            self._record.last_error, self._record.failures = None, 0
             self._save()
         elif self._place is not None:
             now = self._now()
@@ -263,7 +271,7 @@ class Following:
         event = Event(
             dataset=state.dataset,
             kind=state.kind,
-            url=self.follow.url,
+            url=shown(self.follow.url),
             target=target,
             position=state.position,
             previous=self._record.told.get(hook.name),
@@ -292,7 +300,7 @@ class Following:
         self._save()
 
     def _save(self) -> None:
-        self._record.rests = self._poller.health.dump()
+        self._saved, self._record.rests = True, self._poller.health.dump()
         if self._place is not None:
             try:
                 records.write(self._place, self._record)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from puller.follow.poller import Poller
+from puller.follow.record import lag_seconds, lag_versions
 from puller.plan import Plan
 from puller.service.job import Job
 from puller.service.metrics import Registry
@@ -38,7 +39,7 @@ class Meters:
                 "headwater_lag_seconds",
                 "Age of the newest version that was seen, while it is not held; else 0.",
                 _TARGET,
-            ): self.lag_seconds,
+            ): lambda s: lag_seconds(s, self._now()),
             gauge("headwater_head_age_seconds", "Age of the newest HEAD that was seen.", _TARGET): (
                 lambda s: self._now() - s.seen[2]
             ),
@@ -54,10 +55,6 @@ class Meters:
         )
         self._plans = counter("headwater_plans_total", "Steps, by way and reason.", ("target", "way", "reason"))
         self.hooks = counter("headwater_hooks_total", "Runs of hooks.", ("target", "hook", "result"))
-
-    def lag_seconds(self, state: State) -> float:
-        """How old the newest version that was seen is, while it is not held."""
-        return max(0.0, self._now() - state.seen[2]) if state.seen[:2] > state.position else 0.0
 
     def watch(self, target: str, poller: Poller, job: Job) -> None:
         """Tell of a follower from now on."""
@@ -76,8 +73,3 @@ class Meters:
 
 def _of(poller: Poller, of: Callable[[State], float | None]) -> float | None:
     return None if poller.state is None else of(poller.state)
-
-
-def lag_versions(state: State) -> int | None:
-    """Versions that are held back from what was seen; None where history was restarted in between."""
-    return max(0, state.seen[1] - state.version) if state.seen[0] == state.epoch else None

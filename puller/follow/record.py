@@ -7,12 +7,13 @@ import os
 import socket
 import time
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
 from puller.errors import TargetError
 from puller.service.process import write_atomically
-from puller.targets.base import Target
+from puller.targets.base import State, Target
 
 Position = tuple[int, int]
 
@@ -20,15 +21,15 @@ Position = tuple[int, int]
 class Record(msgspec.Struct):
     """What a follower tells `puller status` and the follower after it. Times are Unix seconds.
 
-    `told` has, for each hook (`exec`, `webhook`), the position of which it was told with success. `rests` are addresses to
-    be left alone, as in the target's state, which there is none of before a first pull.
+    `failures` counts those since the last success. `told` has, for each hook (`exec`, `webhook`), the position of which it
+    was told with success. `rests` are addresses to be left alone, as in the target's state, which there is none of before
+    a first pull.
     """
 
     url: str = ""
     pid: int = 0
     host: str = ""
     started: float = 0.0
-    last_poll: float | None = None
     last_success: float | None = None
     last_error: str | None = None
     failures: int = 0
@@ -97,6 +98,39 @@ def is_followed(path: str) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def lag_versions(state: State) -> int | None:
+    """Versions between what is held and the newest one that was seen; None where history was restarted in between."""
+    return max(0, state.seen[1] - state.version) if state.seen[0] == state.epoch else None
+
+
+def lag_seconds(state: State, now: float) -> float:
+    """How old the newest version that was seen is, while it is not held; else 0."""
+    return max(0.0, now - state.seen[2]) if state.seen[:2] > state.position else 0.0
+
+
+def told(target: Target, state: State, now: float) -> dict[str, Any] | None:
+    """How the following of a target goes, for `puller status`; None where it never was followed."""
+    path = place_of(target)
+    if path is None or not os.path.exists(path):
+        return None
+    record = read(path)
+    polled = os.stat(path).st_mtime  # of the last poll, which is all that an unchanged one leaves
+    return {
+        "running": is_followed(path),
+        "pid": record.pid,
+        "host": record.host,
+        "url": record.url,
+        "since": int(record.started),
+        "last_poll": int(polled),
+        "last_success": record.last_success if record.failures or record.last_success is None else int(polled),
+        "failures": record.failures,
+        "last_error": record.last_error,
+        "lag_versions": lag_versions(state),
+        "lag_seconds": lag_seconds(state, now),
+        "told": {name: {"epoch": epoch, "version": version} for name, (epoch, version) in record.told.items()},
+    }
 
 
 def _now() -> str:
