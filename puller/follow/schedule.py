@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from puller.service.backoff import Random, jittered, pause
+from puller.service.backoff import JITTER, Random, jittered, pause
 
 LONGEST = 300.0
 """Seconds between polls after many failures; an interval that is longer stays."""
@@ -16,17 +17,23 @@ GOOD_FOR = 10
 class Schedule:
     """Seconds to wait. `interval` is in seconds, `random` gives numbers from [0, 1).
 
-    Pullers that start together spread evenly over one interval, and jitter keeps them so: what a host has to answer does
-    not depend on when its pullers were restarted.
+    Pullers that start together poll evenly from their first poll on: how many requests a host gets in any second does not
+    depend on when its pullers were restarted.
     """
 
     random: Random
 
     def first(self, interval: float, *, holds: bool) -> float:
-        """Before the first poll: anywhere within an interval. A target that holds nothing yet is of no use until it is
-        filled, and fetching its chunks costs the host far more than the poll before: it starts at once.
+        """Before the first poll: what is left of a jittered interval that was going on when the process started.
+
+        Long intervals are more likely to be going on than short ones, hence the root; with any other first delay the
+        polls of many pullers would come in waves. A target that holds nothing is of no use until it is filled, and its
+        chunks cost the host far more than the poll before them: it starts at once.
         """
-        return interval * self.random() if holds else 0.0
+        if not holds:
+            return 0.0
+        shortest, longest = (1 - JITTER) ** 2, (1 + JITTER) ** 2
+        return interval * math.sqrt(shortest + (longest - shortest) * self.random()) * self.random()
 
     def after_success(self, interval: float) -> float:
         """After a poll, whether or not there was something new."""
