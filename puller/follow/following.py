@@ -132,9 +132,6 @@ class Following:
     def poll(self) -> float:
         """Poll once; the seconds until the next time."""
         job, poller = self.job, self._poller
-        if poller.state is None and self._record.told:
-            self._record.told = {}  # what will be held is new to all hooks, whatever a target before it held
-            self._save()
         before = poller.fetcher.requests, poller.fetcher.received
         try:
             outcome = poller.poll(self._noted, lambda *_: job.check())
@@ -152,19 +149,22 @@ class Following:
                 self._tell(told)
 
     def _own(self, target: Target) -> None:
-        """Lock a target before it is used first, and read what is remembered of it."""
+        """Lock a target before it is used, and read what is remembered of it; again where it was taken away since."""
         place = records.place_of(target)
-        if self._lock is not None or place is None:
+        if place is None:
             return
-        self._lock, self._place = Lock(place, target.where), place
-        self._record = records.read(place)
-        self._poller.health.load(self._record.rests)
-        self._record.url, self._record.pid, self._record.host = (
-            where(self.follow.url),
-            os.getpid(),
-            socket.gethostname(),
-        )
-        self._record.started = self._now()
+        if self._lock is None or not self._lock.is_there():
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+            self._lock, self._place = Lock(place, target.where), place
+            self._record, self._saved = records.read(place), False
+            self._poller.health.load(self._record.rests)
+            record, record.started = self._record, self._now()
+            record.url, record.pid, record.host = where(self.follow.url), os.getpid(), socket.gethostname()
+        if self._record.told and target.state() is None:
+            self._record.told = {}  # what will be held is new to all hooks, whatever a target before it held
+            self._save()
 
     def _failed(self, error: Exception) -> float:
         failures = self.job.failed(error)
@@ -198,8 +198,9 @@ class Following:
         if changed and outcome is not None:
             for told in self._hooks:
                 told.changes.add(self._noted.keys)
-            if outcome.before == outcome.after:
-                self._record.told = {}  # brought back, not moved: hooks are to look again
+            same = [name for name, position in self._record.told.items() if position == outcome.after]
+            for name in same:  # brought back, not moved: hooks are to look again
+                del self._record.told[name]
             self._meters.planned(target, outcome.plan)
         self._show_staleness()
         if failed or outcome is not None or not self._saved:

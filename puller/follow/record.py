@@ -80,6 +80,12 @@ class Lock:
             os.close(self._file)
             raise TargetError(f"{where} cannot be followed: {self.path}: {error.strerror}") from error
 
+    def is_there(self) -> bool:
+        """Whether its file still lies where others look for it: the target may have been taken away."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        return False
+
     def close(self) -> None:
         """Let go."""
         os.close(self._file)
