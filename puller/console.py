@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from puller.errors import HeadwaterError, LocalEdits, Untrusted
+from puller.progress import Progress, silent
 
 INTERRUPTED = 130
 SHOWN = 20
@@ -61,10 +62,10 @@ class Console:
             click.echo(text, err=True)
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+    def progress(self) -> Iterator[Progress]:
         """A callback (what, done, total in bytes, 0 where unknown) that draws on a terminal and nowhere else."""
         if self.as_json or self.level < 0 or not sys.stderr.isatty():
-            yield _undrawn
+            yield silent
             return
         from rich.console import Console as Terminal
         from rich.progress import (
@@ -110,10 +111,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _undrawn(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,8 @@ from puller.errors import HeadwaterError, UsageError
 from puller.fetch import open_fetcher
 from puller.follow.noted import Noted
 from puller.mirrors import Health
-from puller.pull import Found, Options, Outcome, Progress, must_read, pull, read_heads
+from puller.progress import Progress
+from puller.pull import Found, Options, Outcome, must_read, pull, read_heads
 from puller.targets import open_target
 from puller.targets.base import State, Target
 from puller.wire.head import Head
