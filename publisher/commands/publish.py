@@ -181,7 +181,7 @@ def publish_command(
     from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    _check_apart(source, dest)
+    check_apart(source, dest)
     options = Options(
         name=name,
         interval=interval,
@@ -271,7 +271,8 @@ def default_name(dest: str) -> str:
     return os.path.basename(os.path.abspath(dest.removeprefix("file://")))
 
 
-def _check_apart(source: str, dest: str) -> None:
+def check_apart(source: str, dest: str) -> None:
+    """Raise UsageError for a source and a destination of which one lies in the other."""
     from puller.errors import UsageError
 
     if source == "-" or dest.startswith("s3://"):

@@ -55,6 +55,7 @@ class Service:
         self.abandoned = False
         """Whether a job was still at work when `run` returned: end the process at once then, it must not wait for it."""
         self._crashed = False
+        self._ended, self._lock = 0, threading.Lock()
         self._told = ""
         self._ready = False
         from importlib.metadata import version
@@ -142,6 +143,8 @@ class Service:
             self._crashed = True
             self.log.error(f"{job.name}: {traceback.format_exc()}", job=job.name)
         finally:
+            with self._lock:
+                self._ended += 1  # its thread is still alive when the bell rings
             self._ring()
 
     @contextlib.contextmanager
@@ -164,7 +167,7 @@ class Service:
             every.append(self._notifier.watchdog / 3)
         if self.settings.metrics_file is not None:
             every.append(WRITTEN_EVERY)
-        while any(thread.is_alive() for thread in threads) and not self._crashed:
+        while self._ended < len(threads) and not self._crashed:
             self._tell_systemd()
             self._write_metrics()
             select.select([self._reads], [], [], min(every))
