@@ -491,7 +491,7 @@ def test_a_day_of_polls_leaks_nothing(tmp_path, source, nginx, polls):
         before = resident()
         after = run(polls)
         assert after[:2] == (descriptors, threads)
-        assert after[2] - objects < 100  # a leak of one object a poll would show
+        assert after[2] - objects < polls // 2  # one object a poll would show; caches of the standard library fill up
         assert resident() - before < 2 << 20
         assert tree(tmp_path / "copy") == tree(source)
         assert metric(one, "headwater_polls_total", result="failed") == 0
