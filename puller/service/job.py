@@ -7,16 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from puller.errors import HeadwaterError
-
 STALLED = 3600.0
 """Seconds of work without a sign of life after which a job counts as hung: the longest single step takes less."""
 
 
-class Stopped(HeadwaterError):
-    """The service was asked to stop; what was held is still held."""
-
-    exit_code = 130
+class Stopped(BaseException):
+    """The service was asked to stop. It is no error: what handles errors lets it pass, and what was held is still held."""
 
 
 @dataclass(frozen=True)
