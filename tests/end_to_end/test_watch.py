@@ -12,6 +12,7 @@ from contextlib import closing
 
 import pytest
 
+from publisher.watch import schedule
 from publisher.watch import watcher as watcher_module
 from publisher.watch.events import FolderEvents
 from puller.service.job import Stopped
@@ -20,6 +21,12 @@ from tests.states import read_head, state_of
 from tests.watching import Watching, until, watching_process
 
 QUICK = "--settle", "0.05"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """What is away is away for a moment only."""
+    monkeypatch.setattr(schedule, "FIRST_PAUSE", 0.1)
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def test_only_what_changed_is_looked_at(folder, dest, monkeypatch):
     assert watching.metric("failures_total") == 0
 
 
-@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("mode", [pytest.param("delete", marks=pytest.mark.slow), "wal"])
 def test_a_database_is_published_when_somebody_commits(tmp_path, dest, mode):
     path = tmp_path / "shop.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -241,7 +248,7 @@ def test_events_that_were_lost_are_survived(folder, dest, monkeypatch):
     assert state(dest)["unheard/file"] == "2, and this is heard"
 
 
-@pytest.mark.parametrize("how", [("--rescan", "1s"), ("--every", "0.3")])
+@pytest.mark.parametrize("how", [pytest.param(("--rescan", "1s"), marks=pytest.mark.slow), ("--every", "0.3")])
 def test_what_nothing_told_of_is_found_by_looking_at_everything(folder, dest, monkeypatch, how):
     monkeypatch.setattr(FolderEvents, "_changed", lambda *_: None)
     with Watching(folder, dest, *QUICK, *how) as watching:
@@ -346,7 +353,7 @@ def test_what_cannot_work_is_said_at_once(folder, tmp_path):
     assert "--key" in publisher("watch", tmp_path / "rows.jsonl", tmp_path / "d", check=2).err
 
 
-@pytest.mark.parametrize("count", [1500, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [800, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_many_files_at_once_are_published_once_each(tmp_path, dest, count):
     source = tmp_path / "s"
     source.mkdir()
