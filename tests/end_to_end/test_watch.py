@@ -12,10 +12,10 @@ from contextlib import closing
 
 import pytest
 
+from publisher.sources.folder import FolderSource
 from publisher.watch import schedule
 from publisher.watch import watcher as watcher_module
 from publisher.watch.events import FolderEvents
-from puller.service.job import Stopped
 from tests.conftest import publisher, puller, tree
 from tests.states import read_head, state_of
 from tests.watching import Watching, until, watching_process
@@ -317,8 +317,8 @@ def test_stopping_while_a_source_is_read(folder, dest, monkeypatch):
     with Watching(folder, dest, *QUICK) as watching:
         watching.published(1)
         head = (dest / "HEAD").read_bytes()
-        job = watching.watcher.job
-        monkeypatch.setattr(job, "check", lambda: (_ for _ in ()).throw(Stopped("now")))
+        read, job = FolderSource._file, watching.watcher.job
+        monkeypatch.setattr(FolderSource, "_file", lambda self, path: job.stop() or read(self, path))
         (folder / "f1").write_text("changed")
         until(lambda: not watching._thread.is_alive())
     assert (dest / "HEAD").read_bytes() == head
