@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as stats
+import time
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from publisher.large import Stream
 
 ATTEMPTS = 3
+MOMENT = 20_000_000
+"""Nanoseconds within which a file that was begun is mostly written."""
 LOOKS = 8
 """How often what was touched is looked at again, while it keeps changing."""
 _BATCH = 1 << 20
@@ -156,7 +159,7 @@ class FolderSource:
         for _ in range(ATTEMPTS):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                before = os.fstat(descriptor)
+                before = self._rested(descriptor)
                 prefix = files.EXECUTABLE if before.st_mode & 0o100 else files.FILE
                 if before.st_size >= MAX_INLINE:
                     return _Large(path, prefix)
@@ -168,6 +171,16 @@ class FolderSource:
         raise SourceError(
             f"{os.fsdecode(path)} keeps changing while it is read; nothing was published. Publish when it is still"
         )
+
+    def _rested(self, descriptor: int) -> os.stat_result:
+        """What a file looks like; where publishing is not asked for but begins by itself, whoever just writes gets a moment."""
+        status = os.fstat(descriptor)
+        for _ in range(ATTEMPTS if isinstance(self._cache, Kept) else 0):
+            if not 0 <= time.time_ns() - status.st_mtime_ns < MOMENT:
+                break
+            time.sleep(MOMENT / 1e9)
+            status = os.fstat(descriptor)
+        return status
 
     def _check_skipped(self) -> None:
         if self._strict and self.report.skipped:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from publisher.commands.watch import watch_command
 from puller.commands.follow import follow_command
 from tests.conftest import ROOT
 from tests.infra.serving import replaced
@@ -40,11 +41,8 @@ def analyze(*arguments: str | Path, folder: Path) -> str:
 
 def test_units_are_valid(instances):
     units = sorted(path.name for path in instances.glob("*@prices.*"))
-    assert len(units) == 3
+    assert len(units) == 2
     assert analyze("verify", "--man=no", *(f"./{unit}" for unit in units), folder=instances) == ""
-    for unit in units:
-        if unit.endswith(".timer"):
-            assert (instances / unit.replace(".timer", ".service")).exists()
 
 
 @pytest.mark.parametrize("name", ["puller", "publisher"])
@@ -72,8 +70,15 @@ def test_the_environment_gives_what_commands_use():
             assert f"{variable}=" in explained
 
 
-def test_the_puller_is_set_by_variables_that_it_knows():
-    text = (UNITS / "headwater-puller@.service").read_text().partition("EnvironmentFile=")[0]
+@pytest.mark.parametrize(
+    ("name", "command", "needed"),
+    [
+        ("puller", follow_command, {"HEADWATER_URL", "HEADWATER_TARGET"}),
+        ("publisher", watch_command, {"HEADWATER_SOURCE", "HEADWATER_DEST"}),
+    ],
+)
+def test_services_are_set_by_variables_that_they_know(name, command, needed):
+    text = (UNITS / f"headwater-{name}@.service").read_text().partition("EnvironmentFile=")[0]
     given = dict(re.findall(r"(HEADWATER_[A-Z_]+)=(\S+)", text))
-    assert {"HEADWATER_URL", "HEADWATER_TARGET"} <= set(given)
-    assert set(follow_command._environment(given)) == {name.removeprefix("HEADWATER_").lower() for name in given}
+    assert needed <= set(given)
+    assert set(command._environment(given)) == {name.removeprefix("HEADWATER_").lower() for name in given}
