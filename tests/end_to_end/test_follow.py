@@ -309,10 +309,11 @@ class Posted:
         from http.server import BaseHTTPRequestHandler, HTTPServer
 
         posted = self
-        self.status, self.bodies = 500, []
+        self.status, self.bodies, self.users = 500, [], set()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                posted.users.add(self.headers["Authorization"])
                 posted.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(posted.status)
                 self.end_headers()
@@ -352,6 +353,7 @@ def test_a_web_hook_is_told_until_it_takes_it(tmp_path):
     finally:
         web.server.shutdown()
         web.server.server_close()
+    assert web.users == {"Basic dXNlcjpzZWNyZXQ="}
     assert [body["version"] for body in web.bodies] == [1, 2, 2, 2]
     assert (web.bodies[0]["previous"], web.bodies[0]["changes"]) == (None, None)
     assert web.bodies[3] | {"url": ""} == {
