@@ -84,7 +84,7 @@ class Watching:
         """Wait until an attempt ended and nothing is waiting for one."""
         until(lambda: self.metric("attempts_total") and not self.watcher._schedule.is_dirty)
 
-    def still(self, seconds: float = 0.4, patience: float = PATIENCE) -> None:
+    def still(self, seconds: float = 0.2, patience: float = PATIENCE) -> None:
         """Wait until nothing was tried for so long."""
         end, attempts = time.monotonic() + patience, -1.0
         while attempts != (attempts := self.metric("attempts_total")) or self.watcher._schedule.is_dirty:

@@ -127,7 +127,7 @@ def task_of(job: dict[str, Any]) -> Task:
         dest=dest,
         name=default_name(dest),
         options=options,
-        times=Times(settle, every or job["rescan"], max(QUICK, min(tick, settle / 4, poll or tick))),
+        times=Times(settle, every or job["rescan"], max(QUICK, min(tick, settle / 2, poll or tick))),
         open_source=partial(_open, job),
         open_store=partial(open_store, dest, single_writer=job["single_writer"], max_age=job["max_age"]),
         notices=partial(_notices, job),

@@ -32,13 +32,13 @@ class FolderEvents:
         self._lock = threading.Lock()
         self._paths: set[bytes] | None = set()
         self._at: float | None = None
-        self._lost = False
         self._root = os.path.realpath(root)
         self._prefix = os.fsencode(self._root).rstrip(b"/") + b"/"
         self._observer = _observe(self._root, self)
 
     def look(self) -> Noticed | None:
-        if self._lost or not self._observer.is_alive() or not all(one.is_alive() for one in self._observer.emitters):
+        # an emitter ends when its folder is deleted
+        if not self._observer.is_alive() or not all(one.is_alive() for one in self._observer.emitters):
             raise Lost
         with self._lock:
             if self._at is None:
@@ -58,22 +58,20 @@ class FolderEvents:
             return
         for path in (event.src_path, event.dest_path):
             if path:
-                self._changed(os.fsencode(path), event)
+                self._changed(os.fsencode(path))
 
     def everything(self) -> None:
         """Events were lost: everything may have changed."""
         with self._lock:
             self._paths, self._at = None, self._clock()
 
-    def _changed(self, path: bytes, event: FileSystemEvent) -> None:
+    def _changed(self, path: bytes) -> None:
         if path.startswith(self._prefix):
             with self._lock:
                 self._at = self._clock()
                 if self._paths is not None:
                     self._paths.add(path[len(self._prefix) :])
                     self._paths = self._paths if len(self._paths) <= MOST else None
-        elif event.event_type in ("deleted", "moved"):
-            self._lost = True  # the folder itself
 
 
 def _observe(root: str, handler: Any) -> Any:

@@ -42,20 +42,21 @@ class Lost(Exception):
 
 
 class FolderPolls:
-    """Walks through a folder every so many seconds; for places that tell of no events."""
+    """Walks through a folder every so many seconds, and at once; for places that tell of no events."""
 
     def __init__(self, root: str, period: float, clock: Clock) -> None:
         self._root = root
         self._period = period
         self._clock = clock
         self._next = clock()
-        self._looks: dict[bytes, bytes] | None = None
+        self._looks: dict[bytes, bytes] = {}
         self._unsettled: set[bytes] = set()
+        self.look()
 
     def look(self) -> Noticed | None:
         if self._clock() < self._next:
             return None
-        scan = Scan(self._root, self._looks or ())
+        scan = Scan(self._root, self._looks)
         try:
             scan.all()
         except SourceError as error:
@@ -64,7 +65,7 @@ class FolderPolls:
         before, self._looks = self._looks, scan.looks
         settled = self._unsettled - scan.unsettled  # they may have changed once more without a sign: look at them again
         self._unsettled = scan.unsettled
-        if before is None or (before == scan.looks and not settled):
+        if before == scan.looks and not settled:
             return None
         changed = {key for key, _ in before.items() ^ scan.looks.items()}
         return Noticed(self._clock(), changed | settled)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from publisher.sources import scan as scan_module
 from publisher.sources.folder import FolderSource
 from publisher.sources.kept import Kept
 from publisher.sources.scan import Scan
@@ -108,6 +109,34 @@ def test_looking_in_part_costs_what_changed(tmp_path, monkeypatch):
     assert 0 < len(calls) <= 12
     kept.paths = set()
     assert FolderSource(str(root), cache=kept).recall(b"another state") is None
+
+
+def test_what_was_published_is_known_from_then_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_module, "racy_since", lambda _: 1 << 70)  # as if all had been written long ago
+    root, kept = tmp_path / "s", Kept()
+    for name in ("a", "b", "c/d"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("1")
+    source = FolderSource(str(root), cache=kept)
+    list(source.runs())
+    source.remember(b"1")
+    (root / "a").write_text("22")
+    (root / "c/d").unlink()
+    kept.paths = {b"a", b"c/d"}
+    source = FolderSource(str(root), cache=kept)
+    assert source.recall(b"1") == [b"a", b"c", b"c/d"]
+    source.remember(b"2")
+    kept.paths = None
+    assert FolderSource(str(root), cache=kept).recall(b"2") == []
+
+
+def test_who_just_writes_a_file_gets_a_moment(tmp_path, monkeypatch):
+    root = tmp_path / "s"
+    root.mkdir()
+    (root / "a").write_text("")
+    monkeypatch.setattr("publisher.sources.folder.time.sleep", lambda _: (root / "a").write_text("whole"))
+    monkeypatch.setattr("publisher.sources.folder.time.time_ns", lambda: os.stat(root / "a").st_mtime_ns)
+    assert list(FolderSource(str(root), cache=Kept()).runs()) == [([b"a"], [b"fwhole"])]
 
 
 def test_what_still_changes_is_looked_at_again(tmp_path, monkeypatch):
