@@ -106,6 +106,7 @@ class Following:
 
     def run(self, job: Job) -> None:
         """Poll and tell hooks until the job has to stop."""
+        self._log.info(f"{self.follow.target}: follows {where(self.follow.url)}", target=self.follow.target)
         due = self._clock() + self._schedule.first(self.interval, holds=self._poller.state is not None)
         while True:
             self.tell_hooks()
@@ -122,12 +123,16 @@ class Following:
         self._poller.close()
         if self._lock is not None:
             if self._poller.state is None and self._place is not None:
-                for path in (self._place, self._lock.path):  # nothing is held: leave no trace
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)
-                with contextlib.suppress(OSError):
-                    os.rmdir(os.path.dirname(self._place))
+                self._leave_no_trace(self._place, self._lock.path)
             self._lock.close()
+
+    def _leave_no_trace(self, *paths: str) -> None:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        if os.path.basename(paths[0]) == "follow":  # in a folder of our own
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(paths[0]))
 
     def poll(self) -> float:
         """Poll once; the seconds until the next time."""
@@ -193,6 +198,8 @@ class Following:
         self._meters.polls.add(target=target, result="changed" if changed else "unchanged")
         if failed:
             self._log.info(f"{target}: polls succeed again", target=target)
+        for note in self._poller.health.notes if outcome is None else outcome.notes:
+            self._log.warning(f"{target}: {note}", target=target)
         if outcome is not None:
             self._tell_of(outcome, before)
         if changed and outcome is not None:
@@ -203,7 +210,7 @@ class Following:
                 del self._record.told[name]
             self._meters.planned(target, outcome.plan)
         self._show_staleness()
-        if failed or outcome is not None or not self._saved:
+        if failed or outcome is not None or not self._saved or self._record.rests != self._poller.health.dump():
             self._record.last_success = self._now()
             self._record.last_error, self._record.failures = None, 0
             self._save()
@@ -214,8 +221,6 @@ class Following:
 
     def _tell_of(self, outcome: Outcome, before: tuple[int, int]) -> None:
         target = self.follow.target
-        for note in outcome.notes:
-            self._log.warning(f"{target}: {note}", target=target)
         names = outcome.changes.overwritten
         for name in names[:MOST_TOLD]:
             self._log.warning(f"{target}: overwrote {name}", target=target, path=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import signal
@@ -11,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from puller.console import json_line
-from puller.errors import HeadwaterError
+from puller.errors import HeadwaterError, UsageError
+from puller.fetch import shown
 from puller.service.notify import without_systemd
 
 TIMEOUT = 600
@@ -122,13 +125,12 @@ class WebHook:
     name = "webhook"
 
     def __init__(self, url: str) -> None:
+        """Raises UsageError for what is no web address."""
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UsageError(f"{shown(url)} is no address to post to: give one with http:// or https://")
         self._url = url
 
     def tell(self, event: Event, check: Callable[[], None]) -> None:
-        import urllib3
-
-        from puller.fetch import shown
-
         changes = event.changes
         body = {
             "dataset": event.dataset,
@@ -143,21 +145,32 @@ class WebHook:
             "changed": None if changes is None else len(changes),
             "changes": None if changes is None or len(changes) > MOST_POSTED else changes,
         }
+        status = self._post(json_line(body).encode())
+        if not 200 <= status <= 299:
+            raise HookFailed(f"the web hook {shown(self._url)} answers {status}; it will be told again")
+
+    def _post(self, body: bytes) -> int:
+        """The status of the answer; redirects are not followed. Raises HookFailed."""
+        from http.client import HTTPException
+        from urllib.error import HTTPError
+        from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+        class Unmoved(HTTPRedirectHandler):
+            def redirect_request(self, *_: Any) -> None:
+                """Follow none: a post would become a get."""
+
         headers = {"Content-Type": "application/json", "User-Agent": "headwater"}
+        user = unquote(urlsplit(self._url).netloc.rpartition("@")[0])
+        if user:
+            headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         try:
-            with urllib3.PoolManager() as pool:
-                answer = pool.request(
-                    "POST",
-                    self._url,
-                    body=json_line(body).encode(),
-                    headers=headers,
-                    timeout=WEB_TIMEOUT,
-                    retries=False,
-                    redirect=False,
-                )
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            request = Request(shown(self._url), body, headers, method="POST")  # noqa: S310 - the user's own URL
+            with build_opener(Unmoved).open(request, timeout=WEB_TIMEOUT) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            with error:
+                return error.code
+        except (HTTPException, OSError, ValueError) as error:
             raise HookFailed(
                 f"the web hook {shown(self._url)} cannot be reached ({error}); it will be told again"
             ) from error
-        if not 200 <= answer.status <= 299:
-            raise HookFailed(f"the web hook {shown(self._url)} answers {answer.status}; it will be told again")

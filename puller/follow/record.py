@@ -68,6 +68,8 @@ class Lock:
             raise TargetError(f"{where} cannot be followed: {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.is_there():
+                raise BlockingIOError  # whoever had it took the file away just now, and the next one will make another
             os.truncate(self._file, 0)
             os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}, since {_now()}".encode(), 0)
         except BlockingIOError as error:

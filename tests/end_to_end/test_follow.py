@@ -31,7 +31,7 @@ from puller.service.settings import Settings
 from puller.targets import open_target
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
-from tests.hostile_host import Reply, head, hostile
+from tests.hostile_host import Reply, files, head, hostile
 
 
 class Clock:
@@ -309,10 +309,11 @@ class Posted:
         from http.server import BaseHTTPRequestHandler, HTTPServer
 
         posted = self
-        self.status, self.bodies = 500, []
+        self.status, self.bodies, self.users = 500, [], set()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                posted.users.add(self.headers["Authorization"])
                 posted.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(posted.status)
                 self.end_headers()
@@ -352,6 +353,7 @@ def test_a_web_hook_is_told_until_it_takes_it(tmp_path):
     finally:
         web.server.shutdown()
         web.server.server_close()
+    assert web.users == {"Basic dXNlcjpzZWNyZXQ="}
     assert [body["version"] for body in web.bodies] == [1, 2, 2, 2]
     assert (web.bodies[0]["previous"], web.bodies[0]["changes"]) == (None, None)
     assert web.bodies[3] | {"url": ""} == {
@@ -462,11 +464,44 @@ def test_the_service_from_start_to_stop(tmp_path, source):
     assert not puller("status", "--json", tmp_path / "copy").json["following"]["running"]
 
 
+def test_it_stops_though_the_host_is_slow_and_goes_on_later(tmp_path, source):
+    """SIGTERM in the middle of a download: no file of it is waited for, and the next process takes up what came."""
+    for n in range(3):
+        (source / f"large{n}").write_bytes(random.Random(n).randbytes(1 << 20))
+    change(source)
+    release = threading.Event()
+
+    def slow(request, right):
+        if len(host.asked) > 5:
+            release.wait(30)
+
+    with hostile(tmp_path / "d", files(slow)) as host:
+        process = start(host.url, tmp_path / "copy", HEADWATER_QUIET="1")
+        until(lambda: len(host.asked) > 5)
+        process.terminate()
+        begun = time.monotonic()
+        process.communicate(timeout=25)
+        assert time.monotonic() - begun < 10  # a request has 30 s
+        assert process.returncode == 0
+        release.set()
+        before = len(host.asked)
+        with following(host.url, tmp_path / "copy") as one:
+            one.poll()
+            assert tree(tmp_path / "copy") == tree(source)
+        again = [request.path for request in host.asked[before:]]
+        assert again
+        assert len(again) < before
+
+
 def test_nothing_is_left_where_nothing_was_ever_held(tmp_path, source):
     with following(tmp_path / "none", tmp_path / "copy") as one:
         one.poll()
         assert not one.job.ready
-    assert not (tmp_path / "copy").exists() or os.listdir(tmp_path / "copy") == []
+    assert os.listdir(tmp_path / "copy") == []
+    (tmp_path / "empty").mkdir()
+    with following(tmp_path / "none", tmp_path / "empty/copy.db") as one:
+        one.poll()
+    assert os.listdir(tmp_path / "empty") == []
 
 
 @pytest.mark.parametrize("polls", [100, pytest.param(2880, marks=pytest.mark.slow)])
