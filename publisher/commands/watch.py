@@ -108,6 +108,8 @@ def task_of(job: dict[str, Any]) -> Task:
         raise UsageError("say what to watch and where to publish it: SOURCE and DEST, or --config FILE")
     if source == "-":
         raise UsageError("standard input cannot be watched; give a file")
+    if "://" in source and job["every"] is None:
+        raise UsageError(f"{source} can only be asked: say how often, with --every SECONDS")
     if job["every"] is not None and job["poll"] is not None:
         raise UsageError("--every and --poll exclude each other")
     check_apart(source, dest)

@@ -95,7 +95,11 @@ class ServiceCommand(click.Command):
 
     def _by_param(self, table: Mapping[str, Any]) -> dict[str, Any]:
         named = self._named()
-        return {str(named[name].name): value for name, value in table.items()}
+        repeatable = {name for name, param in named.items() if getattr(param, "multiple", False)}
+        return {
+            str(named[name].name): [value] if name in repeatable and isinstance(value, str) else value
+            for name, value in table.items()
+        }
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_several_sources_one_of_which_fails(folder, tmp_path):
     config = tmp_path / "watch.toml"
     config.write_text(
         f'settle = 0.05\n[[watch]]\nsource = "{folder}"\ndest = "{tmp_path}/d1"\n'
-        f'[[watch]]\nsource = "{tmp_path}/rows.txt"\ndest = "{tmp_path}/d2"\nkey = ["k"]\n'
+        f'[[watch]]\nsource = "{tmp_path}/rows.txt"\ndest = "{tmp_path}/d2"\nkey = "k"\n'
     )
     (tmp_path / "rows.txt").write_text('{"k": 1}\n')
     with watching_process("--config", config, "--log-format", "json") as process:
@@ -348,6 +348,7 @@ def test_what_cannot_work_is_said_at_once(folder, tmp_path):
     assert "SOURCE and DEST" in publisher("watch", check=2).err
     assert "standard input" in publisher("watch", "-", tmp_path / "d", check=2).err
     assert "exclude each other" in publisher("watch", folder, tmp_path / "d", "--every", 1, "--poll", 1, check=2).err
+    assert "say how often" in publisher("watch", "postgresql://db/shop", tmp_path / "d", check=2).err
     assert "lie one in the other" in publisher("watch", folder, folder / "d", check=2).err
     (tmp_path / "rows.jsonl").write_text('{"k": 1}\n')
     assert "--key" in publisher("watch", tmp_path / "rows.jsonl", tmp_path / "d", check=2).err
