@@ -160,13 +160,12 @@ def test_a_command_that_fails_is_run_again_later_and_also_by_the_next_process(tm
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path, source, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with following("d", "copy", Command("sleep 300 & echo $! > child; wait", timeout=0.3)) as one:
+    with following("d", "copy", Command("sleep 300 & echo $! > child; wait", timeout=1.0)) as one:
         one.poll()
         one.tell_hooks()
-        assert "did not end within 0 s" in one.job.problems()[0]
-        child = int((tmp_path / "child").read_text())
-        state = Path(f"/proc/{child}/stat")
-        assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        assert "did not end within 1 s" in one.job.problems()[0]
+    state = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    until(lambda: not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
 def test_a_target_that_is_taken_away_is_pulled_again_and_hooks_are_told(tmp_path, source, monkeypatch):

@@ -237,7 +237,8 @@ def test_a_service_answers_probes_hurries_and_stops(tmp_path, capfd):
     assert [t for t in threading.enumerate() if t.name in ("web", "one") and t.is_alive()] == []
 
 
-def test_a_job_that_does_not_end_is_not_waited_for():
+def test_a_job_that_does_not_end_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("puller.service.process.GRACE", 0.1)
     release = threading.Event()
 
     def deaf(job: Job) -> None:
