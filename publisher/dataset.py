@@ -20,12 +20,12 @@ from publisher.encrypt import check_encrypted
 from publisher.hashes import Changes, Hashes, cache_of
 from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
-from publisher.lookup import Finder
 from publisher.publish import create
 from publisher.published import Published, read_head, uptime
 from publisher.tables import PendingBytes, PendingRows
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
+from puller.lookup import Finder
 from puller.secret import unlock
 from puller.stores import open_store
 from puller.stores.base import Store

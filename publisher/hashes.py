@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from publisher import cache
 from publisher.cache import Cache, Mark, Place, Unusable, hash_sum, marks
-from publisher.lookup import Finder
 from publisher.published import Published
 from publisher.snapshots import node_bytes
 from publisher.sources.statcache import cache_folder
 from publisher.tables import Records
 from puller.errors import Conflict, NotFound
+from puller.lookup import Finder
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import archive_path, parse_head
 from puller.wire.nodes import Diff

@@ -10,8 +10,8 @@ from publisher.build import TreeBuilder
 from publisher.commit import Next, follow
 from publisher.hashes import Changes, Hashes, cache_of
 from publisher.large import put_stream
-from publisher.lookup import Finder
 from puller.errors import ChecksumMismatch
+from puller.lookup import Finder
 from puller.wire.checksum import MODULUS
 from puller.wire.codec import CHUNKS, DIFFS, MAX_INLINE
 from puller.wire.nodes import Diff

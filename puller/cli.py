@@ -8,6 +8,7 @@ from puller.commands.follow import follow_command
 from puller.commands.inspect import doctor_command, status_command
 from puller.commands.mirror import mirror_command
 from puller.commands.pull import pull_command, verify_command
+from puller.commands.records import cat_command, get_command, ls_command
 from puller.console import EXIT_CODES, run
 
 
@@ -24,6 +25,7 @@ def main() -> None:
       puller status prices.db
       puller verify prices.db
       puller mirror https://data.example.org/prices /srv/data/prices
+      puller get https://data.example.org/catalogue images/logo.svg
     """
 
 
@@ -34,6 +36,9 @@ for command in (
     status_command,
     verify_command,
     doctor_command,
+    get_command,
+    ls_command,
+    cat_command,
 ):
     main.add_command(command)
 

@@ -57,6 +57,12 @@ class Reason(StrEnum):
     """The publisher restarted history."""
     OLDER_VERSION = "older_version"
     """The version asked for is older than the one held: diffs lead forward only."""
+    PARTS_CHANGED = "parts_changed"
+    """Other parts of the dataset are to be held than are."""
+    PARTIAL_COPY = "partial_copy"
+    """Patches need the values of all keys that they name, and only parts are held."""
+    HISTORY_UNKNOWN = "history_unknown"
+    """The HEAD of the version that is held is not on the host any more: history may have been forked since."""
     NO_DIFFS = "no_diffs"
     """No diffs lead there."""
     NO_PATCHES = "no_patches"
@@ -156,6 +162,14 @@ def walk(start: int, end: int, diffs: Iterable[Diff], *, patches: bool) -> list[
     return _trace(start, end, came)
 
 
+def _walk_over(start: int, via: int | None, end: int, diffs: Sequence[Diff]) -> list[Step] | None:
+    """The cheapest diffs from version `start` to `end`, over `via` if that lies between, or None."""
+    if via is None or not start < via < end:
+        return walk(start, end, diffs, patches=False)
+    first, rest = walk(start, via, diffs, patches=False), walk(via, end, diffs, patches=False)
+    return None if first is None or rest is None else first + rest
+
+
 def _tree_cost(tree: Tree) -> int:
     return tree.bytes + tree.files * REQUEST_COST
 
@@ -213,16 +227,19 @@ def plan(
     diffs: Sequence[Diff],
     *,
     closed: Mapping[Way, Reason] | None = None,
+    via: int | None = None,
 ) -> Plan:
     """The way from `position` (epoch and version, None for an empty target) to `head`.
 
     `diffs` are those known: HEAD's, and the log's where those do not cover the way. `closed` names ways that are not
-    to be taken, with the reason. Raises Invalid if none is left.
+    to be taken, with the reason. Diffs have to lead over the version `via`, if it lies between. Raises Invalid if no way
+    is left. For a copy of parts, the trees in `head` and `diffs` are to say what these cost.
     """
     shut = dict(closed or {})
     if position == (head.epoch, head.version) and Way.NOTHING not in shut:
         return Plan(Way.NOTHING, Reason.CURRENT)
-    candidates = [_patch(position, head, diffs), _diffs(position, head, diffs), *_snapshots(position, head, diffs)]
+    by_diffs = _diffs(position, head, diffs, via)
+    candidates = [_patch(position, head, diffs), by_diffs, *_snapshots(position, head, diffs)]
     candidates = [replace(c, closed=shut.get(c.way, c.closed)) for c in candidates]
     open_ways = [c for c in candidates if c.closed is None]
     if not open_ways:
@@ -265,9 +282,9 @@ def _staged_bytes(step: Step) -> int:
     return step.tree.ref.stored if step.tree.level == 0 else step.tree.bytes
 
 
-def _diffs(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff]) -> Candidate:
+def _diffs(position: tuple[int, int] | None, head: Head, diffs: Sequence[Diff], via: int | None) -> Candidate:
     reason = _no_steps(position, head)
-    way = None if reason or position is None else walk(position[1], head.version, diffs, patches=False)
+    way = None if reason or position is None else _walk_over(position[1], via, head.version, diffs)
     return Candidate(Way.DIFFS, reason or Reason.NO_DIFFS) if way is None else _candidate(Way.DIFFS, way)
 
 

@@ -35,11 +35,13 @@ from puller.errors import (
 )
 from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, shown, where
 from puller.mirrors import Health
+from puller.partcopy import AtSnapshot, narrowed
 from puller.partial import Partial
+from puller.parts import WHOLE, Parts, cut_all, named, parse, ranges_of, tables_named, without
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
 from puller.progress import Progress, silent
-from puller.ranges import Ranges
-from puller.runs import bounded, live
+from puller.ranges import Bounds, Ranges
+from puller.runs import bounded, live, merge
 from puller.secret import unlock
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
@@ -50,6 +52,7 @@ from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
 from puller.wire.keyset import MAX_KEY_SET, check_key_set
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
 from puller.wire.note import Key
+from puller.wire.rows import SCHEMA_KEY, decode_schema
 
 BATCH = 4096
 MOST_DAMAGED = 3
@@ -73,6 +76,9 @@ class Options:
     an encrypted dataset, as a text or the file that it is in (None: where it is otherwise found, see
     `puller.secret.unlock`).
 
+    `parts`: those of the dataset that the target is to hold from now on, as `puller.parts.parse` takes them; empty: all
+    of it; None: what it holds, of a new target all.
+
     `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
     what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
     old the newest HEAD may be, in seconds, before the outcome says that it is stale.
@@ -89,6 +95,7 @@ class Options:
     allow_expired: bool = False
     max_staleness: int | None = None
     secret: str | None = field(default=None, repr=False)
+    parts: Sequence[Any] | None = None
 
 
 @dataclass
@@ -113,6 +120,8 @@ class Outcome:
     """Whether this was the first contact, or the first with a signed HEAD: `pins` are new."""
     stale: Staleness | None = None
     """Why what is held may be old, though nothing is wrong with it."""
+    parts: list[str] = field(default_factory=list)
+    """The parts that are held, as a user names them; none: the whole dataset."""
 
     @property
     def changed(self) -> bool:
@@ -237,7 +246,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
             assert answer.data is not None
             opened, _ = unlock(head, options.secret)
             if len(found) > 1:
-                Keeper(_key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
+                Keeper(key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
         except (Invalid, SecretError) as error:
             first = first or error
         else:
@@ -246,7 +255,7 @@ def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience:
     raise first
 
 
-def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
+def key_sets(fetcher: Fetcher, patience: Callable[[], Patience] = Patience) -> GetFile:
     """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
 
     def get(path: str) -> bytes:
@@ -264,7 +273,8 @@ def _key_sets(fetcher: Fetcher, patience: Callable[[], Patience]) -> GetFile:
 def must_read(state: State, options: Options, now: int) -> bool:
     """Whether HEAD itself is needed, not only whether it changed."""
     unknown = bool(options.trust) and not state.pins.key_set
-    return bool(options.version) or options.repin or unknown or not 0 <= now - state.read <= READ_AGAIN
+    others = options.parts is not None and parse(state.kind, options.parts) != state.parts
+    return bool(options.version) or options.repin or unknown or others or not 0 <= now - state.read <= READ_AGAIN
 
 
 def _remember_rests(target: Target, options: Options, health: Health) -> None:
@@ -307,6 +317,27 @@ def name_of(kind: str, key: bytes) -> str:
     return f"{table} {', '.join(map(repr, values))}".rstrip()
 
 
+def superseded(
+    fetcher: Fetcher, newest: Head, version: int, keeper: Keeper, pins: Pins, secret: str | None = None
+) -> Head:
+    """The HEAD of an earlier version of HEAD's epoch, opened, and verified from what `newest` is trusted by.
+
+    Raises NotFound where the host keeps it no more, Invalid for another than that.
+    """
+    path = archive_path(newest.epoch, version)
+    try:
+        data = fetcher.fetch(path, MAX_HEAD)
+        wanted = parse_head(data)
+    except (NotFound, Withheld) as error:
+        raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
+    wanted, _ = unlock(wanted, secret)
+    found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
+    if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
+        raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
+    keeper.archived(wanted, data, pins)
+    return wanted
+
+
 @dataclass
 class _Sums:
     """The checksums of ranges, and the number of records, of what a target holds while a step goes on."""
@@ -333,19 +364,25 @@ def read_diffs(
     *,
     without: Collection[bytes] = (),
     from_snapshot: bool = False,
+    via: int | None = None,
 ) -> list[Diff]:
     """HEAD's diffs, and as much of the log as it takes to have a good way from `position`, and one from the snapshot.
 
     `without` names the roots of diffs that are of no use. The way from the snapshot is looked for only if there is none
-    from `position` or it may cost less, or if it is asked for (`from_snapshot`).
+    from `position` or it may cost less, or if it is asked for (`from_snapshot`). `via` is a version between that the way
+    is to lead over.
     """
     diffs = [diff for diff in head.diffs if diff.tree.ref.sha256 not in without]
     covered = not from_snapshot or route(head.snapshot_version, head.version, diffs) is not None
+    if position is not None and via is not None:
+        covered = covered and None not in (route(position[1], via, diffs), route(via, head.version, diffs))
     if head.log is None or (covered and is_good(position, head, diffs)):
         return diffs
     log = reader.log(head.log)
     for start in starts(position, head):
         diffs = reader.search(log, start, head.version, diffs, without)
+    if position is not None and via is not None:
+        diffs = reader.search(log, position[1], via, diffs, without)
     return diffs
 
 
@@ -378,6 +415,15 @@ class _Pull:
         self.accepted: dict[str, Any] = {}
         """What the state is to remember of the newest HEAD, once it was verified."""
         self.met = False
+        self.after: State | None = None
+        """What the target holds after the step."""
+        self.parts: Parts = WHOLE if state is None else state.parts
+        self.within: list[Bounds] | None = None
+        """The ranges of keys that are held after the step; None: the whole dataset."""
+        self.cuts: dict[bytes, tuple[int, int]] = {}
+        """What chunks that are cut were found to hold within the parts, in earlier pulls."""
+        self.schema: Value = None
+        """The schema of tables, where the step has it."""
 
     def run(self, found: list[Found], fresh: bool) -> Outcome:
         try:
@@ -464,7 +510,7 @@ class _Pull:
 
     def _keeper(self, state: State | None) -> Keeper:
         pins = None if state is None or self.options.repin else state.pins
-        return Keeper(_key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
+        return Keeper(key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
 
     def _accept(self, head: Head, answer: Answer) -> Outcome | None:
         """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
@@ -576,18 +622,12 @@ class _Pull:
             return newest
         if version > newest.version:
             raise UsageError(f"there is no version {version} yet; the newest is {newest.version}; nothing was changed")
-        path = archive_path(newest.epoch, version)
-        try:
-            data = self.reader.fetcher.fetch(path, MAX_HEAD)
-            wanted = parse_head(data)
-        except (NotFound, Withheld) as error:
-            raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-        wanted, _ = unlock(wanted, self.options.secret)
-        found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
-        if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
-            raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
-        self._keeper(self.state).archived(wanted, data, self.accepted["pins"])
-        return wanted
+        return self._archived(newest, version)
+
+    def _archived(self, newest: Head, version: int) -> Head:
+        """The superseded HEAD of a version of HEAD's epoch, verified and opened. Raises NotFound."""
+        keeper, pins = self._keeper(self.state), self.accepted["pins"]
+        return superseded(self.reader.fetcher, newest, version, keeper, pins, self.options.secret)
 
     def _close(self, error: HeadwaterError) -> bool:
         """Close the way that failed, or a part of it; say whether another is left to try."""
@@ -611,22 +651,68 @@ class _Pull:
         state = self.state
         if state is not None:
             self._check_fork(state, head)
-            if state.position == (head.epoch, head.version) and Way.NOTHING not in self.closed:
-                tag = etag if head is newest else None
-                if not self.options.dry_run and (
-                    state.etag != tag or fresh or self.accepted["verified"] != state.verified
-                ):
-                    state = self._remember(state, tag, fresh)
-                return self._unchanged(state, Reason.CURRENT)
+        closed = self._closed_for_parts(head, newest) | self.closed
+        if state is not None and state.position == (head.epoch, head.version) and Way.NOTHING not in closed:
+            tag = etag if head is newest else None
+            if not self.options.dry_run and (state.etag != tag or fresh or self.accepted["verified"] != state.verified):
+                state = self._remember(state, tag, fresh)
+            return self._unchanged(state, Reason.CURRENT)
         position = None if state is None else state.position
         self.way = Way.NOTHING
-        whole = self.options.dry_run or Way.DIFFS in self.closed
-        diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole)
-        chosen = plan(position, head, diffs, closed=self.closed)
+        chosen = self._plan(head, position, closed)
         self.way = chosen.way
         only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
         changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
         return self._outcome(chosen, head, position, changes)
+
+    def _plan(self, head: Head, position: tuple[int, int] | None, closed: dict[Way, Reason]) -> Plan:
+        whole = self.options.dry_run or Way.DIFFS in closed
+        via = head.snapshot_version if self._may_prove(head) else None
+        diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole, via=via)
+        chosen = plan(position, head, diffs, closed=closed, via=via)
+        if self.within is None:
+            return chosen
+        held = None if whole or via is not None or self.state is None else self.state.records / max(1, head.records)
+        cheaper, diffs = narrowed(self.reader, head, diffs, chosen, self.within, share=held)
+        return plan(position, cheaper, diffs, closed=closed, via=via)
+
+    def _may_prove(self, head: Head) -> bool:
+        """Whether diffs lead a copy of parts over the version of a snapshot that it was not compared with."""
+        state = self.state
+        if self.within is None or state is None or state.epoch != head.epoch or state.parts != self.parts:
+            return False
+        return state.version < head.snapshot_version and state.snapshot != head.snapshot.ref.sha256.hex()
+
+    def _closed_for_parts(self, head: Head, newest: Head) -> dict[Way, Reason]:
+        """Settle which parts are to be held; give the ways that are closed because of that. Raises UsageError."""
+        state = self.state
+        held = WHOLE if state is None else state.parts
+        self.parts = held if self.options.parts is None else parse(head.kind, self.options.parts)
+        self.within = ranges_of(head.kind, self.parts) if self.parts else None
+        self.reader.cuts.clear()
+        self.cuts = self._known_cuts()
+        closed = {} if self.within is None else {Way.PATCH: Reason.PARTIAL_COPY}
+        if state is None or not (held or self.parts):
+            return closed
+        if not self._same_history(state, head, newest):
+            self.trusting = False
+            closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.HISTORY_UNKNOWN)
+        return closed if held == self.parts else closed | dict.fromkeys(CHANGES, Reason.PARTS_CHANGED)
+
+    def _same_history(self, state: State, head: Head, newest: Head) -> bool:
+        """Whether the version that is held is part of the history that leads to `head` (SPEC 5.6).
+
+        A copy of parts has no checksum to tell. Raises Untrusted where history was forked.
+        """
+        if state.epoch != head.epoch or state.version >= head.version or Way.DIFFS in self.closed:
+            return True
+        try:
+            known = self._archived(newest, state.version)
+        except NotFound:
+            return False
+        if known.publish_id != state.publish_id and not self._may_go_back(state):
+            raise self._fork(state, known)
+        return known.publish_id == state.publish_id
 
     def _check_same(self, state: State, head: Head) -> None:
         """Refuse another dataset; its kind is known once it was opened."""
@@ -653,9 +739,10 @@ class _Pull:
     def _check_fork(self, state: State, head: Head) -> None:
         """Refuse another HEAD for the version that is held (SPEC 7.4)."""
         same = state.position == (head.epoch, head.version)
-        known = (state.publish_id, state.checksum, state.records, state.snapshot)
-        served = (head.publish_id, f"{head.checksum:032x}", head.records, head.snapshot.ref.sha256.hex())
-        if same and known != served:
+        known = (state.publish_id, state.snapshot, state.checksum, state.records)
+        served = (head.publish_id, head.snapshot.ref.sha256.hex(), f"{head.checksum:032x}", head.records)
+        some = 2 if state.parts else 4  # checksum and number of parts are not HEAD's
+        if same and known[:some] != served[:some]:
             if not self._may_go_back(state):
                 raise self._fork(state, head)
             self.closed |= dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
@@ -670,10 +757,23 @@ class _Pull:
             f"forked. Ask the publisher; {word}",
         )
 
-    def _trees(self, head: Head, chosen: Plan) -> Iterator[Run]:
-        """The newest value of each key in what a plan reads, deletions as None."""
+    def _changes(self, head: Head, chosen: Plan, at: AtSnapshot | None = None) -> Iterator[Run]:
+        """The newest value of each key in the diffs of a plan, deletions as None; `at` counts what they pass through."""
         diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
-        return self.reader.merged([(CHUNKS, head.snapshot), *diffs] if chosen.way is Way.BOOTSTRAP else diffs)
+        if at is None:
+            return self.reader.merged(diffs, self.within)
+        until = sum(step.diff.b <= head.snapshot_version for step in chosen.steps)
+        return at.merged(*(self.reader.merged(some, self.within) for some in (diffs[:until], diffs[until:])))
+
+    def _all(self, head: Head, chosen: Plan, at: AtSnapshot | None) -> Iterator[Run]:
+        """All records that a plan leads to from nothing; `at` counts the snapshot's."""
+        diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
+        if not diffs:
+            return self.reader.merged([(CHUNKS, head.snapshot)], self.within)
+        if at is None:
+            return live(self.reader.merged([(CHUNKS, head.snapshot), *diffs], self.within))
+        snapshot = at.counted(self.reader.merged([(CHUNKS, head.snapshot)], self.within))
+        return live(merge([snapshot, self.reader.merged(diffs, self.within)]))
 
     def _staged(self, chosen: Plan, writer: Writer) -> Iterator[Run]:
         """The changes of steps with patches among them; each step sees the values that those before it gave."""
@@ -706,36 +806,81 @@ class _Pull:
             large=self.reader.large,
             overwrite=self.options.overwrite,
             adopt=self.options.adopt,
+            parts=self.parts,
             expected=None if state is None else state.position,
+            parts_before=WHOLE if state is None else state.parts,
             seen=None if state is None else state.seen,
         )
         if self.watch is not None:
             self.watch.begin(opening)
         with self.target.writer(opening) as writer:
+            at = self._counted_at(head, chosen)
             if chosen.way is Way.BOOTSTRAP or state is None:
                 held = _Sums(Ranges(), 0)
-                runs = self._trees(head, chosen)
-                if chosen.steps:
-                    runs = live(runs)
+                runs = self._all(head, chosen, at)
             elif chosen.way is Way.RESYNC:
                 held, runs = self._resync(state, head, chosen, writer)
             else:
                 held = _Sums(self._ranges(state), state.records)
-                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._trees(head, chosen)
-            self._stream(writer, runs, held, chosen)
-            if (held.ranges.checksum, held.records) != (head.checksum, head.records):
-                raise self._mismatch(chosen.way, head)
+                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._changes(head, chosen, at)
+            self._stream(writer, runs, held, chosen, at)
+            self._check_sums(head, chosen, held, at)
             if self.options.dry_run:
                 return Changes(overwritten=writer.overwrites() or self.edited)
             if self.watch is not None:
                 self.watch.end()
-            changes = writer.commit(self._new_state(head, newest, etag, held.ranges))
+            self.after = self._new_state(head, newest, etag, held)
+            changes = writer.commit(self.after)
             changes.overwritten = changes.overwritten or self.edited
             return changes
 
+    def _counted_at(self, head: Head, chosen: Plan) -> AtSnapshot | None:
+        """For a copy of parts, what counts its state at the snapshot's version, where the step passes through that."""
+        if self.within is not None and chosen.way is Way.BOOTSTRAP:
+            return AtSnapshot()
+        if chosen.way is not Way.DIFFS or self.state is None or not self._may_prove(head):
+            return None
+        return AtSnapshot(self.state.records, int(self.state.checksum, 16))
+
+    def _check_sums(self, head: Head, chosen: Plan, held: _Sums, at: AtSnapshot | None) -> None:
+        """Raise ChecksumMismatch if what comes out is not what HEAD promises; of parts, not what the snapshot has there."""
+        self._check_tables(head)
+        found = held.records, held.ranges.checksum
+        if self.within is None:
+            if found != (head.records, head.checksum):
+                raise self._mismatch(chosen.way, head)
+            return
+        if at is not None and chosen.steps and head.snapshot_version < head.version:
+            found = at.sums
+        elif head.snapshot_version != head.version and at is None:
+            return
+        if found != self.reader.proof(head.snapshot, self.within, self.cuts):
+            raise self._mismatch(chosen.way, head)
+        self.cuts = {}
+
+    def _known_cuts(self) -> dict[bytes, tuple[int, int]]:
+        state = self.state
+        if state is None or state.parts != self.parts:
+            return {}
+        return {bytes.fromhex(name): (n, int(checksum, 16)) for name, (n, checksum) in state.cuts.items()}
+
+    def _check_tables(self, head: Head) -> None:
+        """Refuse parts of tables that there are not, where a user has just named them."""
+        state = self.state
+        if head.kind != "table" or self.options.parts is None or (state is not None and state.parts == self.parts):
+            return
+        if self.schema is None and state is not None:
+            self.schema = next((values[0] for keys, values in self.target.records() if keys[0] == SCHEMA_KEY), None)
+        schema = [] if self.schema is None else decode_schema(self.reader.whole(SCHEMA_KEY, self.schema))
+        there = [table.name for table in schema]
+        if unknown := [name for name in tables_named(self.parts) if name not in there]:
+            raise UsageError(
+                f"the dataset {head.name!r} has no table {unknown[0]!r}; it has {', '.join(there) or 'none'}. Nothing was changed"
+            )
+
     def _resync(self, state: State, head: Head, chosen: Plan, writer: Writer) -> tuple[_Sums, Iterator[Run]]:
         """What is held, and what brings it to `head`; raise LocalEdits if it is not what was pulled, unless told."""
-        from puller.resync import Resync
+        from puller.resync import Resync, dropping
 
         expected = self._ranges(state)
         held = _Sums(expected.empty(), 0)
@@ -750,11 +895,20 @@ class _Pull:
             )
         known = state.epoch == head.epoch and head.snapshot_version <= state.version <= head.version
         self.trusting = self.trusting and known
+        before, after = (ranges_of(head.kind, parts) for parts in (state.parts, self.parts))
+        suspects += without(after, before)
         resync = Resync(
-            self.reader, head.snapshot, is_table=head.kind == "table", suspects=suspects if self.trusting else None
+            self.reader,
+            head.snapshot,
+            is_table=head.kind == "table",
+            suspects=suspects if self.trusting else None,
+            within=after,
         )
-        runs = resync.runs(writer.held(), self._trees(head, chosen))
-        if state.position == (head.epoch, head.version):
+        inside = writer.held() if self.within is None else cut_all(writer.held(), after)
+        runs = resync.runs(inside, self._changes(head, chosen))
+        if left := without(before, after):
+            runs = dropping(runs, writer.held(), left)
+        if state.position == (head.epoch, head.version) and state.parts == self.parts:
             runs = self._noted(head.kind, runs)
         elif edited and head.kind != "files":  # a folder names each path itself
             self.notes.append(f"{self.target.where} was changed here since it was pulled: --overwrite writes over that")
@@ -777,12 +931,16 @@ class _Pull:
             self.edited += [name_of(kind, key) for key in keys[: MOST_NAMED - len(self.edited)]]
             yield keys, values
 
-    def _stream(self, writer: Writer, runs: Iterator[Run], held: _Sums, chosen: Plan) -> None:
+    def _stream(self, writer: Writer, runs: Iterator[Run], held: _Sums, chosen: Plan, at: AtSnapshot | None) -> None:
         """Hand the runs to the writer, and keep `held` right."""
         for keys, values in bounded(runs):
             hashes = record_hashes(keys, values)
             before = writer.put(keys, values, hashes)
             held.take(keys, hashes, before, anew=chosen.way is Way.BOOTSTRAP)
+            if at is not None:
+                at.take(keys, hashes, before)
+            if keys and keys[0] == SCHEMA_KEY:
+                self.schema = values[0]
             if self.watch is not None:
                 self.watch.note(keys, values, before, hashes)
             self.progress("pull", self.reader.done, chosen.bytes)
@@ -790,23 +948,29 @@ class _Pull:
     def _mismatch(self, way: Way, head: Head) -> HeadwaterError:
         if way is Way.BOOTSTRAP:
             return ChecksumMismatch(
-                f"version {head.version} as served does not have the checksum that HEAD promises; nothing was changed. "
-                "Ask the publisher to run a check"
+                f"version {head.version} as served does not have the checksum that {self._promising} promises; nothing was "
+                "changed. Ask the publisher to run a check"
             )
         return ChecksumMismatch(
-            f"applying the {way} to {self.target.where} does not give the checksum that HEAD promises; nothing was written"
+            f"applying the {way} to {self.target.where} does not give the checksum that {self._promising} promises; nothing was "
+            "written"
         )
 
-    def _new_state(self, head: Head, newest: Head, etag: str | None, ranges: Ranges) -> State:
+    @property
+    def _promising(self) -> str:
+        return "HEAD" if self.within is None else "the snapshot's index"
+
+    def _new_state(self, head: Head, newest: Head, etag: str | None, held: _Sums) -> State:
         now = int(self.now())
+        cuts = self.cuts | self.reader.cuts if self.within is not None else {}
         return State(
             dataset=head.name,
             kind=head.kind,
             source=where(self.address),
             epoch=head.epoch,
             version=head.version,
-            checksum=f"{head.checksum:032x}",
-            records=head.records,
+            checksum=f"{held.ranges.checksum:032x}",
+            records=held.records,
             time=head.time,
             publish_id=head.publish_id,
             **self.accepted,
@@ -815,7 +979,9 @@ class _Pull:
             pulled=now,
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
-            ranges=ranges.dump(),
+            ranges=held.ranges.dump(),
+            parts=self.parts,
+            cuts={name.hex(): (n, f"{checksum:032x}") for name, (n, checksum) in cuts.items()},
             encryption=head.encryption or "",
         )
 
@@ -839,6 +1005,7 @@ class _Pull:
             pins=state.pins,
             met=self.met,
             stale=self._stale(state.seen[2], state.expires, state.behind, state.interval),
+            parts=named(state.kind, state.parts),
         )
 
     def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> Staleness | None:
@@ -852,8 +1019,8 @@ class _Pull:
             kind=head.kind,
             before=before,
             after=(head.epoch, head.version),
-            records=head.records,
-            checksum=f"{head.checksum:032x}",
+            records=head.records if self.after is None else self.after.records,
+            checksum=f"{head.checksum:032x}" if self.after is None else self.after.checksum,
             changes=changes,
             requests=self.reader.fetcher.requests,
             received=self.reader.fetcher.received,
@@ -861,4 +1028,5 @@ class _Pull:
             pins=self.accepted["pins"],
             met=self.met,
             stale=self._stale(self.accepted["seen"][2], self.accepted["expires"], None, head.interval),
+            parts=named(head.kind, self.parts),
         )

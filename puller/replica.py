@@ -208,6 +208,10 @@ class Replica(_Ranges):
     `trust`: the publisher's public key, as `publisher key show` prints it, or several, one of which suffices. Without
     it, the key that is met first is trusted from then on; for a replica in memory that is each time anew.
 
+    `parts` are those of the dataset to hold, and nothing else is fetched: paths' first characters (`"rules/eu/"`), keys'
+    first bytes, tables by their names, or rows by a tuple of a table's name and first values of its primary key. An empty
+    list means the whole dataset; None: what is held at `path`, or the whole. `checksum` and `len` are those of the parts.
+
     | kind | key | value |
     | --- | --- | --- |
     | `bytes` | bytes | bytes |
@@ -236,12 +240,14 @@ class Replica(_Ranges):
         trust: str | Iterable[str] = (),
         secret: str | None = None,
         mirrors: Sequence[str] = (),
+        parts: Sequence[Any] | None = None,
     ) -> None:
         """Raises UsageError for what is no public key, and as pulling does for `path`."""
         self._trust = parse_given([trust] if isinstance(trust, str) else trust)
         self.url = url
         self._secret = secret
         self.mirrors = tuple(mirrors)
+        self._parts = parts
         self._health = Health()
         self.path = path
         self._form = form
@@ -316,6 +322,7 @@ class Replica(_Ranges):
                     max_staleness=max_staleness,
                     trust=self._trust,
                     secret=self._secret,
+                    parts=self._parts,
                 )
                 return self._pull(on_change, options)
             finally:

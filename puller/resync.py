@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from puller.errors import LocalEdits
+from puller.parts import EVERYTHING, cut_all
 from puller.ranges import Bounds, overlaps
-from puller.runs import Cursor, overlay
+from puller.runs import Cursor, merge, overlay
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.checksum import Hash, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS
@@ -47,11 +48,20 @@ class Resync:
     """One walk over a snapshot's leaves and what is held, side by side.
 
     `suspects` are the only ranges in which what is held may be anything; in others it is from the snapshot's version
-    or later ones, and needs nothing but the diffs. None: all of it may be anything.
+    or later ones, and needs nothing but the diffs. None: all of it may be anything. `within` are the ranges to be held.
     """
 
-    def __init__(self, reader: Reader, snapshot: Tree, *, is_table: bool, suspects: list[Bounds] | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        snapshot: Tree,
+        *,
+        is_table: bool,
+        suspects: list[Bounds] | None,
+        within: Sequence[Bounds] = EVERYTHING,
+    ) -> None:
         self._reader = reader
+        self._within = within
         self._snapshot = snapshot
         self._is_table = is_table
         self._suspects: list[Bounds] = [(b"", None)] if suspects is None else suspects
@@ -59,20 +69,20 @@ class Resync:
     def runs(self, held: Iterable[Hashed], changes: Iterable[Run]) -> Iterator[Run]:
         """The differences, in key order, deletions as None: applied to what is held, they give the newest state.
 
-        `changes` are those after the snapshot. The schema of a table comes first, in a run of its own, and no row
-        that is held is read before that is consumed: the table may change its form in between. Raises LocalEdits
-        if what is held is out of order.
+        `changes` are those after the snapshot; they and `held` lie within the ranges to be held. The schema of a table
+        comes first, in a run of its own, and no row that is held is read before that is consumed: the table may change
+        its form in between. Raises LocalEdits if what is held is out of order.
         """
         batches = _in_order(held)
         diffs = Cursor(changes)
-        leaves = self._reader.leaves(CHUNKS, self._snapshot)
+        leaves = self._reader.leaves(CHUNKS, self._snapshot, self._within)
         if self._is_table:
             first = next(leaves)
             lead: Hashed = next(batches, ([], []))
             schema = diffs.take_below(_AFTER_SCHEMA)
             chunk = None
             if not schema[0] and overlaps(self._suspects, b"", _AFTER_SCHEMA):
-                chunk = self._reader.leaf(CHUNKS, first)
+                chunk = self._reader.cut_leaf(CHUNKS, first, self._within)
                 schema = chunk[0][:1], chunk[1][:1]
             if (run := differences(lead, schema, whole=False))[0]:
                 yield run
@@ -111,9 +121,25 @@ class Resync:
         """The records of a range's chunk but for the schema, or None where they are not needed."""
         if here.trusted or here.holds:
             return None
-        keys, values = here.chunk or self._reader.leaf(CHUNKS, here.leaf)
+        keys, values = here.chunk or self._reader.cut_leaf(CHUNKS, here.leaf, self._within)
         first = int(keys[:1] == [SCHEMA_KEY] and self._is_table)
         return keys[first:], values[first:]
+
+
+def dropping(runs: Iterator[Run], held: Iterable[Hashed], left: Sequence[Bounds]) -> Iterator[Run]:
+    """The runs of a resync, with deletions of all that is held in ranges that are left; a schema stays first."""
+    first = next(runs, None)
+    if first is not None and first[0] == [SCHEMA_KEY]:
+        yield first
+        first = None
+    gone: Iterator[Run] = ((keys, [None] * len(keys)) for keys, _ in cut_all(held, left))
+    yield from merge([_chained(first, runs), gone])
+
+
+def _chained(first: Run | None, rest: Iterator[Run]) -> Iterator[Run]:
+    if first is not None:
+        yield first
+    yield from rest
 
 
 def _in_order(held: Iterable[Hashed]) -> Iterator[Hashed]:

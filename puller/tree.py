@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, FetchError, Invalid, Missing, NotFound, Stale, Withheld
 from puller.partial import Partial
+from puller.parts import contains, cut
+from puller.ranges import Bounds, overlaps
 from puller.runs import merge
 from puller.wire import nodes
-from puller.wire.checksum import RecordHasher, check_large
+from puller.wire.checksum import MODULUS, RecordHasher, check_large, run_sum
 from puller.wire.codec import CHUNKS, DIFFS, MAX_STORED, Ref, check_ref, check_stored, decompress, path_of
 from puller.wire.nodes import (
     AnyPiece,
@@ -123,7 +125,11 @@ class Reader:
         self.patience: Patience | None = None
         """Whether, and how long, files that are missing are waited for."""
         self.done = 0
+        self.cuts: dict[bytes, tuple[int, int]] = {}
+        """Of chunks that lie only in part within the ranges that are read: number and checksum of the records there."""
         self._segments: dict[Segment, Log] = {}
+        self._indexes: dict[bytes, bytes] = {}
+        """Indexes that `narrow` read: they are needed again."""
         self._lock = threading.Lock()
         self._under_way: dict[bytes, Future[bytes]] = {}
 
@@ -189,29 +195,99 @@ class Reader:
         """The raw bytes of a file."""
         return decompress(self.frame(area, ref), ref.raw)
 
-    def leaves(self, area: str, tree: Tree) -> Iterator[Leaf]:
-        """The leaves of a tree in key order; its indexes are read on the way."""
-        return self._descend(area, tree.ref, tree.level, b"", None, None)
+    def leaves(self, area: str, tree: Tree, within: Sequence[Bounds] | None = None) -> Iterator[Leaf]:
+        """The leaves of a tree in key order; its indexes are read on the way. None without keys `within` some ranges."""
+        return self._descend(area, Leaf(tree.ref, b"", None, None), tree.level, within)
 
-    def _descend(
-        self, area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None
-    ) -> Iterator[Leaf]:
+    def _descend(self, area: str, node: Leaf, level: int, within: Sequence[Bounds] | None) -> Iterator[Leaf]:
         if level == 0:
-            yield Leaf(ref, lower, upper, entry)
+            yield node
             return
-        entries = self.index(area, ref, level, lower, upper, entry)
+        for below in self._below_node(area, node, level):
+            if within is None or overlaps(within, below.lower, below.upper):
+                assert below.entry is not None
+                yield from self._descend(area, below, below.entry.level, within)
+
+    def _below_node(self, area: str, node: Leaf, level: int) -> Iterator[Leaf]:
+        """What an index names, with the range of each."""
+        entries = self.index(area, node.ref, level, node.lower, node.upper, node.entry)
         for here, after in zip(entries, [*entries[1:], None], strict=True):
-            end = upper if after is None else after.bound
-            yield from self._descend(area, here.ref, here.level, here.bound, end, here)
+            yield Leaf(here.ref, here.bound, node.upper if after is None else after.bound, here)
 
     def index(
         self, area: str, ref: Ref, level: int, lower: bytes, upper: bytes | None, entry: Entry | None
     ) -> list[Entry]:
         """The entries of an index that covers [lower, upper); `entry` is what names it, where that is not the tree."""
-        entries = nodes.decode_index(self.load(area, ref), level=level, lower=lower, upper=upper)
+        raw = self._indexes.get(ref.sha256) or self.load(area, ref)
+        entries = nodes.decode_index(raw, level=level, lower=lower, upper=upper)
         if entry is not None and entry.records != sum(here.records for here in entries):
             raise Corrupt("an index holds another number of records than the one above it says")
         return entries
+
+    def narrow(self, area: str, tree: Tree, within: Sequence[Bounds]) -> Tree:
+        """The tree with the number and stored bytes of those of its files only that hold keys within some ranges.
+
+        Reads the indexes that lead there, which are not fetched again. Large values count with the size of their
+        contents, as far as all of the tree costs no less; those in a tree of one leaf count whole.
+        """
+        if tree.level == 0:
+            return tree
+        files, size = self._narrowed(area, Leaf(tree.ref, b"", None, None), tree.level, within)
+        return Tree(tree.ref, tree.level, min(files, tree.files), min(size, tree.bytes))
+
+    def _narrowed(self, area: str, node: Leaf, level: int, within: Sequence[Bounds]) -> tuple[int, int]:
+        files, size = 1, node.ref.stored
+        if level == 0:
+            return files, size + (0 if node.entry is None else node.entry.large)
+        if node.ref.sha256 not in self._indexes:
+            self._indexes[node.ref.sha256] = self.load(area, node.ref)
+        for one in self._below_node(area, node, level):
+            if overlaps(within, one.lower, one.upper):
+                assert one.entry is not None
+                inner = self._narrowed(area, one, one.entry.level, within)
+                files, size = files + inner[0], size + inner[1]
+        return files, size
+
+    def proof(self, tree: Tree, within: Sequence[Bounds], known: dict[bytes, tuple[int, int]]) -> tuple[int, int]:
+        """Number and checksum of the records of a snapshot within some ranges, by its indexes (SPEC 5.2).
+
+        Chunks that lie there only in part are read for it, unless `known` has what they hold there; `cuts` has that
+        afterwards.
+        """
+        cuts, self.cuts = {**known, **self.cuts}, {}
+        records = checksum = 0
+        for here in self._proven(Leaf(tree.ref, b"", None, None), tree.level, within):
+            if here.entry is not None and contains(within, here.lower, here.upper):
+                records += here.entry.records
+                checksum += int.from_bytes(here.entry.checksum, "big")
+                continue
+            name = here.ref.sha256
+            if name in cuts:
+                self.cuts[name] = cuts[name]
+            else:
+                self.cut_leaf(CHUNKS, here, within)
+            records, checksum = records + self.cuts[name][0], checksum + self.cuts[name][1]
+        return records, checksum % MODULUS
+
+    def _proven(self, node: Leaf, level: int, within: Sequence[Bounds]) -> Iterator[Leaf]:
+        """The largest parts of a snapshot that lie within ranges, and the leaves that lie there only in part."""
+        if level == 0 or (node.entry is not None and contains(within, node.lower, node.upper)):
+            yield node
+            return
+        for below in self._below_node(CHUNKS, node, level):
+            if overlaps(within, below.lower, below.upper):
+                assert below.entry is not None
+                yield from self._proven(below, below.entry.level, within)
+
+    def cut_leaf(self, area: str, leaf: Leaf, within: Sequence[Bounds] | None) -> Run:
+        """The records of one leaf within some ranges. Of a chunk that is cut, `cuts` has then what they come to."""
+        run = self.leaf(area, leaf)
+        if within is None:
+            return run
+        run = cut(*run, within)
+        if area == CHUNKS and not (leaf.entry is not None and contains(within, leaf.lower, leaf.upper)):
+            self.cuts[leaf.ref.sha256] = len(run[0]), run_sum(*run)
+        return run
 
     def leaf(self, area: str, leaf: Leaf) -> Run:
         """The records of one leaf."""
@@ -221,12 +297,17 @@ class Reader:
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
 
-    def runs(self, area: str, tree: Tree, budget: int = BUDGET) -> Iterator[Run]:
-        """The records of a tree. Raises Corrupt, or a FetchError, which names the tree if it is a diff's."""
-        leaves = self.leaves(area, tree)
+    def runs(
+        self, area: str, tree: Tree, budget: int = BUDGET, within: Sequence[Bounds] | None = None
+    ) -> Iterator[Run]:
+        """The records of a tree, all or those within some ranges.
+
+        Raises Corrupt, or a FetchError, which names the tree if it is a diff's.
+        """
+        leaves = self.leaves(area, tree, within)
         try:
             for _, run in ahead(
-                self.pool, leaves, lambda leaf: self.leaf(area, leaf), lambda leaf: leaf.ref.raw, budget
+                self.pool, leaves, lambda leaf: self.cut_leaf(area, leaf, within), lambda leaf: leaf.ref.raw, budget
             ):
                 if run[0]:
                     yield run
@@ -242,9 +323,11 @@ class Reader:
         """The records of a diff, deletions as None."""
         return self.runs(DIFFS, diff.tree)
 
-    def merged(self, trees: Sequence[tuple[str, Tree]]) -> Iterator[Run]:
+    def merged(self, trees: Sequence[tuple[str, Tree]], within: Sequence[Bounds] | None = None) -> Iterator[Run]:
         """The newest value of each key in several trees, each newer than the one before; they share one budget."""
-        return merge([self.runs(area, tree, BUDGET // len(trees)) for area, tree in trees]) if trees else iter(())
+        if not trees:
+            return iter(())
+        return merge([self.runs(area, tree, BUDGET // len(trees), within) for area, tree in trees])
 
     def patch(self, tree: Tree, values: Callable[[list[bytes]], list[Value]]) -> Iterator[Run]:
         """The records of a patch, deletions as None; `values` gives those of keys at the version it was made for.

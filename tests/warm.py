@@ -27,6 +27,8 @@ PRELOADED = (
         "puller.http",
         "puller.mirror",
         "puller.pull",
+        "puller.remote",
+        "puller.resync",
     ),
     *("puller.stores.s3", "puller.targets.folder", "puller.targets.jsonl", "puller.targets.sqlite"),
 )

@@ -94,7 +94,7 @@ def init_command(
 @click.option(
     "--as",
     "form",
-    type=click.Choice(["folder", "jsonl", "csv", "tsv", "sqlite"]),
+    type=click.Choice(["folder", "jsonl", "csv", "tsv", "parquet", "sqlite"]),
     help="What SOURCE is, if its name does not tell.",
 )
 @click.option("--key", multiple=True, metavar="FIELD", help="The field that identifies a row; repeatable.")
@@ -152,11 +152,13 @@ def publish_command(
 ) -> None:
     """Publish the state of SOURCE as a new version of the dataset at DEST, if anything changed.
 
-    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV or TSV, or "-" for JSON Lines from
-    standard input (CSV: --as csv). DEST is a local folder or s3://bucket/prefix; where there is no dataset yet, one is
-    created, and signed: its private key is made in the keys folder ($XDG_CONFIG_HOME/headwater/keys, or
-    ~/.config/headwater/keys), and the public one, for pullers, is printed. Credentials for buckets, and what else boto3
-    knows, come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
+    SOURCE is a folder, a SQLite database, a file of JSON Lines (*.jsonl), CSV, TSV or Parquet, or "-" for JSON Lines
+    from standard input (CSV: --as csv). With --as csv, tsv or jsonl, a folder is one table for each such file in it;
+    keys are given as --key TABLE.FIELD. With --as parquet, a folder is one table of all its files. DEST is a local
+    folder or s3://bucket/prefix; where there is no dataset yet, one is created, and signed: its private key is made in
+    the keys folder ($XDG_CONFIG_HOME/headwater/keys, or ~/.config/headwater/keys), and the public one, for pullers, is
+    printed. Credentials for buckets, and what else boto3 knows, come from the environment (AWS_PROFILE,
+    AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …), ~/.aws or the machine's role.
 
     Validators (--validate CMD) run in a shell after everything was written and before HEAD moves, only if something
     changed. They get one JSON object on stdin (name, kind, version, records, added, updated, deleted,
@@ -174,6 +176,8 @@ def publish_command(
       publisher publish prices.jsonl /srv/data/prices --key sku --validate ./check-prices
       publisher publish app.db /srv/data/app --table users --table groups
       publisher publish list.csv /srv/data/list --key sku --detect-types
+      publisher publish ./exports /srv/data/exports --as csv --key orders.id --key stock.sku
+      publisher publish ./parts /srv/data/parts --as parquet --key id
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
     from publisher.publish import Options, publish

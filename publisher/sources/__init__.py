@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from publisher.sources.base import Source
@@ -12,6 +13,7 @@ from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
     from publisher.sources.kept import Kept
+    from publisher.sources.rowsfile import RowsFile
     from puller.wire.rows import Schema
 
 
@@ -40,12 +42,13 @@ def form_of(path: str) -> str:
     )
 
 
-FORMS = ("folder", "jsonl", "csv", "tsv", "sqlite")
+FORMS = ("folder", "jsonl", "csv", "tsv", "parquet", "sqlite")
 _ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".parquet": "parquet",
     ".db": "sqlite",
     ".sqlite": "sqlite",
     ".sqlite3": "sqlite",
@@ -86,14 +89,49 @@ def open_source(
 
         reader = None if cached_for is None else identity(cached_for, name)
         return apart(SQLiteSource(path, tables, key, schema, strict=strict, cache=cache, reader=reader))
+    if form == "parquet":
+        from publisher.sources.apart import apart
+        from publisher.sources.parquet import ParquetSource
+
+        _check_one(path, tables)
+        table = tables[0] if tables else None
+        return apart(ParquetSource(path, key, table, schema, name=name, strict=strict, cache=cache))
+    make = _Make(form, schema, detect)
+    if os.path.isdir(path):
+        from publisher.sources.apart import apart
+        from publisher.sources.several import SeveralSource
+
+        endings = [ending for ending, one in _ENDINGS.items() if one == form]
+        several = SeveralSource(path, endings, tables, key, schema, make, strict=strict, cache=cache)
+        return several if form == "jsonl" else apart(several)
+    _check_one(path, tables)
+    source = make(path, key, tables[0] if tables else schema[0].name if len(schema) == 1 else name, cache)
+    if form == "jsonl":
+        return source
+    from publisher.sources.apart import apart
+
+    return apart(source)
+
+
+def _check_one(path: str, tables: tuple[str, ...]) -> None:
     if len(tables) > 1:
         raise UsageError(f"{path} holds one table; --table names it, and is given once")
-    table = tables[0] if tables else schema[0].name if len(schema) == 1 else name
-    if form in ("csv", "tsv"):
-        from publisher.sources.apart import apart
+
+
+@dataclass(frozen=True)
+class _Make:
+    """Makes the source of one file of rows."""
+
+    form: str
+    schema: Schema
+    detect: bool
+
+    def __call__(self, path: str, key: tuple[str, ...], table: str, cache: StatCache | None = None) -> RowsFile:
+        if self.form == "jsonl":
+            from publisher.sources.jsonl import JsonLinesSource
+
+            return JsonLinesSource(path, key, table, self.schema, cache=cache)
         from publisher.sources.delimited import DelimitedSource
 
-        return apart(DelimitedSource(path, key, table, schema, detect=detect, tabs=form == "tsv", cache=cache))
-    from publisher.sources.jsonl import JsonLinesSource
-
-    return JsonLinesSource(path, key, table, schema, cache=cache)
+        tabs = self.form == "tsv"
+        return DelimitedSource(path, key, table, self.schema, detect=self.detect, tabs=tabs, cache=cache)

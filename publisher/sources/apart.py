@@ -40,6 +40,10 @@ class Table(Source, Protocol):
 
     where: str
 
+    def size(self) -> int:
+        """Bytes of all that is read. Raises OSError."""
+        ...
+
     def recall(self, state: bytes) -> list[bytes] | None: ...
 
     def remember(self, state: bytes) -> None: ...
@@ -114,7 +118,7 @@ class Apart:
 def apart(source: Table) -> Source:
     """The source, in a process of its own where it is large and there are cores for two."""
     with contextlib.suppress(OSError):
-        if os.path.getsize(source.where) >= LARGE and sys.executable and (os.cpu_count() or 1) > 1:
+        if source.size() >= LARGE and sys.executable and (os.cpu_count() or 1) > 1:
             return Apart(source)
     return source
 

@@ -45,27 +45,36 @@ class RowsFile:
         self._memory = memory
         self._cache = cache
         self._looks: dict[bytes, bytes] = {}
-        self._unsettled = False
+        self.unsettled = False
+        """Whether the file may change again and look the same."""
         self._sorted = True
         self._spool: IO[bytes] | None = None
 
+    def size(self) -> int:
+        """Bytes of all that is read. Raises OSError."""
+        return os.path.getsize(self.where)
+
     def recall(self, state: bytes) -> list[bytes] | None:
         known = None if self._cache is None else self._cache.load(state)
-        self._look()
-        return [] if self._looks and known == self._looks else None
+        looks = self.looks()
+        return [] if looks and known == looks else None
 
     def remember(self, state: bytes) -> None:
         if self._cache is not None and self._looks:
-            self._cache.save(state, dict.fromkeys(self._looks, b"") if self._unsettled else self._looks)
+            self._cache.save(state, dict.fromkeys(self._looks, b"") if self.unsettled else self._looks)
+
+    def looks(self) -> dict[bytes, bytes]:
+        """What the file looks like now, before it is read, under the table and key that it is read with."""
+        self._look()
+        return self._looks
 
     def _look(self) -> None:
-        """What the file looks like before it is read, under the table and key that it is read with."""
         limit = racy_since(time.time_ns())
         with contextlib.suppress(OSError):
             status = os.stat(self.where)
             if stats.S_ISREG(status.st_mode):
                 self._looks = {encode_key(self._table, self._read_as()): look(status)}
-                self._unsettled = max(status.st_ctime_ns, status.st_mtime_ns) >= limit
+                self.unsettled = max(status.st_ctime_ns, status.st_mtime_ns) >= limit
 
     def _read_as(self) -> list[str]:
         """What decides how the file is read."""
@@ -79,6 +88,10 @@ class RowsFile:
             self._look()
         for keys, values in self._ordered() if self._sorted else self._sort():
             yield keys, lazily(values)
+
+    def lead(self) -> Run:
+        """The schema, once all rows were read."""
+        raise NotImplementedError
 
     def _again(self) -> None:
         """Forget what was learned of the rows."""

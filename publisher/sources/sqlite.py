@@ -82,6 +82,9 @@ class SQLiteSource:
         self._state = b""
         self.report = Report()
 
+    def size(self) -> int:
+        return os.path.getsize(self.where)
+
     def recall(self, state: bytes) -> list[bytes] | None:
         """Where triggers note what changes, the rows are read at once, in the transaction that says which they are."""
         known = None if self._cache is None else self._cache.load(state)

@@ -35,11 +35,13 @@ def status_command(
     import time
 
     from puller.follow.record import told
+    from puller.parts import named
 
     out = console(as_json, quiet, verbose)
     state, opened = held(target, form)
     following = told(opened, state, time.time())
     opened.close()
+    parts = named(state.kind, state.parts)
     fields = {
         "target": target,
         "dataset": state.dataset,
@@ -48,6 +50,7 @@ def status_command(
         "epoch": state.epoch,
         "version": state.version,
         "records": rows_of(state.records, state.kind),
+        "parts": parts,
         "checksum": state.checksum,
         "published": state.time,
         "pulled": state.pulled,
@@ -66,6 +69,7 @@ def status_command(
         f"  signed     {_signed(state)}\n"
         f"  newest     version {state.seen[1]} (epoch {state.seen[0]}), of {moment(state.seen[2])}{_expires(state)}"
     )
+    text += f"\n  parts      {', '.join(parts)}" if parts else ""
     text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
     text += "" if following is None else f"\n  following  {_following(following)}"
     out.result(text, **fields)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 as_option = click.option(
-    "--as", "form", type=click.Choice(["folder", "sqlite", "jsonl"]), help="What TARGET is, if its name does not tell."
+    "--as",
+    "form",
+    type=click.Choice(["folder", "sqlite", "jsonl", "csv", "tsv", "parquet"]),
+    help="What TARGET is, if its name does not tell.",
 )
 
 
@@ -41,6 +45,35 @@ mirror_option = click.option(
     metavar="URL",
     help="A further address of the same dataset, used where the first fails or lags; repeatable.",
 )
+
+
+expired_option = click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
+
+
+def parts_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--table and --prefix, which name parts of a dataset."""
+    for option in (
+        click.option(
+            "--prefix",
+            "prefixes",
+            multiple=True,
+            metavar="P",
+            help="Only keys that begin so: paths (rules/eu/), keys, or as JSON a table and first values of its key "
+            '(["prices", "eu"]); repeatable.',
+        ),
+        click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table; repeatable."),
+    ):
+        command = option(command)
+    return command
+
+
+def given_parts(tables: tuple[str, ...], prefixes: tuple[str, ...], *, whole: bool) -> list[Any] | None:
+    """The parts that --table, --prefix and --all name; None where there are none of them. Raises UsageError."""
+    from puller.errors import UsageError
+
+    if whole and (tables or prefixes):
+        raise UsageError("--all is the whole dataset; leave out --table and --prefix")
+    return [*((name,) for name in tables), *prefixes] if whole or tables or prefixes else None
 
 
 def given_keys(words: tuple[str, ...], *, repin: bool = False) -> list[Key]:

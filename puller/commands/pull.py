@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.commands.options import as_option, given_keys, mirror_option, staleness_option, trust_option
+from puller.commands.options import (
+    as_option,
+    expired_option,
+    given_keys,
+    given_parts,
+    mirror_option,
+    parts_options,
+    staleness_option,
+    trust_option,
+)
 from puller.commands.telling import (
     DIFFERS,
     STALE,
@@ -42,6 +51,9 @@ REASONS = {
     "new_target": "nothing was held yet",
     "overwrite": "as told",
     "data_missing": "what was pulled is gone",
+    "parts_changed": "other parts are to be held",
+    "partial_copy": "only parts of the dataset are held",
+    "history_unknown": "whether history was forked since cannot be told",
     "schema_changed": "the target cannot follow the change of the schema row by row",
     "patch_failed": "it was tried and could not be used",
     "diffs_failed": "they were tried and could not be used",
@@ -63,6 +75,8 @@ REASONS = {
 @click.argument("target")
 @as_option
 @mirror_option
+@parts_options
+@click.option("--all", "whole", is_flag=True, help="The whole dataset again, where TARGET holds only parts.")
 @click.option(
     "--adopt", is_flag=True, help="Use a TARGET that holds other data; with --dry-run, name what would be overwritten."
 )
@@ -79,7 +93,7 @@ REASONS = {
 @click.option("--exit-code", is_flag=True, help=f"Exit with {UNCHANGED} if there was nothing new.")
 @trust_option
 @click.option("--repin", is_flag=True, help="Forget whom TARGET trusted and what it saw; begin with the --trust keys.")
-@click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
+@expired_option
 @staleness_option
 @secret_option
 @common
@@ -88,6 +102,9 @@ def pull_command(
     target: str,
     form: str | None,
     mirrors: tuple[str, ...],
+    tables: tuple[str, ...],
+    prefixes: tuple[str, ...],
+    whole: bool,
     adopt: bool,
     check: bool,
     overwrite: bool,
@@ -106,14 +123,19 @@ def pull_command(
     """Bring TARGET to the newest version of the dataset at URL, fetching only what it is missing.
 
     URL is http://, https://, s3://bucket/prefix, file:// or a path. TARGET is a folder (kind files), a SQLite database
-    (*.db, *.sqlite; kinds table and bytes) or a JSON Lines file (*.jsonl; kind table).
+    (*.db, *.sqlite; kinds table and bytes) or, for one table, a file: JSON Lines (*.jsonl), CSV (*.csv), TSV (*.tsv) or
+    Parquet (*.parquet; needs pip install 'headwater[parquet]').
 
     A signed dataset is verified by the key that --trust gives (`publisher key show` prints it), or by the one that is met
     first, and from then on by no other: TARGET remembers it.
 
+    With --table and --prefix, TARGET holds just these parts from now on, later pulls too: nothing else is fetched, and
+    what it held beside them goes. Every file is verified, and the parts at each newer snapshot, but not HEAD's checksum.
+
     \b
     Examples:
       puller pull https://data.example.org/catalogue ./catalogue
+      puller pull --prefix rules/eu/ --prefix rules/uk/ https://data.example.org/rules ./rules
       puller pull https://data.example.org/prices prices.db
       puller pull --trust prices+c1bd1d7c+AXv… --max-staleness 2h URL prices.db
       puller pull --dry-run /srv/data/prices prices.db
@@ -134,6 +156,7 @@ def pull_command(
         allow_expired=allow_expired,
         max_staleness=max_staleness,
         secret=secret,
+        parts=given_parts(tables, prefixes, whole=whole),
     )
     outcome = _pull(url, target, form, options, out, mirrors)
     fields, text = _describe(outcome, target, dry_run)
@@ -191,6 +214,7 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
         "from": before,
         "to": {"epoch": outcome.after[0], "version": outcome.after[1]},
         "records": rows_of(outcome.records, outcome.kind),
+        "parts": outcome.parts,
         "checksum": outcome.checksum,
         "planned_bytes": plan.bytes,
         "planned_files": plan.files,
@@ -212,6 +236,7 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
     if plan.way == "nothing":
         held = amount(outcome.records, outcome.kind)
         state = "stays at" if plan.reason == "older_head" else "up to date with"
+        held += f" of {', '.join(outcome.parts)}" if outcome.parts else ""
         return fields, "\n".join([f"{target}: {state} {version} ({held})", *first_contact(outcome, dry_run=dry_run)])
     start = "nothing" if outcome.before is None else f"version {outcome.before[1]}"
     if dry_run:

@@ -8,8 +8,17 @@ from puller.errors import UsageError
 from puller.sqlitefile import is_database
 from puller.targets.base import Target
 
-_SQLITE = (".db", ".sqlite", ".sqlite3")
-_JSONL = (".jsonl", ".ndjson")
+FORMS = ("folder", "sqlite", "jsonl", "csv", "tsv", "parquet")
+_ENDINGS = {
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 
 
 def form_of(path: str, kind: str | None) -> str:
@@ -20,18 +29,18 @@ def form_of(path: str, kind: str | None) -> str:
     if os.path.isdir(path):
         return "folder"
     ending = os.path.splitext(path)[1].lower()
-    if os.path.isfile(path) and (ending in _SQLITE or is_database(path)):
+    form = _ENDINGS.get(ending)
+    if os.path.isfile(path) and (form == "sqlite" or is_database(path)):
         return "sqlite"
-    if ending in _SQLITE and kind != "files":
-        return "sqlite"
-    if ending in _JSONL and kind != "files":
-        return "jsonl"
-    if (kind == "files" and ending not in (*_SQLITE, *_JSONL)) or (kind is None and not ending):
+    if form is not None and kind != "files":
+        return form
+    if (kind == "files" and form is None) or (kind is None and not ending):
         return "folder"
     if kind == "files":
         raise UsageError(f"{path}: this dataset is a folder of files; name a folder, or say --as folder")
     raise UsageError(
-        f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite) or *.jsonl (JSON Lines), or use --as"
+        f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite), *.jsonl (JSON Lines), *.csv, *.tsv or "
+        "*.parquet, or use --as"
     )
 
 
@@ -40,19 +49,29 @@ def open_target(path: str, kind: str | None = None, form: str | None = None) -> 
     if path == "-":
         raise UsageError("a target is a file or a folder; there is no pulling to standard output")
     form = form or form_of(path, kind)
-    target: Target
-    if form == "folder":
-        from puller.targets.folder import FolderTarget
-
-        target = FolderTarget(path)
-    elif form == "sqlite":
-        from puller.targets.sqlite import SQLiteTarget
-
-        target = SQLiteTarget(path)
-    else:
-        from puller.targets.jsonl import JsonLinesTarget
-
-        target = JsonLinesTarget(path)
+    target = _make(path, form)
     if kind is not None and kind not in target.kinds:
         raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({path})")
     return target
+
+
+def _make(path: str, form: str) -> Target:
+    if form == "folder":
+        from puller.targets.folder import FolderTarget
+
+        return FolderTarget(path)
+    if form == "sqlite":
+        from puller.targets.sqlite import SQLiteTarget
+
+        return SQLiteTarget(path)
+    if form in ("csv", "tsv"):
+        from puller.targets.delimited import DelimitedTarget
+
+        return DelimitedTarget(path, "," if form == "csv" else "\t")
+    if form == "parquet":
+        from puller.targets.parquet import ParquetTarget
+
+        return ParquetTarget(path)
+    from puller.targets.jsonl import JsonLinesTarget
+
+    return JsonLinesTarget(path)

@@ -56,6 +56,11 @@ class State(msgspec.Struct, frozen=True):
     """Checksums of ranges of what is held (`puller.ranges`), by which an edit is found again."""
     encryption: str = ""
     """The id of the secret of an encrypted dataset (SPEC 11.1); empty for any other."""
+    parts: tuple[bytes, ...] = ()
+    """Prefixes of the keys that are held (`puller.parts`); none: the whole dataset. `checksum` and `records` are theirs."""
+    cuts: dict[str, tuple[int, str]] = {}
+    """Of chunks of the snapshot that lie only in part within `parts`, by their SHA-256: what of them does, as number of
+    records and checksum."""
     rests: dict[str, tuple[int, int]] = {}
     """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
     format: int = STATE_FORMAT
@@ -66,9 +71,9 @@ class State(msgspec.Struct, frozen=True):
         return self.epoch, self.version
 
     @property
-    def mark(self) -> tuple[tuple[int, int], tuple[int, int, int], Pins]:
+    def mark(self) -> tuple[tuple[int, int], tuple[int, int, int], Pins, tuple[bytes, ...]]:
         """What no other puller may have moved between a reading of the state and its replacement."""
-        return self.position, self.seen, self.pins
+        return self.position, self.seen, self.pins, self.parts
 
 
 class Assemble(Protocol):
@@ -98,8 +103,12 @@ class Opening:
     large: Assemble
     overwrite: bool = False
     adopt: bool = False
+    parts: tuple[bytes, ...] = ()
+    """The parts that the target is to hold after the step (`State.parts`)."""
     expected: tuple[int, int] | None = None
     """The position that the target must hold for the step to be right."""
+    parts_before: tuple[bytes, ...] = ()
+    """The parts that it must hold."""
     seen: tuple[int, int, int] | None = None
     """The newest HEAD that the target must know of, where that matters: another puller may have seen a newer one."""
 
@@ -107,7 +116,8 @@ class Opening:
 def check_held(state: State | None, opening: Opening, where: str) -> None:
     """Raise Moved if a target holds or knows another version than the step starts from; call it under the target's lock."""
     seen = None if state is None or opening.seen is None else state.seen
-    if (None if state is None else state.position, seen) != (opening.expected, opening.seen):
+    held = (None, ()) if state is None else (state.position, state.parts)
+    if (*held, seen) != (opening.expected, opening.parts_before, opening.seen):
         raise Moved(f"another puller changed {where} in the meantime; nothing was written")
 
 

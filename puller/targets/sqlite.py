@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.parts import WHOLE, Parts, tables_in
 from puller.sqlitefile import quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.reading import Connections
@@ -96,7 +97,8 @@ class SQLiteTarget:
             return []
         if state.kind == "bytes":
             return [(RECORDS, ["key", "value"], ["key"])]
-        return [(f.table.name, f.names, [f.names[n] for n in f.table.key]) for f in map(Form, _schema(db))]
+        forms = map(Form, _tables_held(db, state.parts))
+        return [(f.table.name, f.names, [f.names[n] for n in f.table.key]) for f in forms]
 
     def remember(self, state: State, was: State) -> None:
         with self.errors():
@@ -143,7 +145,7 @@ class SQLiteTarget:
                     )
                 if ours and opening.replace and not opening.overwrite:
                     self._check_edits()
-                yield _Writer(self, db, opening, ours)
+                yield _Writer(self, db, opening, WHOLE if state is None else state.parts, ours=ours)
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -156,7 +158,8 @@ class SQLiteTarget:
             db = self._open()
             state = self._stored(db)
             if state is not None:
-                yield from _records_held(db, state.kind)
+                tables = () if state.kind == "bytes" else _tables_held(db, state.parts)
+                yield from _records_held(db, state.kind, lambda: tables)
 
     def check(self) -> Check:
         check = Check(0, 0)
@@ -197,7 +200,8 @@ class SQLiteTarget:
 
     def _extra_columns(self) -> list[str]:
         db, extra = self._open(), []
-        for form in map(Form, _schema(db)):
+        state = self._stored(db)
+        for form in map(Form, () if state is None else _tables_held(db, state.parts)):
             rows = db.execute("SELECT name FROM pragma_table_info(?)", (form.table.name,))
             extra += [f"{form.table.name}.{name}" for (name,) in rows if name not in form.names]
         return extra
@@ -286,7 +290,7 @@ class _Reading:
             value = _schema_value(self._db)
             if key == SCHEMA_KEY or value is None:
                 return value
-            form = _forms(value).get(wire.table_prefix(key))
+            form = _forms(value, self.state.parts).get(wire.table_prefix(key))
             return None if form is None else _value(self._db, form, key)
 
     def runs(self, lower: bytes = b"", upper: bytes | None = None) -> Iterator[tuple[list[bytes], list[bytes]]]:
@@ -301,15 +305,15 @@ class _Reading:
                 return
             if lower == SCHEMA_KEY and (upper is None or upper > SCHEMA_KEY):
                 yield [SCHEMA_KEY], [value]
-            for prefix, form in _forms(value).items():
+            for prefix, form in _forms(value, self.state.parts).items():
                 if prefix + b"\xff" > lower and (upper is None or prefix < upper):
                     yield from _table_range(self._db, form, lower, upper)
 
 
 @lru_cache(maxsize=8)
-def _forms(schema: bytes) -> dict[bytes, Form]:
-    """The tables of a schema, by the first element of their keys, in key order."""
-    forms = {encode_element(table.name): Form(table) for table in wire.decode_schema(schema)}
+def _forms(schema: bytes, parts: Parts) -> dict[bytes, Form]:
+    """The tables of a schema that are held, by the first element of their keys, in key order."""
+    forms = {encode_element(table.name): Form(table) for table in tables_in(wire.decode_schema(schema), parts)}
     return dict(sorted(forms.items()))
 
 
@@ -447,7 +451,9 @@ class Form:
 
 
 class _Writer:
-    def __init__(self, target: SQLiteTarget, db: sqlite3.Connection, opening: Opening, ours: bool) -> None:
+    def __init__(
+        self, target: SQLiteTarget, db: sqlite3.Connection, opening: Opening, parts: Parts, *, ours: bool
+    ) -> None:
         self._target = target
         self._db = db
         self._opening = opening
@@ -456,11 +462,24 @@ class _Writer:
             f"CREATE TABLE IF NOT EXISTS {BOOKKEEPING} "
             "(name TEXT, key BLOB, value BLOB, PRIMARY KEY (name, key)) WITHOUT ROWID"
         )
-        self._schema: Schema = _schema(db) if ours else []
+        self._schema: Schema = _tables_held(db, parts) if ours and opening.kind == "table" else []
         self._forms: dict[str, Form] = {table.name: Form(table) for table in self._schema}
         self._comparing = False
+        self._leaving: set[str] = set()
+        """Tables that are no more to be held: their rows go, then they."""
         if opening.replace:
             self._drop_all(ours)
+        elif parts != opening.parts and opening.kind == "table":
+            self._take_up_tables()
+
+    def _take_up_tables(self) -> None:
+        """Make the tables that are to be held from now on, beside those that are still to be emptied."""
+        wanted = {table.name: table for table in _tables_held(self._db, self._opening.parts)}
+        self._leaving = self._forms.keys() - wanted.keys()
+        for name in wanted.keys() - self._forms.keys():
+            self._forms[name] = Form(wanted[name])
+            self._create(self._forms[name])
+        self._schema = [form.table for form in self._forms.values()]
 
     def put(self, keys: list[bytes], values: list[Value], hashes: list[Hash | None]) -> list[Hash | None]:
         count(self._changes, keys, values, opening=self._opening)
@@ -478,7 +497,7 @@ class _Writer:
 
     def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
         self._comparing = True
-        for keys, values in _records_held(self._db, self._opening.kind):
+        for keys, values in _records_held(self._db, self._opening.kind, lambda: self._schema):
             yield keys, record_hashes(keys, values)  # type: ignore[misc]
 
     def _apply(self, keys: list[bytes], values: list[Value]) -> None:
@@ -500,6 +519,8 @@ class _Writer:
         for form in self._forms.values() if self._opening.replace else ():
             _make_indexes(self._db, form)
         self._check_waiting()
+        for name in self._leaving:
+            self._drop_empty(self._forms[name])
         _store(self._db, "state", b"", msgspec.msgpack.encode(state))
         self._db.execute("COMMIT")
         return self._changes
@@ -591,7 +612,9 @@ class _Writer:
         """Take up a schema. Raises SchemaChanged where rows under the old one could not be found any more."""
         if value is None:
             raise Invalid("the dataset deletes its schema")
-        schema = wire.decode_schema(value)
+        whole_schema = wire.decode_schema(value)
+        kept = {table.name for table in tables_in(whole_schema, self._opening.parts)} | self._leaving
+        schema = [table for table in whole_schema if table.name in kept]
         old = {table.name: table for table in self._schema}
         new = {table.name: table for table in schema}
         gone: list[str] = []
@@ -611,7 +634,8 @@ class _Writer:
                     raise SchemaChanged(f"columns of table {name!r} of {self._target.where} get another type")
                 self._rebuild(self._forms[name], form)
         self._schema, self._forms = schema, forms
-        _store(self._db, "schema", b"", wire.encode_schema(schema))
+        self._leaving &= forms.keys()
+        _store(self._db, "schema", b"", value)
 
     def _drop_empty(self, form: Form) -> None:
         """Drop a table that goes or gets another primary key. Raises SchemaChanged if there is something in it."""
@@ -670,15 +694,18 @@ class _Writer:
                     self._db.execute(f"REPLACE INTO {BOOKKEEPING} VALUES ('row', ?, ?)", (key, value))
 
 
-def _records_held(db: sqlite3.Connection, kind: str) -> Iterator[Run]:
-    """All records of a dataset, in key order; the schema may be changed once it was taken, before any row is read."""
+def _records_held(db: sqlite3.Connection, kind: str, tables: Callable[[], Iterable[Table]]) -> Iterator[Run]:
+    """All records that are held, in key order; the schema may be changed once it was taken, before any row is read.
+
+    `tables` gives those that are there then.
+    """
     if kind == "bytes":
         yield from _bytes_records(db)
         return
     value = _schema_value(db)
     if value is not None:
         yield [SCHEMA_KEY], [value]
-    for table in in_key_order(_schema(db)):
+    for table in in_key_order(tables()):
         yield from table_records(db, Form(table))
 
 
@@ -700,7 +727,7 @@ def _checked(keys: list[bytes], values: list[Any]) -> tuple[list[bytes], list[by
     )
 
 
-def in_key_order(schema: Schema) -> list[Table]:
+def in_key_order(schema: Iterable[Table]) -> list[Table]:
     """The tables of a schema in the order of their rows' keys."""
     return sorted(schema, key=wire.table_bounds)
 
@@ -778,9 +805,10 @@ def _schema_value(db: sqlite3.Connection) -> bytes | None:
     return None if row is None else row[0]
 
 
-def _schema(db: sqlite3.Connection) -> Schema:
+def _tables_held(db: sqlite3.Connection, parts: Parts) -> Schema:
+    """The tables of the schema that are made where some parts are held."""
     value = _schema_value(db)
-    return [] if value is None else wire.decode_schema(value)
+    return [] if value is None else tables_in(wire.decode_schema(value), parts)
 
 
 def _store(db: sqlite3.Connection, name: str, key: bytes, value: bytes) -> None:

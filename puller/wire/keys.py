@@ -111,7 +111,7 @@ def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:
     elements = []
     at = 0
     while at < len(key):
-        value, at = _decode_element(key, at)
+        value, at = decode_element(key, at)
         elements.append(value)
     if len(elements) < 2 or not isinstance(elements[0], str):
         raise Invalid("a key is not a table's name and a primary key")
@@ -164,7 +164,8 @@ def table_range(table: str) -> tuple[bytes, bytes]:
     return prefix, prefix + b"\xff"
 
 
-def _decode_element(key: bytes, at: int) -> tuple[Scalar, int]:
+def decode_element(key: bytes, at: int) -> tuple[Scalar, int]:
+    """The element of a key that begins at an offset, and where the next one does. Raises Invalid."""
     tag = key[at]
     if tag in (_TEXT, _BLOB):
         data, at = _unescape(key, at + 1)

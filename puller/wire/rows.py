@@ -147,11 +147,12 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
         raise Invalid(f"table {table.name!r} has a row that ends in nil")
     cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * width
     for column, found in zip(columns, cells, strict=True):
-        _check_cells(column, found)
+        check_cells(column, found)
     return cells
 
 
-def _check_cells(column: Column, cells: Sequence[Any]) -> None:
+def check_cells(column: Column, cells: Sequence[Any]) -> None:
+    """Raise Invalid for a cell that the column's type does not allow, or that is not in its one form (SPEC 9.3)."""
     types = set(map(type, cells))
     types.discard(type(None))
     if not types <= _ALLOWED[column.type]:
@@ -225,7 +226,7 @@ def full_columns(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -
         raise Invalid(f"table {table.name!r} has a key with a wrong number of values")
     columns: list[Sequence[Any]] = [()] * len(table.columns)
     for n, cells in zip(table.key, zip(*heads, strict=True), strict=True) if heads else ():
-        _check_cells(table.columns[n], cells)
+        check_cells(table.columns[n], cells)
         columns[n] = cells
     for n, column in zip(table.value_columns, decode_columns(table, values), strict=True):
         columns[n] = column
@@ -234,13 +235,17 @@ def full_columns(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -
 
 def records_of(table: Table, rows: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
     """The keys and the values of rows given with all columns in column order. Raises Invalid for too long a key."""
-    if not rows:
+    return column_records(table, list(zip(*rows, strict=True)))
+
+
+def column_records(table: Table, columns: Sequence[Sequence[Any]]) -> tuple[list[bytes], list[bytes]]:
+    """The keys and the values of rows given as all columns in column order, or as none. Raises Invalid for too long a key."""
+    if not columns or not columns[0]:
         return [], []
-    columns = list(zip(*rows, strict=True))
     keys = encode_keys(table.name, [columns[n] for n in table.key])
     if max(map(len, keys)) > MAX_KEY:
         raise Invalid(f"a key is longer than {MAX_KEY:,} bytes")
-    return keys, encode_rows([columns[n] for n in table.value_columns], len(rows))
+    return keys, encode_rows([columns[n] for n in table.value_columns], len(columns[0]))
 
 
 def table_bounds(table: Table) -> tuple[bytes, bytes]:

@@ -16,6 +16,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from publisher.sources import apart, jsonl, open_source, sorting, statcache
@@ -232,6 +234,15 @@ def rewrite(form: str, tmp_path: Path, rows) -> str:
         return str(tmp_path / "tree")
     if form == "jsonl":
         return write(tmp_path / "rows.jsonl", rows)
+    if form in ("parquet", "parquet-folder"):
+        path = tmp_path / "rows.parquet"
+        if form == "parquet-folder":
+            (tmp_path / "rows").mkdir(exist_ok=True)
+            path = tmp_path / "rows/2.parquet"
+            write_parquet(tmp_path / "rows/1.parquet", rows[: len(rows) // 2])
+            rows = rows[len(rows) // 2 :]
+        write_parquet(path, rows)
+        return str(path if form == "parquet" else path.parent)
     if form in ("csv", "tsv"):
         with (tmp_path / f"rows.{form}").open("w", newline="") as file:
             writer = csv.DictWriter(file, ["k", "n", "text"], dialect="excel-tab" if form == "tsv" else "excel")
@@ -246,14 +257,33 @@ def rewrite(form: str, tmp_path: Path, rows) -> str:
     return str(tmp_path / "rows.db")
 
 
+def write_parquet(path: Path, rows) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+
+
 def opened(path: str, form: str, **options):
     key = () if form == "folder" else ("k",)
     tables = () if form == "folder" else ("t",)
     schema = options.pop("schema", [])
-    return open_source(path, None, key=key, tables=tables, name="t", schema=schema, strict=True, **options)
+    form = "parquet" if form == "parquet-folder" else None
+    return open_source(path, form, key=key, tables=tables, name="t", schema=schema, strict=True, **options)
 
 
-@pytest.fixture(params=["folder", "jsonl", "csv", "tsv", "sqlite", "csv apart", "sqlite apart"])
+APART = ("csv", "parquet", "sqlite")
+
+
+@pytest.fixture(
+    params=[
+        "folder",
+        "jsonl",
+        "csv",
+        "tsv",
+        "parquet",
+        "parquet-folder",
+        "sqlite",
+        *(f"{form} apart" for form in APART),
+    ]
+)
 def form(request, monkeypatch):
     """A form of source; where it can be read by another process, that way too."""
     if request.param.endswith(" apart"):

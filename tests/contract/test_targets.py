@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from msgspec import structs
 
 from puller.errors import Invalid, Moved, NotOurs, Refused, TargetError
+from puller.fetch import FolderFetcher
+from puller.pull import Options as PullOptions
+from puller.pull import pull
 from puller.targets import open_target
-from puller.targets.base import Opening, ReadableTarget, State
+from puller.targets.base import Opening, ReadableTarget, State, Target
 from puller.targets.memory import MemoryTarget
 from puller.wire.checksum import MODULUS, record_hashes, run_sum
 from puller.wire.keys import encode_key
 from puller.wire.rows import Column, Index, Json, Table, encode_row, encode_schema
+from tests.plain import publish_records, publish_source
 
 NAN, NEGATIVE_ZERO = math.nan, -0.0
 T = Table("t", [Column("id", "int64"), Column("x", "any"), Column("f", "float64"), Column("b", "bool")], [0])
@@ -82,6 +88,9 @@ FORMS = {
     "sqlite-one": ("table", "copy.db", ONE_TABLE, t(1, False), t(3)[0]),
     "sqlite-bytes": ("bytes", "copy.db", BYTES, (b"\0", b"changed"), b"\xff"),
     "jsonl": ("table", "copy.jsonl", ONE_TABLE, t(1, [1][0]), t(3)[0]),
+    "csv": ("table", "copy.csv", ONE_TABLE, t(1, 'edit, "or"', 2.5), t(3)[0]),
+    "tsv": ("table", "copy.tsv", ONE_TABLE, t(1, "\t"), t(3)[0]),
+    "parquet": ("table", "copy.parquet", ONE_TABLE, t(1, b""), t(3)[0]),
     "memory-files": ("files", None, FILES, (b"a", b"fchanged"), b"dir/run"),
     "memory-tables": ("table", None, TABLES, t(1, "changed", 0.0), t(4)[0]),
     "memory-bytes": ("bytes", None, BYTES, (b"\0", b"changed"), b"\xff"),
@@ -265,6 +274,8 @@ def test_check_notices_local_edits(stored):
                 db.execute("UPDATE records SET value = x'00' WHERE key = x'00'")
             else:
                 db.execute("UPDATE t SET f = 7.25 WHERE id = 2")
+    elif stored.path.suffix == ".parquet":
+        pq.write_table(pq.read_table(stored.path).slice(1), stored.path)
     elif stored.path.suffix:
         stored.path.write_bytes(stored.path.read_bytes().replace(b'"text"', b'"edit"'))
     else:
@@ -310,7 +321,7 @@ def test_the_data_is_there_or_not(stored):
     assert not stored.target.is_there()
 
 
-READABLE = [form for form in FORMS if form != "jsonl"]
+READABLE = [form for form in FORMS if form not in ("jsonl", "csv", "tsv", "parquet")]
 
 
 @pytest.fixture(params=READABLE)
@@ -401,3 +412,73 @@ def test_memory_refuses_what_is_no_state(tmp_path):
     table = Case("memory-tables", tmp_path)
     with pytest.raises(Invalid):
         table.fill(dict([t(1)]))
+
+
+def checksum(dest: Path) -> str:
+    return json.loads(dest.joinpath("HEAD").read_text().splitlines()[1])["checksum"]
+
+
+def pull_into(dest: Path, path: Path, kind: str) -> Target:
+    def find(head):
+        return open_target(str(path), kind)
+
+    pull(str(dest), FolderFetcher(str(dest)), find, PullOptions())
+    return open_target(str(path), kind)
+
+
+def test_what_is_published_from_a_copys_records_is_what_was_pulled(stored, tmp_path):
+    publish_records(tmp_path / "first", stored.kind, stored.records)
+    stored.target = pull_into(tmp_path / "first", stored.path, stored.kind)
+    publish_records(tmp_path / "again", stored.kind, stored.read())
+    assert checksum(tmp_path / "again") == checksum(tmp_path / "first")
+
+
+def typed(*types: str):
+    """A table of these types, and rows with values that are easily lost."""
+    hard = {
+        "int64": [0, -1, 2**63 - 1],
+        "float64": [1.0, -0.0, 1e300],
+        "text": ["", "1", 'a,"b"\n\r\t\0 é'],
+        "blob": [b"", b"\xff\0", b"x"],
+        "bool": [True, False, True],
+        "json": [Json(1, b"[]"), Json(1, b'{"a":1.0}'), Json(1, b'["\\n"]')],
+        "any": [1, 1.0, "1"],
+    }
+    columns = [Column("id", "text"), *(Column(f"{name} column", name) for name in types)]
+    table = Table("data", columns, [0], [Index("by", False, [1])] if "any" in types else [])
+    rows = [(encode_key("data", [f"k{n}"]), encode_row([hard[name][n] for name in types])) for n in range(3)]
+    return dict([(b"", encode_schema([table])), *rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("copy.db", ("int64", "text", "blob")),
+        ("copy.jsonl", ("int64", "float64", "text", "bool", "json")),
+        ("copy.csv", ("text",)),
+        ("copy.tsv", ("text",)),
+        ("copy.parquet", ("int64", "float64", "text", "blob", "bool", "json", "any")),
+    ],
+)
+def test_a_copy_is_a_source_of_the_same_data(tmp_path, name, types):
+    """What a form has no type for, a source cannot tell by the file alone."""
+    publish_records(tmp_path / "first", "table", typed(*types))
+    pull_into(tmp_path / "first", tmp_path / name, "table").close()
+    key = () if name == "copy.parquet" else ("id",)
+    publish_source(tmp_path / name, tmp_path / "again", key=() if name == "copy.db" else key)
+    assert checksum(tmp_path / "again") == checksum(tmp_path / "first")
+
+
+@pytest.mark.parametrize("form", ["sqlite-one", "jsonl", "csv", "tsv", "parquet"])
+def test_a_table_may_have_no_rows_and_a_dataset_no_table(tmp_path, form):
+    case = Case(form, tmp_path)
+    case.fill({})
+    assert case.read() == {}
+    schema = {b"": ONE_TABLE[b""]}
+    case.fill(schema, 2, replace=False)
+    assert case.read() == schema
+    case.fill({case.change[0]: case.change[1]}, 3, replace=False)
+    assert case.read() == schema | {case.change[0]: case.change[1]}
+    case.fill({case.change[0]: None}, 4, replace=False)
+    assert case.read() == schema
+    case.target.close()

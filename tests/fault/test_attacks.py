@@ -13,7 +13,7 @@ import pytest
 from puller.errors import HeadwaterError, Invalid, Moved, TargetError
 from puller.fetch import FolderFetcher
 from puller.pull import Options, pull
-from puller.targets import jsonl, open_target
+from puller.targets import onefile, open_target
 from puller.targets.base import Opening, State
 from puller.wire.checksum import record_hashes, run_sum
 from puller.wire.keys import encode_key
@@ -180,7 +180,7 @@ def test_pullers_at_once_leave_one_right_state(tmp_path, name):
         assert puller("verify", "--json", tmp_path / name).json["version"] == n
 
 
-@pytest.mark.parametrize("name", ["c", "c.db", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c", "c.db", "c.jsonl", "c.parquet"])
 def test_a_slow_puller_does_not_set_the_bookkeeping_back(tmp_path, name):
     kind = "files" if name == "c" else "table"
     (tmp_path / "s").mkdir()
@@ -224,8 +224,8 @@ def test_json_lines_killed_between_bookkeeping_and_data(tmp_path, monkeypatch):
             copy.write_text("foreign\n")
         target = open_target(str(copy), "table")
         with monkeypatch.context() as patch:
-            patch.setattr(jsonl.os, "rename", rename)
-            patch.setattr(jsonl.os, "unlink", lambda path: None)
+            patch.setattr(onefile.os, "rename", rename)
+            patch.setattr(onefile.os, "unlink", lambda path: None)
             with pytest.raises(Killed):
                 pull(
                     str(tmp_path / "d"),

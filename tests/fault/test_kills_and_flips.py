@@ -70,7 +70,7 @@ def test_killed_publishers_and_pullers_of_folders(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["c.db", "c.jsonl"])
+@pytest.mark.parametrize("name", ["c.db", "c.jsonl", "c.csv", "c.parquet"])
 def test_killed_pullers_of_tables(tmp_path, name):
     r = random.Random(8)
     source, dest, copy = tmp_path / "s.jsonl", tmp_path / "d", tmp_path / name

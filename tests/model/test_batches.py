@@ -33,7 +33,7 @@ SMALL = {
     "publisher.hashes.HELD": 15,
     "publisher.hashes.GIVEN_UP": 60,
     "publisher.hashes.WIDEST": 3000,
-    "publisher.lookup.KEPT": 3000,
+    "puller.lookup.KEPT": 3000,
     "publisher.snapshots.CHUNK_SIZE": 1500,
     "publisher.build.CHUNK_SIZE": 1500,
     "publisher.build.DIFF_LEAF_SIZE": 1000,

@@ -27,7 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr("publisher.hashes.SMALL", 0)
     monkeypatch.setattr("publisher.hashes.READY", 0.5)
     monkeypatch.setattr("publisher.hashes.HELD", 100)
-    monkeypatch.setattr("publisher.lookup.KEPT", 0)
+    monkeypatch.setattr("puller.lookup.KEPT", 0)
     monkeypatch.setattr("publisher.build.CHUNK_SIZE", 4000)
     monkeypatch.setattr("publisher.snapshots.CHUNK_SIZE", 4000)
 

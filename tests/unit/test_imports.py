@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PURE = {"runs", "plan", "errors", "forms", "blocks", "service/metrics", "service/backoff"}
+PURE = {"runs", "plan", "errors", "forms", "blocks", "parts", "service/metrics", "service/backoff"}
 IO = {
     "os",
     "io",
@@ -45,7 +45,8 @@ def modules(package: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", modules("puller"), ids=str)
 def test_puller_never_imports_publisher(path):
-    optional = ("publisher", "watchdog") if path.name == "s3.py" else ("publisher", "boto3", "watchdog")
+    optional = {"publisher", "watchdog", "boto3", "pyarrow"}
+    optional -= {"s3.py": {"boto3"}, "arrow.py": {"pyarrow"}, "parquet.py": {"pyarrow"}}.get(path.name, set())
     assert not [name for name in imports(path) if name.split(".")[0] in optional]
 
 
@@ -65,8 +66,8 @@ def test_pure_modules_do_no_io(name):
 @pytest.mark.parametrize("path", modules("publisher"), ids=str)
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
-        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "progress", "service"),
+        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
+        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "arrow", "progress", "service"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used
@@ -77,7 +78,7 @@ def test_targets_and_sources_do_not_know_each_other():
         for path in modules(package):
             if path.name in ("__init__.py", "base.py"):
                 continue
-            siblings = {"folder", "sqlite", "jsonl", "memory", "s3"} - {path.stem}
+            siblings = {"folder", "sqlite", "jsonl", "delimited", "parquet", "memory", "s3"} - {path.stem}
             dotted = package.replace("/", ".")
             assert not {f"{dotted}.{name}" for name in siblings} & imports(path)
 
@@ -87,13 +88,14 @@ def test_targets_and_sources_do_not_know_each_other():
     [
         (
             "import puller.cli",
-            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog",
+            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow",
         ),
         ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog"),
         ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog"),
         ("import puller.s3, puller.fetch", "urllib3 boto3 botocore"),
         ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog"),
-        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog"),
+        ("import puller.targets.parquet, puller.targets.delimited, publisher.sources.parquet", "pyarrow sqlite3"),
+        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog pyarrow"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):

@@ -1,22 +1,34 @@
-"""Point lookups: the values of some keys in what is published, reading only the files that can hold them."""
+"""Point lookups: the values of some keys in a published version, reading only the files that can hold them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from publisher.published import Published
 from puller.tree import Leaf, Reader, ahead
 from puller.wire.codec import CHUNKS, DIFFS, Ref
-from puller.wire.nodes import Entry, Run, Tree, Value
+from puller.wire.head import Head
+from puller.wire.nodes import Diff, Entry, Run, Tree, Value
 
 KEPT = 16 << 20
 """Raw bytes of indexes and leaves that are kept decoded."""
 
 Touched = list[tuple[Leaf, list[bytes]]]
 """Leaves, and the keys in the range of each."""
+
+
+class Version(Protocol):
+    """A published version, and how its files are read."""
+
+    head: Head
+    reader: Reader
+
+    @property
+    def chain(self) -> list[Diff]:
+        """The diffs that lead from the snapshot to the version."""
+        ...
 
 
 class Finder:
@@ -26,7 +38,7 @@ class Finder:
         self._kept: OrderedDict[bytes, tuple[int, Any]] = OrderedDict()
         self._size = 0
 
-    def find(self, was: Published, keys: Sequence[bytes]) -> dict[bytes, Value]:
+    def find(self, was: Version, keys: Sequence[bytes]) -> dict[bytes, Value]:
         """The values of those of some keys, in key order, that there are."""
         found: dict[bytes, Value] = {}
         left = list(keys)
@@ -39,7 +51,7 @@ class Finder:
                 left = [key for key in left if key not in held]
         return {key: value for key, value in found.items() if value is not None}
 
-    def cost(self, was: Published, keys: Sequence[bytes]) -> int:
+    def cost(self, was: Version, keys: Sequence[bytes]) -> int:
         """At most how many stored bytes of leaves `find` would read. Reads indexes."""
         if not keys:
             return 0
@@ -108,7 +120,7 @@ class Finder:
         return decoded
 
 
-def _newest_first(was: Published) -> Iterator[tuple[str, Tree]]:
+def _newest_first(was: Version) -> Iterator[tuple[str, Tree]]:
     for diff in reversed(was.chain):
         yield DIFFS, diff.tree
     yield CHUNKS, was.head.snapshot
