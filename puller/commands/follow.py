@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puller.commands.options import as_option, given_keys, mirror_option, trust_option
+from puller.commands.options import (
+    as_option,
+    expired_option,
+    given_keys,
+    given_parts,
+    mirror_option,
+    parts_options,
+    trust_option,
+)
 from puller.console import EXIT_CODES, Duration, secret_option
 from puller.service.settings import ServiceCommand, service_options, settings
 
@@ -28,8 +36,9 @@ if TYPE_CHECKING:
 )
 @click.option("--webhook", metavar="URL", help="POST a JSON object there after each change.")
 @click.option("--adopt", is_flag=True, help="Use a TARGET that holds other data, and overwrite what the dataset names.")
+@parts_options
 @trust_option
-@click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
+@expired_option
 @click.option(
     "--max-staleness", type=Duration(), metavar="TIME", help="Be red while the newest HEAD is older, as 90s or 2h."
 )
@@ -97,5 +106,6 @@ def _follow(job: dict[str, Any]) -> Follow:
         allow_expired=job["allow_expired"],
         max_staleness=job["max_staleness"],
         secret=job["secret"],
+        parts=given_parts(job["tables"], job["prefixes"], whole=False),
     )
     return Follow(job["url"], job["target"], job["form"], job["mirrors"], options, job["interval"], hooks)

@@ -301,6 +301,21 @@ def test_a_local_edit_is_kept_and_told(tmp_path, source):
         assert tree(tmp_path / "copy") == tree(source)
 
 
+def test_parts_are_followed(tmp_path, source):
+    (source / "eu").mkdir()
+    (source / "eu/1").write_text("1")
+    change(source)
+    with following(tmp_path / "d", tmp_path / "copy", options=Options(parts=["eu/"])) as one:
+        one.poll()
+        change(source, a="not of this part")
+        (source / "eu/1").write_text("2")
+        change(source)
+        one.poll()
+        one.poll()
+        assert tree(tmp_path / "copy") == {"eu/1": ("f", b"2")}
+        assert metric(one, "headwater_polls_total", result="unchanged") == 1
+
+
 class Posted:
     """A web server that answers posts with `status`."""
 
