@@ -10,6 +10,7 @@ from publisher.commands.keys import key_group, refresh_command, restart_command
 from publisher.commands.publish import init_command, publish_command, revert_command
 from publisher.commands.serve import serve_command
 from publisher.commands.track import track_command, untrack_command
+from publisher.commands.watch import watch_command
 from puller.console import EXIT_CODES, run
 
 
@@ -30,6 +31,7 @@ def main() -> None:
 for command in (
     init_command,
     publish_command,
+    watch_command,
     status_command,
     log_command,
     gc_command,

@@ -27,7 +27,7 @@ from publisher.commit import (
 from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head, uptime
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
-from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
+from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, Unavailable, UsageError
 from puller.progress import Progress, silent
 from puller.runs import Cursor
 from puller.secret import unlock
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from puller.wire.rows import Schema
 
 ATTEMPTS = 5
+COMMIT = "commit"
+"""What progress says when all is written, and HEAD is about to move: until then, `progress` may raise to end the publish."""
 _NAMED = 1 << 17
 """Changed keys that are remembered to be held against what a source was told of."""
 
@@ -63,6 +65,8 @@ class Options:
     interval: int | None = None
     keep: int | None = None
     """How long a superseded version is promised to be pullable; older diffs leave the log."""
+    existing: bool = False
+    """Whether there was a dataset before: where there is none now, the store is not what it was, and none is created."""
     allow_shrink: bool = False
     dry_run: bool = False
     validate: Sequence[str] = ()
@@ -239,6 +243,11 @@ class _Publish:
 
     def run(self) -> Outcome:
         found, data, token = read_head(self.store)
+        if found is None and self.options.existing:
+            raise Unavailable(
+                f"the dataset in {self.store.where} is gone; nothing was published. Is everything mounted? To create it "
+                "anew, start again"
+            )
         if found is None:
             return self._first(token)
         check_encrypted(found, self.store.where, encrypt=self.options.encrypt)
@@ -253,6 +262,7 @@ class _Publish:
                 check_newest(was)
             elif self.next is not None:
                 self._validate(head, outcome, was.sign(self.next.head))
+                self.progress(COMMIT, 0, 0)
                 after = swap(was, self.next)
                 if self.touched is not None:
                     self.touched.committed(after)
@@ -296,6 +306,7 @@ class _Publish:
             return outcome
         outcome.head, data, outcome.signing = _signed(self.store, head, self.keyring)
         self._validate(None, outcome, data)
+        self.progress(COMMIT, 0, 0)
         outcome.secret = locks.keep()
         check_in_time(self.store, began)
         self.store.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from puller.commands.changes import changes_command
+from puller.commands.follow import follow_command
 from puller.commands.inspect import doctor_command, status_command
 from puller.commands.mirror import mirror_command
 from puller.commands.pull import pull_command, verify_command
@@ -21,6 +22,7 @@ def main() -> None:
     Examples:
       puller pull https://data.example.org/catalogue ./catalogue
       puller pull https://data.example.org/prices prices.db
+      puller follow https://data.example.org/prices prices.db
       puller status prices.db
       puller verify prices.db
       puller mirror https://data.example.org/prices /srv/data/prices
@@ -30,6 +32,7 @@ def main() -> None:
 
 for command in (
     pull_command,
+    follow_command,
     mirror_command,
     changes_command,
     status_command,

@@ -41,7 +41,7 @@ class Console:
     def result(self, text: str, **fields: Any) -> None:
         """The command's result."""
         if self.as_json:
-            click.echo(_json(fields))
+            click.echo(json_line(fields))
         elif self.level >= 0:
             click.echo("\n".join(map(printable, text.split("\n"))))
 
@@ -97,7 +97,8 @@ class Console:
             yield update
 
 
-def _json(fields: dict[str, Any]) -> str:
+def json_line(fields: dict[str, Any]) -> str:
+    """One JSON object, for programs."""
     import msgspec
 
     return msgspec.json.encode(_clean(fields)).decode()
@@ -158,7 +159,9 @@ def run(main: click.Command, name: str) -> None:
     except click.ClickException as error:
         status = 2
         if as_json:
-            click.echo(_json({"error": "UsageError", "message": error.format_message(), "exit_code": 2, "names": []}))
+            click.echo(
+                json_line({"error": "UsageError", "message": error.format_message(), "exit_code": 2, "names": []})
+            )
         error.show()
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was there was kept", err=True)
@@ -186,7 +189,7 @@ def run(main: click.Command, name: str) -> None:
 def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str], reason: str | None = None) -> None:
     if as_json:
         error = {"error": kind, "message": message, "exit_code": status, "names": names, "reason": reason}
-        click.echo(_json(error))
+        click.echo(json_line(error))
     click.echo(f"error: {printable(message)}{f' [{reason}]' if reason else ''}", err=True)
 
 

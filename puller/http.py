@@ -105,6 +105,7 @@ class HttpFetcher:
             self._headers |= urllib3.make_headers(basic_auth=unquote(user))
             self.base = shown(self.base)
         self._pool = _manager(base, timeout)
+        self._direct: urllib3.HTTPConnectionPool | None = None
 
     def fetch(self, path: str, size: int, check: Check | None = None) -> bytes:
         doubted = path in self._doubted
@@ -173,9 +174,7 @@ class HttpFetcher:
         self.requests += 1
         _time.end = time.monotonic() + self._timeout
         try:
-            response = self._pool.request(
-                "GET", url, headers=self._headers | headers, redirect=False, preload_content=False
-            )
+            response = self._ask(url, self._headers | headers)
             try:
                 yield response
             finally:
@@ -190,6 +189,17 @@ class HttpFetcher:
             raise Unavailable(f"{url}: {_reason(error)}") from error
         finally:
             _time.end = float("inf")
+
+    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Straight from the pool of the one origin that is asked; finding it anew costs as much as the rest of a poll."""
+        if self._pool.proxy is not None:
+            return self._pool.request("GET", url, headers=headers, redirect=False, preload_content=False)
+        pool = self._pool.connection_from_url(self.base) if self._direct is None else self._direct
+        self._direct = pool
+        target = url.partition("://")[2]
+        return pool.urlopen(
+            "GET", f"/{target.partition('/')[2]}", headers=headers, redirect=False, preload_content=False
+        )
 
     def _read(self, response: urllib3.BaseHTTPResponse, limit: int, got: _Got) -> None:
         """Read a body of at most `limit` bytes; one that was compressed on the way, though nobody asked, is undone."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -53,9 +53,6 @@ from puller.wire.keyset import MAX_KEY_SET, check_key_set
 from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
 from puller.wire.note import Key
 from puller.wire.rows import SCHEMA_KEY, decode_schema
-
-if TYPE_CHECKING:
-    from puller.events import Watch
 
 BATCH = 4096
 MOST_DAMAGED = 3
@@ -132,6 +129,24 @@ class Outcome:
         return self.before != self.after
 
 
+class Watching(Protocol):
+    """Hears what a step changes, as `puller.events.Watch`."""
+
+    def begin(self, opening: Opening, /) -> None:
+        """A step begins; what was noted of one before counts no more."""
+        ...
+
+    def note(
+        self, keys: list[bytes], values: list[Value], before: list[Hash | None], hashes: list[Hash | None], /
+    ) -> None:
+        """A run of the step, with the record hashes of what was held and of what comes."""
+        ...
+
+    def end(self) -> None:
+        """The step is complete, and about to be committed."""
+        ...
+
+
 Found = tuple[Head | None, Answer]
 """A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
 
@@ -163,15 +178,17 @@ def pull(
     *,
     progress: Progress = silent,
     now: Callable[[], float] = time.time,
-    watch: Watch | None = None,
+    watch: Watching | None = None,
     health: Health | None = None,
     patience: Callable[[], Patience] = Patience,
+    found: list[Found] | None = None,
 ) -> Outcome:
     """Bring a target to the newest HEAD (design: Pulling, steps 1 to 6).
 
     `find_target` opens the target; it is first asked without a HEAD, and may raise UsageError until it has one.
     `watch` notes what changes on the way. `health` is what the fetcher knows of its hosts: it is kept with the target.
-    `patience` says how long files that are missing on the host are waited for.
+    `patience` says how long files that are missing on the host are waited for. `found` is what `read_heads` gave just now,
+    if it was asked already.
     Raises a HeadwaterError and leaves the target as it was, if anything is wrong.
     """
     health = health or Health()
@@ -184,9 +201,10 @@ def pull(
         closed |= _closed_by_what_is_there(target, state, options)
         health.load(state.rests)
     current = int(now())
-    fresh = state is None or _must_read(state, options, current) or bool(closed)
+    fresh = state is None or must_read(state, options, current) or bool(closed)
     try:
-        found = read_heads(address, fetcher, None if fresh or state is None else state.etag)
+        if found is None or fresh:
+            found = read_heads(address, fetcher, None if fresh or state is None else state.etag)
         if state is None:
             target = find_target(_met_first(found, fetcher, options, patience))
             state = target.state()
@@ -252,7 +270,7 @@ def key_sets(fetcher: Fetcher, patience: Callable[[], Patience] = Patience) -> G
     return get
 
 
-def _must_read(state: State, options: Options, now: int) -> bool:
+def must_read(state: State, options: Options, now: int) -> bool:
     """Whether HEAD itself is needed, not only whether it changed."""
     unknown = bool(options.trust) and not state.pins.key_set
     others = options.parts is not None and parse(state.kind, options.parts) != state.parts
@@ -391,7 +409,7 @@ class _Pull:
         self.damaged: set[bytes] = set()
         self.edited: list[str] = []
         self.way = Way.NOTHING
-        self.watch: Watch | None = None
+        self.watch: Watching | None = None
         self.patience: Callable[[], Patience] = Patience
         self.notes: list[str] = []
         self.accepted: dict[str, Any] = {}

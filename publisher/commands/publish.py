@@ -188,7 +188,7 @@ def publish_command(
     from puller.stores import open_store
 
     out = console(as_json, quiet, verbose)
-    _check_apart(source, dest)
+    check_apart(source, dest)
     options = Options(
         name=name,
         interval=interval,
@@ -279,7 +279,8 @@ def default_name(dest: str) -> str:
     return os.path.basename(os.path.abspath(dest.removeprefix("file://")))
 
 
-def _check_apart(source: str, dest: str) -> None:
+def check_apart(source: str, dest: str) -> None:
+    """Raise UsageError for a source and a destination of which one lies in the other."""
     from puller.errors import UsageError
     from puller.postgresql import is_address
 

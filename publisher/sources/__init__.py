@@ -13,6 +13,7 @@ from puller.postgresql import is_address, shown
 from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
+    from publisher.sources.kept import Kept
     from publisher.sources.rowsfile import RowsFile
     from puller.wire.rows import Schema
 
@@ -69,10 +70,12 @@ def open_source(
     detect: bool = False,
     query: str | None = None,
     cached_for: str | None = None,
+    kept: Kept | None = None,
 ) -> Source:
     """The source at `path`. `schema` is what was published before, `name` the dataset's.
 
-    With `cached_for`, the store's address, what did not change since it was published there is not read again.
+    With `cached_for`, the store's address, what did not change since it was published there is not read again. `kept`
+    is what a process remembers of a folder, and is told of changes there.
     """
     form = form or form_of(path)
     if detect and form not in ("csv", "tsv"):
@@ -87,7 +90,7 @@ def open_source(
 
         if key or tables:
             raise UsageError("--key and --table belong to tables; a folder has none")
-        return FolderSource(path, strict=strict, cache=cache)
+        return FolderSource(path, strict=strict, cache=cache if kept is None else kept.over(cache))
     if form == "sqlite":
         from publisher.sources.apart import apart
         from publisher.sources.sqlite import SQLiteSource

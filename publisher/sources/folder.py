@@ -5,40 +5,46 @@ from __future__ import annotations
 import os
 import stat as stats
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from publisher.sources.base import Report
-from publisher.sources.statcache import StatCache, look, mode_of, racy_since
+from publisher.sources.kept import Kept
+from publisher.sources.scan import Scan
+from publisher.sources.statcache import StatCache, mode_of
 from puller.errors import Invalid, Refused, SourceError
 from puller.wire import files
-from puller.wire.codec import MAX_INLINE, MAX_KEY
+from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Run
 
 if TYPE_CHECKING:
     from publisher.large import Stream
 
 ATTEMPTS = 3
+MOMENT = 20_000_000
+"""Nanoseconds within which a file that was begun is mostly written."""
+LOOKS = 8
+"""How often what was touched is looked at again, while it keeps changing."""
 _BATCH = 1 << 20
-_FORM = 0o170000
 
 
 class FolderSource:
     """Reads files, executables, symlinks and empty folders; what a dataset cannot hold is reported.
 
     With `strict`, such a thing is an error instead. With a `cache`, files that look as they did when they were
-    published are not read again.
+    published are not read again; one that is `Kept` may say which paths have to be looked at, and what changed has to look
+    the same twice.
     """
 
     kind = "files"
 
-    def __init__(self, root: str, *, strict: bool = False, cache: StatCache | None = None) -> None:
+    def __init__(self, root: str, *, strict: bool = False, cache: StatCache | Kept | None = None) -> None:
         self.where = root
         self._root = os.fsencode(root)
         self._strict = strict
         self._cache = cache
-        self._looks: dict[bytes, bytes] = {}
-        self._unsettled: set[bytes] = set()
+        self._partial = False
+        self._scan = Scan(root)
         self._touched: list[bytes] | None = None
         self.report = Report()
 
@@ -46,28 +52,62 @@ class FolderSource:
         return [], []
 
     def recall(self, state: bytes) -> list[bytes] | None:
-        known = None if self._cache is None else self._cache.load(state)
+        cache = self._cache
+        known = None if cache is None else cache.load(state)
         if known is None:
             return None
-        self._scan(known)
-        self._touched = [] if self._looks == known else sorted({key for key, _ in self._looks.items() ^ known.items()})
+        scan = self._begin(known)
+        if isinstance(cache, Kept) and cache.paths is not None:
+            self._partial = True
+            scan.some(cache.paths, known, cache.folders)
+            touched = sorted([*(key for key, seen in scan.looks.items() if known.get(key) != seen), *scan.gone])
+        else:
+            scan.all()
+            touched = [] if scan.looks == known else sorted({key for key, _ in scan.looks.items() ^ known.items()})
+        self._touched = self._agreed(touched, known, cache.folders) if isinstance(cache, Kept) else touched
+        self._told(scan)
         return self._touched
 
+    def _agreed(self, touched: list[bytes], known: dict[bytes, bytes], folders: Collection[bytes]) -> list[bytes]:
+        """Look again at what was touched, until it looks the same twice; what keeps changing is taken as it was last seen."""
+        scan = self._scan
+        for _ in range(LOOKS if touched else 0):
+            again = Scan(self.where, known)
+            again.some(touched, known, folders)
+            if all(scan.looks.get(key) == again.looks.get(key) for key in touched):
+                break
+            for key in touched:
+                scan.looks.pop(key, None)
+            scan.looks |= again.looks
+            scan.unsettled |= again.unsettled
+            scan.folders |= again.folders
+            scan.gone = (scan.gone | again.gone) - scan.looks.keys()
+            touched = sorted({*touched, *again.looks, *again.gone})
+        return touched
+
     def remember(self, state: bytes) -> None:
-        if self._cache is not None:
-            self._cache.save(state, self._looks | dict.fromkeys(self._unsettled, b""))
+        cache, scan = self._cache, self._scan
+        if cache is None:
+            return
+        looks = scan.looks | dict.fromkeys(scan.unsettled & scan.looks.keys(), b"")
+        if isinstance(cache, Kept):
+            cache.note(state, looks, scan.gone if self._partial else None, scan.folders)
+        else:
+            cache.save(state, looks)
 
     def runs(self) -> Iterator[Run]:
+        looks = self._scan.looks
         if self._touched is None:
-            self._scan({})
-            wanted = sorted(self._looks)
-        else:
-            wanted = [key for key in self._touched if key in self._looks]
+            scan = self._begin({})
+            scan.all()
+            self._told(scan)
+            looks = scan.looks
+        wanted = sorted(looks) if self._touched is None else [key for key in self._touched if key in looks]
         keys: list[bytes] = []
         values: list[Any] = []
         size = 0
         for key in wanted:
-            value = self._value(key, self._looks[key])
+            value = self._value(key, looks[key])
             if value is None:
                 continue
             keys.append(key)
@@ -81,57 +121,15 @@ class FolderSource:
         if keys:
             yield keys, values
 
-    def _scan(self, known: dict[bytes, bytes]) -> None:
-        """Look at everything below the root; paths that are `known` need no check."""
-        self.report = Report()
-        self._looks = {}
-        self._unsettled = set()
-        limit = racy_since(time.time_ns())
-        pending = [b""]
-        while pending:
-            folder = pending.pop()
-            try:
-                with os.scandir(os.path.join(self._root, folder)) as found:
-                    inner, named = self._look(folder, found, known, limit)
-            except OSError as error:
-                raise SourceError(
-                    f"{self._name(folder)} cannot be read: {error.strerror}; nothing was published"
-                ) from error
-            pending += inner
-            if folder and not named:
-                self._looks[folder] = files.FOLDER
-        self._check_skipped()
+    def _begin(self, known: dict[bytes, bytes]) -> Scan:
+        self._partial = False
+        self._scan = Scan(self.where, known)
+        return self._scan
 
-    def _look(
-        self, folder: bytes, found: Iterable[os.DirEntry[bytes]], known: dict[bytes, bytes], limit: int
-    ) -> tuple[list[bytes], int]:
-        """Look at a folder's entries; return the folders among them, and how many entries are data."""
-        inner: list[bytes] = []
-        looks = self._looks
-        named = 0
-        prefix = folder + b"/" if folder else b""
-        for entry in found:
-            key = prefix + entry.name
-            if key == files.RESERVED or (key not in known and not self._fits(key)):
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            form = status.st_mode & _FORM
-            if form == stats.S_IFDIR:
-                inner.append(key)
-            elif form == stats.S_IFREG or form == stats.S_IFLNK:
-                looks[key] = look(status)
-                if status.st_ctime_ns >= limit or status.st_mtime_ns >= limit:
-                    self._unsettled.add(key)
-                if not status.st_mode & stats.S_IROTH:
-                    self.report.private += 1
-            else:
-                self._skip(key, "it is no file, folder or symbolic link")
-                continue
-            named += 1
-        return inner, named
+    def _told(self, scan: Scan) -> None:
+        """Take up what a scan found out."""
+        self.report = Report(skipped=scan.skipped, private=scan.private)
+        self._check_skipped()
 
     def _value(self, key: bytes, seen: bytes) -> Any:
         path = os.path.join(self._root, key)
@@ -151,8 +149,8 @@ class FolderSource:
         try:
             files.check_values([key], [value])
         except Invalid as error:
-            self._skip(key, str(error))
-            self._unsettled.add(key)
+            self.report.skipped.append((key.decode(errors="backslashreplace"), str(error)))
+            self._scan.unsettled.add(key)
             self._check_skipped()
             return None
         return value
@@ -161,7 +159,7 @@ class FolderSource:
         for _ in range(ATTEMPTS):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                before = os.fstat(descriptor)
+                before = self._rested(descriptor)
                 prefix = files.EXECUTABLE if before.st_mode & 0o100 else files.FILE
                 if before.st_size >= MAX_INLINE:
                     return _Large(path, prefix)
@@ -174,26 +172,21 @@ class FolderSource:
             f"{os.fsdecode(path)} keeps changing while it is read; nothing was published. Publish when it is still"
         )
 
+    def _rested(self, descriptor: int) -> os.stat_result:
+        """What a file looks like; where publishing is not asked for but begins by itself, whoever just writes gets a moment."""
+        status = os.fstat(descriptor)
+        for _ in range(ATTEMPTS if isinstance(self._cache, Kept) else 0):
+            if not 0 <= time.time_ns() - status.st_mtime_ns < MOMENT:
+                break
+            time.sleep(MOMENT / 1e9)
+            status = os.fstat(descriptor)
+        return status
+
     def _check_skipped(self) -> None:
         if self._strict and self.report.skipped:
             named = "; ".join(f"{name}: {reason}" for name, reason in self.report.skipped[:5])
             more = f"; and {len(self.report.skipped) - 5} more" if len(self.report.skipped) > 5 else ""
             raise Refused(f"{named}{more}; nothing was published (--strict)")
-
-    def _fits(self, key: bytes) -> bool:
-        try:
-            files.check_path(key)
-        except Invalid as error:
-            self._skip(key, str(error).rpartition(": ")[2])
-            return False
-        if len(key) > MAX_KEY:
-            self._skip(key, "the path is longer than 4096 bytes")
-            return False
-        return True
-
-    def _skip(self, key: bytes, reason: str) -> None:
-        name = key.decode(errors="backslashreplace")
-        self.report.skipped.append((name, reason))
 
     def _name(self, key: bytes) -> str:
         return os.path.join(self.where, os.fsdecode(key)) if key else self.where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def status_command(
     target: str, form: str | None, max_staleness: int | None, as_json: bool, quiet: bool, verbose: bool
 ) -> int:
-    """Say which version of which dataset TARGET holds, and whom it trusts. Reads only bookkeeping.
+    """Say which version of which dataset TARGET holds, whom it trusts, and how `puller follow` gets on. Reads only
+    bookkeeping.
 
     Exits with 6 if the newest HEAD that was seen is expired, or older than --max-staleness.
 
@@ -31,10 +32,14 @@ def status_command(
       puller status prices.db
       puller status --max-staleness 2h -q prices.db || echo stale
     """
+    import time
+
+    from puller.follow.record import told
     from puller.parts import named
 
     out = console(as_json, quiet, verbose)
     state, opened = held(target, form)
+    following = told(opened, state, time.time())
     opened.close()
     parts = named(state.kind, state.parts)
     fields = {
@@ -55,6 +60,7 @@ def status_command(
         "stale": (stale := how_stale(state, max_staleness)),
         "encrypted": bool(state.encryption),
         "secret_id": state.encryption or None,
+        "following": following,
     } | trusted_fields(state.pins)
     published, pulled = map(moment, (state.time, state.pulled))
     text = (
@@ -65,11 +71,20 @@ def status_command(
     )
     text += f"\n  parts      {', '.join(parts)}" if parts else ""
     text += f"\n  encrypted  at its source, with the secret {state.encryption}" if state.encryption else ""
+    text += "" if following is None else f"\n  following  {_following(following)}"
     out.result(text, **fields)
     if stale is not None:
         out.warn(about_staleness(stale, target))
         return STALE
     return 0
+
+
+def _following(following: dict[str, Any]) -> str:
+    who = f"process {following['pid']} on {following['host']}"
+    text = f"{who}, last poll {moment(following['last_poll'])}" if following["running"] else f"nobody now; last {who}"
+    if following["failures"]:
+        text += f"; {following['failures']} failed in a row, the last with: {following['last_error']}"
+    return text
 
 
 def _signed(state: State) -> str:

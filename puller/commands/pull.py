@@ -23,6 +23,7 @@ from puller.commands.telling import (
     STALE,
     UNCHANGED,
     about_staleness,
+    arranged,
     first_contact,
     held,
     how_stale,
@@ -167,7 +168,7 @@ def pull_command(
         secret=secret,
         parts=given_parts(tables, prefixes, whole=whole),
     )
-    atomic = _arranged(target, atomic, out, dry_run=dry_run)
+    atomic = arranged(target, None if dry_run else atomic, out.warn)
     outcome = _pull(url, target, form, options, out, mirrors, atomic=atomic, keep=keep_generations)
     fields, text = _describe(outcome, target, dry_run)
     out.detail(
@@ -178,18 +179,6 @@ def pull_command(
         out.warn(about_staleness(outcome.stale, target))
         return STALE
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
-
-
-def _arranged(target: str, atomic: bool | None, out: Console, *, dry_run: bool) -> bool:
-    """Whether a new folder is to be switched as a whole; one that is there already is arranged so, or back."""
-    if atomic is None:
-        return False
-    from puller.targets.generations import arrange
-
-    reason = None if dry_run else arrange(target, atomic=atomic)
-    if reason is not None:
-        out.warn(f"{target} is updated in place, file by file: {reason}")
-    return atomic and reason is None
 
 
 def _pull(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,3 +75,15 @@ def held(path: str, form: str | None) -> tuple[Any, Any]:
         target.close()
         raise TargetError(f"nothing was pulled into {target.where} yet")
     return state, target
+
+
+def arranged(target: str, atomic: bool | None, warn: Callable[[str], None]) -> bool:
+    """Whether a new folder is to be switched as a whole; one that is there already is arranged so, or back."""
+    if atomic is None:
+        return False
+    from puller.targets.generations import arrange
+
+    reason = arrange(target, atomic=atomic)
+    if reason is not None:
+        warn(f"{target} is updated in place, file by file: {reason}")
+    return atomic and reason is None

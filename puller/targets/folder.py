@@ -270,10 +270,10 @@ class FolderTarget:
 
     def _forget(self, created: bool) -> None:
         self.close()
-        if os.path.isdir(self.partial):
-            for name in os.listdir(self._data):
-                if name != b"partial":
-                    _discard(os.path.join(self._data, name))
+        kept = [name for name in _names_in(self._data) if name == b"partial" or name.startswith(b"follow")]
+        if kept:  # files of a pull under way, and the lock of who follows the target
+            for name in {*_names_in(self._data)} - {*kept}:
+                _discard(os.path.join(self._data, name))
             return
         remove_tree(self._data)
         if created:

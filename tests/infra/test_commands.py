@@ -28,4 +28,4 @@ def test_commands_and_their_options_exist():
             known = {name for option in GROUPS[program].commands[command].params for name in option.opts}
             assert set(options.split()) <= known, (path, options)
             seen.add((path.suffix, program, command))
-    assert seen >= {(".service", "publisher", "publish"), (".service", "puller", "pull"), (".md", "puller", "pull")}
+    assert seen >= {(".service", "publisher", "watch"), (".service", "puller", "follow"), (".md", "puller", "pull")}

@@ -1,4 +1,4 @@
-"""The Kubernetes sidecar: valid for every version it claims, confined, and its loop is run as it is."""
+"""The Kubernetes sidecar: valid for every version it claims, confined, and its sidecar is run as it is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import yaml
 
+from tests.buckets import free_port
 from tests.conftest import ROOT, publisher, puller
-from tests.infra.serving import replaced
 
 MANIFEST = ROOT / "infra/kubernetes/sidecar.yaml"
 DOCKERFILE = ROOT / "infra/kubernetes/Dockerfile"
@@ -66,42 +68,51 @@ def until(true, what: str) -> None:
         time.sleep(0.05)
 
 
-def test_the_pod_pulls_then_follows_then_stops(pod, tmp_path):
-    """The containers' own commands, with URL, folder and pause replaced."""
-    first, sidecar = pod["initContainers"]
-    (url,) = [variable["value"] for variable in sidecar["env"]]
-    assert first["args"] == ["pull", url, "/data/catalogue"]
+def asked(probe: dict, port: int) -> int:
+    """What a probe is answered; 0 while nobody listens."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{probe['httpGet']['path']}", timeout=5) as answer:
+            return answer.status
+    except HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
+def test_the_sidecar_pulls_then_follows_then_stops(pod, tmp_path):
+    """The container's own command and variables, with address, folder, port and interval replaced; the probes that it has."""
+    (sidecar,) = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
-    source, data = tmp_path / "source", tmp_path / "data"
+    given = {variable["name"]: variable["value"] for variable in sidecar["env"]}
+    (port,) = sidecar["ports"]
+    assert given["HEADWATER_LISTEN"].endswith(f":{port['containerPort']}")
+    startup, liveness = sidecar["startupProbe"], sidecar["livenessProbe"]
+    assert {probe["httpGet"]["port"] for probe in (startup, liveness)} == {port["name"]}
+    mounted = [mount["mountPath"] for mount in sidecar["volumeMounts"]]
+    assert given["HEADWATER_TARGET"].startswith(f"{mounted[0]}/")
+
+    source, data, free = tmp_path / "source", tmp_path / "data", free_port()
     source.mkdir()
     (source / "tea").write_text("green")
-    publisher("publish", source, tmp_path / "host")
-    puller("pull", tmp_path / "host", data)
-
-    program = tmp_path / "bin/puller"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m puller.cli "$@"\n')
-    program.chmod(0o755)
-    (script,) = sidecar["args"]
-    script = replaced(script, ("/data/catalogue", str(data)), ("-i 25-35", "-i 1-1"))
-    environment = os.environ | {
-        "URL": str(tmp_path / "host"),
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    loop = subprocess.Popen([*sidecar["command"], script], env=environment, stderr=subprocess.PIPE, text=True)
+    replacements = {"URL": str(tmp_path / "host"), "TARGET": str(data), "LISTEN": f"127.0.0.1:{free}", "INTERVAL": "1s"}
+    assert {f"HEADWATER_{name}" for name in replacements} - {"HEADWATER_INTERVAL"} == set(given)
+    environment = os.environ | {f"HEADWATER_{name}": value for name, value in replacements.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "puller.cli", *sidecar["args"]], env=environment, stderr=subprocess.PIPE, text=True
+    )
     try:
-        (tmp_path / "host/HEAD").rename(tmp_path / "host/HEAD.away")
-        error = loop.stderr.readline()
-        assert "there is no HEAD" in error
-        (tmp_path / "host/HEAD.away").rename(tmp_path / "host/HEAD")
+        until(lambda: asked(liveness, free) == 200, "it does not listen")
+        assert asked(startup, free) == 503
+        publisher("publish", source, tmp_path / "host")
+        until(lambda: asked(startup, free) == 200, "the first copy did not come")
         (source / "tea").write_text("black")
         publisher("publish", source, tmp_path / "host")
-        until(lambda: (data / "tea").read_text() == "black", "the loop did not go on after a pull that failed")
+        until(lambda: (data / "tea").read_text() == "black", "it did not follow")
     finally:
-        loop.send_signal(signal.SIGTERM)
-        loop.communicate(timeout=10)
-    assert loop.returncode == 0
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
     puller("verify", data)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from publisher.commands.watch import watch_command
+from puller.commands.follow import follow_command
 from tests.conftest import ROOT
 from tests.infra.serving import replaced
 
@@ -39,11 +41,8 @@ def analyze(*arguments: str | Path, folder: Path) -> str:
 
 def test_units_are_valid(instances):
     units = sorted(path.name for path in instances.glob("*@prices.*"))
-    assert len(units) == 4
+    assert len(units) == 2
     assert analyze("verify", "--man=no", *(f"./{unit}" for unit in units), folder=instances) == ""
-    for unit in units:
-        if unit.endswith(".timer"):
-            assert (instances / unit.replace(".timer", ".service")).exists()
 
 
 @pytest.mark.parametrize("name", ["puller", "publisher"])
@@ -55,7 +54,8 @@ def test_services_are_confined(name, instances):
 
 def test_both_services_are_confined_alike():
     """What follows the comment about confinement is the same in both."""
-    ends = {path.read_text().partition("NoNewPrivileges=")[2] for path in UNITS.glob("*.service")}
+    texts = (path.read_text().partition("\n[Install]")[0] for path in UNITS.glob("*.service"))
+    ends = {text.partition("NoNewPrivileges=")[2].strip() for text in texts}
     assert len(ends) == 1
     assert "MemoryDenyWriteExecute=yes" in ends.pop()
 
@@ -68,3 +68,17 @@ def test_the_environment_gives_what_commands_use():
         explained = text.partition("EnvironmentFile=")[0]
         for variable in re.findall(r"\$\{?([A-Z]+)", command):
             assert f"{variable}=" in explained
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "needed"),
+    [
+        ("puller", follow_command, {"HEADWATER_URL", "HEADWATER_TARGET"}),
+        ("publisher", watch_command, {"HEADWATER_SOURCE", "HEADWATER_DEST"}),
+    ],
+)
+def test_services_are_set_by_variables_that_they_know(name, command, needed):
+    text = (UNITS / f"headwater-{name}@.service").read_text().partition("EnvironmentFile=")[0]
+    given = dict(re.findall(r"(HEADWATER_[A-Z_]+)=(\S+)", text))
+    assert needed <= set(given)
+    assert set(command._environment(given)) == {name.removeprefix("HEADWATER_").lower() for name in given}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PURE = {"runs", "plan", "errors", "forms", "blocks", "parts"}
+PURE = {"runs", "plan", "errors", "forms", "blocks", "parts", "service/metrics", "service/backoff"}
 IO = {
     "os",
     "io",
@@ -67,7 +67,7 @@ def test_pure_modules_do_no_io(name):
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
         *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "postgresql", "arrow", "progress"),
+        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "postgresql", "arrow", "progress", "service"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used

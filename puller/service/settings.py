@@ -1,0 +1,166 @@
+"""Settings of a service: flags, then `HEADWATER_…` variables, then one TOML file, then defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from puller.errors import UsageError
+from puller.service.log import DEBUG, ERROR, FORMATS, INFO
+
+PREFIX = "HEADWATER_"
+SECRETS = ("SECRET", "SIGNING_KEY")
+"""Variables that have a text where the option of that name has a file."""
+GIVEN = ("NAME", "EPOCH", "VERSION", "PREVIOUS_EPOCH", "PREVIOUS_VERSION", "CANDIDATE", "TARGET", "URL")
+"""Variables that commands which headwater starts are given; one of these may be a service."""
+CONFIG = "config"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every service is told: where to listen (`host:port`), the metrics file, the log's format and level."""
+
+    listen: str | None = None
+    metrics_file: str | None = None
+    log_format: str = "text"
+    level: str = INFO
+
+
+class ServiceCommand(click.Command):
+    """A command that runs jobs: one from its own arguments, or one for each `[[table]]` in the file of `--config`.
+
+    Every option and argument can be given as a flag; in the environment, by its name in capitals after the prefix, those
+    that can be repeated with a value in each line; in the file, by its name with `_` for `-`. What stands first of flag,
+    variable, job's table, top of the file counts. Its function gets `jobs`, a list of the values of each job, and the
+    values of the options named in `shared`, which belong to the process and stand at the file's top only.
+    """
+
+    def __init__(self, *arguments: Any, table: str, shared: Iterable[str] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.table = table
+        self.shared = {*shared, *SHARED}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if {*args} & {*ctx.help_option_names}:
+            return super().parse_args(ctx, args)
+        given = self._environment(os.environ)
+        probe = click.Context(self, info_name=ctx.info_name, parent=ctx.parent, resilient_parsing=True)
+        probe.default_map = given
+        super().parse_args(probe, list(args))
+        path = probe.params.get(CONFIG)
+        top, tables = ({}, []) if path is None else self._load(path)
+        if tables and any(probe.params.get(p.name or "") for p in self.params if isinstance(p, click.Argument)):
+            raise UsageError(
+                f"{path} has [[{self.table}]] tables, and arguments name another job; give one or the other"
+            )
+        jobs = []
+        for table in tables or [{}]:
+            child = click.Context(self, info_name=ctx.info_name, parent=ctx.parent)
+            child.default_map = {**top, **table, **given}
+            super().parse_args(child, list(args))
+            jobs.append({name: value for name, value in child.params.items() if name not in self.shared})
+            shared = {name: value for name, value in child.params.items() if name in self.shared}
+        ctx.params = {**shared, "jobs": jobs}
+        return []
+
+    def _load(self, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The settings at the top of a file, and those of each job. Raises UsageError."""
+        top = read_toml(path)
+        tables = top.pop(self.table, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise UsageError(f"{path}: write a job as [[{self.table}]], not otherwise")
+        _check_keys(path, top, {*self._named(), self.table} - {CONFIG})
+        for table in tables:
+            _check_keys(f"{path}: [[{self.table}]]", table, {*self._named()} - self.shared)
+        return self._by_param(top), list(map(self._by_param, tables))
+
+    def _environment(self, environment: Mapping[str, str]) -> dict[str, Any]:
+        """The values that variables give. Raises UsageError for one with our prefix that nobody knows."""
+        known = {PREFIX + name.upper(): param for name, param in self._named().items() if name.upper() not in SECRETS}
+        check_environment(known, environment)
+        given = {name: environment[name] for name in known if environment.get(name)}
+        return {
+            str(known[name].name): text.splitlines() if getattr(known[name], "multiple", False) else text
+            for name, text in given.items()
+        }
+
+    def _named(self) -> dict[str, click.Parameter]:
+        """Options and arguments by the names that they have as settings."""
+        return {max(param.opts, key=len).lstrip("-").replace("-", "_"): param for param in self.params}
+
+    def _by_param(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        named = self._named()
+        repeatable = {name for name, param in named.items() if getattr(param, "multiple", False)}
+        return {
+            str(named[name].name): [value] if name in repeatable and isinstance(value, str) else value
+            for name, value in table.items()
+        }
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """What a TOML file holds. Raises UsageError."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+
+
+def check_environment(known: Iterable[str], environment: Mapping[str, str]) -> None:
+    """Raise UsageError for a variable with our prefix that is not `known`: it is a slip of the pen, not to be passed over."""
+    names = {*known, *(PREFIX + name for name in (*SECRETS, *GIVEN))}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in names:
+            raise UsageError(f"the variable {name} is no setting here{_near(name, names)}")
+
+
+def _check_keys(where: str, table: Mapping[str, Any], names: set[Any]) -> None:
+    for key in table:
+        if key not in names:
+            raise UsageError(f"{where}: {key!r} is no setting here{_near(key, names)}")
+
+
+def _near(name: str, names: set[str]) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
+
+
+_OPTIONS = (
+    click.option(
+        "--config", metavar="FILE", help="A TOML file with settings, and with several jobs, each as a table of its own."
+    ),
+    click.option(
+        "--listen",
+        metavar="HOST:PORT",
+        help="Serve /healthz, /livez and /metrics there (as 127.0.0.1:9100; default: nowhere).",
+    ),
+    click.option("--metrics-file", metavar="FILE", help="Keep metrics in a file, for node_exporter (*.prom)."),
+    click.option(
+        "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="What log lines look like."
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Log more."),
+    click.option("-q", "--quiet", is_flag=True, help="Log nothing but errors."),
+)
+SHARED = (CONFIG, "listen", "metrics_file", "log_format", "verbose", "quiet")
+
+
+def service_options(command: Any) -> Any:
+    """The options that every service has."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings(options: Mapping[str, Any]) -> Settings:
+    """What these options say."""
+    level = ERROR if options["quiet"] else DEBUG if options["verbose"] else INFO
+    return Settings(options["listen"], options["metrics_file"], options["log_format"], level)
