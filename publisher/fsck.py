@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from publisher.published import Published, StoreFetcher
 from puller.errors import FetchError, HeadwaterError, Invalid, NotFound, Unavailable
+from puller.progress import Progress, silent
 from puller.secret import unlock
 from puller.stores.base import Store
-from puller.tree import Reader, ahead
+from puller.tree import Reader, walk
 from puller.trust import Signed, check_head, check_step, read_key_set
 from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.codec import CHUNKS, DIFFS
@@ -20,12 +21,6 @@ from puller.wire.nodes import Large
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass
@@ -38,7 +33,7 @@ class Found:
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def check(store: Store, pool: ThreadPoolExecutor, progress: Progress = _silent, *, secret: str | None = None) -> Found:
+def check(store: Store, pool: ThreadPoolExecutor, progress: Progress = silent, *, secret: str | None = None) -> Found:
     """Read all that HEAD reaches, and of each archived HEAD its snapshot and one way to its version (SPEC 2).
 
     Signatures and key sets are checked against each other; whether they are to be trusted is for pullers to say. `secret`
@@ -157,20 +152,18 @@ class _Check:
 
     def _walk(self, nodes: Iterable[Node]) -> None:
         """Read files and all that they name, many at once."""
-        for node, below in ahead(self.pool, self._fresh(nodes), self._read, lambda node: node.ref.stored):
+        for node, below in walk(self.pool, nodes, self._read, self._is_fresh):
             if isinstance(below, HeadwaterError):
                 self.found.bad.setdefault(node.path, str(below))
             else:
                 self.found.files += 1
                 self.found.bytes += node.ref.stored
                 self.progress("check", self.found.bytes, 0)
-                self._walk(below)
 
-    def _fresh(self, nodes: Iterable[Node]) -> Iterator[Node]:
-        for node in nodes:
-            if (node.form, node.ref.sha256) not in self.seen:
-                self.seen.add((node.form, node.ref.sha256))
-                yield node
+    def _is_fresh(self, node: Node) -> bool:
+        seen = (node.form, node.ref.sha256) in self.seen
+        self.seen.add((node.form, node.ref.sha256))
+        return not seen
 
     def _read(self, node: Node) -> list[Node] | HeadwaterError:
         try:

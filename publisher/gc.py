@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from publisher.commit import GRACE
 from publisher.published import StoreFetcher, read_head
 from puller.errors import HeadwaterError, Invalid, NotFound, Refused, SecretError, UsageError
+from puller.progress import Progress, silent
 from puller.secret import unlock
 from puller.stores.base import COLLECTED, MARK, TEMPORARY, Listed, Store, Token, read_mark
-from puller.tree import Reader, ahead
+from puller.tree import Reader, walk
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.graph import Graph, Node
 from puller.wire.head import HEAD, Head, archive_path, parse_head
@@ -23,12 +24,6 @@ BATCH = 1000
 """Files that are removed on the strength of one reading of HEAD."""
 KEEP = 7 * 24 * 3600
 """Seconds for which a superseded version can be pulled, where nothing else is said."""
-
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass
@@ -74,7 +69,7 @@ def collect(
     keep_versions: int = 1,
     dry_run: bool = False,
     secret: str | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Outcome:
     """Remove what neither HEAD nor a superseded HEAD within the promise reaches, if it was not written within the grace.
 
@@ -203,23 +198,21 @@ class _Collection:
 
     def _mark(self, found: Iterable[Node], *, must: bool) -> None:
         """Mark files and all that they name; those that name others are read, many at once, on each level of a tree."""
-        for node, below in ahead(self.reader.pool, self._unread(found), self._read, lambda node: node.ref.stored):
-            if below is not None:
-                self._mark(below, must=must)
-            elif must:
+        for node, below in walk(self.reader.pool, found, self._read, self._is_unread):
+            if below is None and must:
                 raise NotFound(f"there is no {node.path}, which HEAD needs")
-            else:
+            if below is None:
                 self.outcome.missing.append(node.path)
                 self.walked.discard((node.form, node.ref.sha256))
 
-    def _unread(self, found: Iterable[Node]) -> Iterator[Node]:
-        """Mark files; return those whose names are still to be read, in the form in which they are named."""
-        for node in found:
-            self.named[node.area].add(node.ref.sha256)
-            if node.leads and (node.form, node.ref.sha256) not in self.walked:
-                self.walked.add((node.form, node.ref.sha256))
-                self.progress("mark", len(self.walked), 0)
-                yield node
+    def _is_unread(self, node: Node) -> bool:
+        """Mark a file; say whether what it names is still to be read, in the form in which it is named."""
+        self.named[node.area].add(node.ref.sha256)
+        if not node.leads or (node.form, node.ref.sha256) in self.walked:
+            return False
+        self.walked.add((node.form, node.ref.sha256))
+        self.progress("mark", len(self.walked), 0)
+        return True
 
     def _read(self, node: Node) -> list[Node] | None:
         assert node.below is not None

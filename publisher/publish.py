@@ -28,6 +28,7 @@ from publisher.encrypt import check_encrypted, new_locks
 from publisher.published import Published, read_head, uptime
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, UsageError
+from puller.progress import Progress, silent
 from puller.runs import Cursor
 from puller.secret import unlock
 from puller.stores.base import Store, Token
@@ -92,13 +93,8 @@ class Outcome:
     """Where the secret is kept that was made for the dataset."""
 
 
-Progress = Callable[[str, int, int], None]
 OpenSource = Callable[[str, "Schema"], Source]
 """Opens the source, given the dataset's name and the schema published before."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 def check_unused(store: Store) -> None:
@@ -181,7 +177,7 @@ def publish(
     default_name: str,
     options: Options,
     *,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     now: Callable[[], float] = time.time,
     keyring: Keyring | None = None,
 ) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from publisher.build import TreeBuilder, make_pool
@@ -15,7 +15,7 @@ from publisher.published import Published, read_head
 from puller.errors import Conflict, Corrupt, Invalid, NotFound, UsageError
 from puller.secret import unlock
 from puller.stores.base import Store
-from puller.tree import ahead
+from puller.tree import walk
 from puller.trust import check_head, read_key_set
 from puller.wire.codec import DIFFS
 from puller.wire.graph import Graph, Node
@@ -122,23 +122,20 @@ def _same(_key: bytes, value: object, before: Value) -> Value:
 def _put_again(was: Published, values: Iterable[Value]) -> None:
     """Put the pieces of large values again: HEAD may not reach them, so that they may be about to be collected."""
     found = (node for value in values if isinstance(value, Large) for node in Graph(was.cipher).value(value))
-    _put_nodes(was, found, set())
+    seen: set[bytes] = set()
 
-
-def _put_nodes(was: Published, found: Iterable[Node], seen: set[bytes]) -> None:
-    def fresh() -> Iterator[Node]:
-        for node in found:
-            if node.ref.sha256 not in seen:
-                seen.add(node.ref.sha256)
-                yield node
+    def is_fresh(node: Node) -> bool:
+        fresh = node.ref.sha256 not in seen
+        seen.add(node.ref.sha256)
+        return fresh
 
     def put(node: Node) -> list[Node]:
         data = was.reader.stored(node.area, node.ref)
         was.store.put(node.path, data)
         return [] if node.below is None else list(node.below(data))
 
-    for _, below in ahead(was.reader.pool, fresh(), put, lambda node: node.ref.stored):
-        _put_nodes(was, below, seen)
+    for _ in walk(was.reader.pool, found, put, is_fresh):
+        pass
 
 
 def _count(outcome: Outcome, changed: Changed) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from puller.errors import HeadwaterError, LocalEdits, Untrusted
+from puller.progress import Progress, silent
 
 INTERRUPTED = 130
 SHOWN = 20
@@ -61,10 +62,10 @@ class Console:
             click.echo(text, err=True)
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+    def progress(self) -> Iterator[Progress]:
         """A callback (what, done, total in bytes, 0 where unknown) that draws on a terminal and nowhere else."""
         if self.as_json or self.level < 0 or not sys.stderr.isatty():
-            yield _undrawn
+            yield silent
             return
         from rich.console import Console as Terminal
         from rich.progress import (
@@ -109,10 +110,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _undrawn(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 def printable(text: str) -> str:
@@ -206,6 +203,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         if value[-1:] not in units or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 10**8:
             self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h, 3d or 4w", param, ctx)
         return int(digits) * units[value[-1]]
+
+
+def moment(seconds: int) -> str:
+    """A time for people; `seconds` since 1970."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
 
 def span(seconds: int) -> str:

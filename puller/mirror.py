@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 from puller.errors import Conflict, Corrupt, FetchError, Invalid, NotFound, NotOurs, Unavailable, Untrusted
 from puller.fetch import THREADS, Fetcher, shown
 from puller.plan import route
+from puller.progress import Progress, silent
 from puller.stores.base import COLLECTED, MARK, read_mark
 from puller.tree import ahead
 from puller.trust import Keeper, Pins, check_step, load, read_key_set
@@ -86,20 +87,13 @@ class Outcome:
         return self.before != self.after or bool(self.files or self.archived)
 
 
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
 def mirror(
     address: str,
     fetcher: Fetcher,
     destination: Destination,
     options: Options,
     *,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Outcome:
     """Bring a copy of a dataset's files to the newest HEAD: new files first, durably, HEAD last, and never an older one.
 

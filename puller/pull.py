@@ -37,6 +37,7 @@ from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, shown,
 from puller.mirrors import Health
 from puller.partial import Partial
 from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
+from puller.progress import Progress, silent
 from puller.ranges import Ranges
 from puller.runs import bounded, live
 from puller.secret import unlock
@@ -122,14 +123,6 @@ class Outcome:
         return self.before != self.after
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and the bytes of how many are there."""
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
 Found = tuple[Head | None, Answer]
 """A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
 
@@ -159,7 +152,7 @@ def pull(
     find_target: Callable[[Head | None], Target],
     options: Options,
     *,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     now: Callable[[], float] = time.time,
     watch: Watch | None = None,
     health: Health | None = None,

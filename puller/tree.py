@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from puller.fetch import Fetcher, Patience
     from puller.wire.cipher import Cipher
+    from puller.wire.graph import Node
 
 BUDGET = 32 * 1024 * 1024
 """Raw bytes of files that a stream may have under way at once."""
@@ -72,6 +73,22 @@ def ahead(
     finally:
         for _, future in queue:
             future.cancel()
+
+
+def walk(
+    pool: ThreadPoolExecutor,
+    found: Iterable[Node],
+    read: Callable[[Node], list[Node] | T],
+    wanted: Callable[[Node], bool],
+) -> Iterator[tuple[Node, list[Node] | T]]:
+    """Files and all that they name, as far as they are `wanted`, each before those that it names.
+
+    `read` is run in the pool; it gives the files that one names, or anything else where it does not go on from there.
+    """
+    for node, below in ahead(pool, filter(wanted, found), read, lambda node: node.ref.stored):
+        yield node, below
+        if isinstance(below, list):
+            yield from walk(pool, below, read, wanted)
 
 
 class Leaf:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
+from puller.stores.base import Listed
 from puller.stores.folder import FolderStore
 
 
@@ -14,24 +17,36 @@ class ClockedFolder(FolderStore):
         super().__init__(root)
         self.now = now
         self._times: dict[int, float] = {}
+        self._lock = threading.RLock()
 
     def clock(self) -> float:
         return self.now
 
     def put(self, path: str, data: bytes) -> None:
-        super().put(path, data)
-        self._note(path)
+        with self._lock:
+            super().put(path, data)
+            self._note(path)
 
     def create(self, path: str, data: bytes) -> bool:
-        made = super().create(path, data)
-        if made:
-            self._note(path)
+        with self._lock:
+            made = super().create(path, data)
+            if made:
+                self._note(path)
         return made
 
     def swap_head(self, expected: str, data: bytes, time: int) -> str:
-        token = super().swap_head(expected, data, time)
-        self._note("HEAD")
+        with self._lock:
+            token = super().swap_head(expected, data, time)
+            self._note("HEAD")
         return token
+
+    def files(self, prefix: str) -> Iterator[Listed]:
+        with self._lock:
+            return iter(list(super().files(prefix)))
+
+    def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
+        with self._lock:
+            return super().collect(paths, before, unless)
 
     def _note(self, path: str) -> None:
         self._times[os.stat(os.path.join(self.where, path)).st_ino] = self.now

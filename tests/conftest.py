@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.buckets import KEYS, NO_SETTINGS, Proxy, free_port, s3_client, start_moto, start_proxy, start_rclone
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -40,18 +42,19 @@ class Done:
 
 def command(name: str, *arguments: object, check: int | None = 0, stdin: bytes | None = None, **options) -> Done:
     """Run `publisher` or `puller` as a process; `check` is the exit status it must have (None: any)."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"{name}.cli", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-    result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    status, out, err = warm().run([name, *map(str, arguments)], stdin, **options)
+    result = Done(status, out.decode(), err.decode())
     assert "Traceback" not in result.err, result.err
     assert check is None or result.status == check, (result.status, result.out, result.err)
     return result
+
+
+@cache
+def warm() -> Warm:
+    """The process that runs this process's commands."""
+    process = Warm(Path(tempfile.mkdtemp()))
+    atexit.register(process.close)
+    return process
 
 
 def publisher(*arguments: object, **options) -> Done:

@@ -215,7 +215,10 @@ class S3Store:
         return self._kept(lambda: self._send(COLLECTING, data, CacheControl="no-store", **more))
 
     def _collection(self) -> tuple[bytes, float, Token]:
-        """Whether files are being removed (`running`), when this was said, and the token of that."""
+        """Whether files are being removed (`running`), until when they may have been, or since when they are, and the token.
+
+        What a collector that was killed had sent may arrive for as long as it is waited for.
+        """
         try:
             data, answer = again(lambda: self._place.read(COLLECTING), ATTEMPTS)
         except NotFound:
@@ -223,7 +226,7 @@ class S3Store:
         said = answer["LastModified"].timestamp()
         state = data.partition(b" ")[0]
         if state == b"running" and date_of(answer) - said > HOLD:
-            state = b"ended"
+            return b"ended", said + HOLD, self._tag(answer)
         return state, said, self._tag(answer)
 
     def _last_collected(self) -> float:

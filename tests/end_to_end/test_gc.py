@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -16,7 +17,7 @@ from publisher.gc import collect, find_archived
 from publisher.keys import Keyring
 from publisher.publish import Options, publish
 from publisher.retain import EVERY
-from puller.errors import HeadwaterError, Invalid, NotFound, UsageError
+from puller.errors import Conflict, HeadwaterError, Invalid, NotFound, UsageError
 from puller.fetch import FolderFetcher
 from puller.plan import Way
 from puller.pull import Options as PullOptions
@@ -338,6 +339,25 @@ def test_a_bucket(bucket, monkeypatch):
         assert (done.heads_removed, len(removing)) == (1, 2)
         assert len(before - set(store.list(""))) == done.heads_removed + done.files_removed > 1
         assert check(store, pool).bad == {}
+
+
+@pytest.mark.slow
+def test_what_a_killed_collector_had_sent_may_arrive_late(bucket, monkeypatch):
+    """A publisher that read HEAD after a collector was killed looks for its files once nobody waits for that any more."""
+    monkeypatch.setattr("puller.stores.s3.HOLD", 4)
+    monkeypatch.setattr("puller.stores.s3.SKEW", 0)
+    dest = f"{bucket.url}/data"
+    publish_records(dest, "bytes", rows(1, 10))
+    store = S3Store(dest, connections=4)
+    store._note(b"running", store._collection()[2])
+    time.sleep(1.5)
+    store.read_head()
+    for late in (True, False):
+        store.put("chunks/aa/late.zst", b"x")
+        if late:
+            store.delete("chunks/aa/late.zst")
+        with pytest.raises(Conflict) if late else nullcontext():
+            store.flush()
 
 
 def test_ages_of_superseded_heads():

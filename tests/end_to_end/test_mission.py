@@ -14,9 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from publisher.build import make_pool
+from publisher.commit import GRACE
+from publisher.gc import collect
 from publisher.publish import Options, publish
 from publisher.sources import open_source
 from puller.stores import open_store
+from tests.clocked import ClockedFolder
 from tests.conftest import puller, tree
 
 
@@ -57,22 +61,28 @@ class Slow(BaseHTTPRequestHandler):
         pass
 
 
-def live(tmp_path, seconds, size):
-    """Run the test; return how often each file was sent whole, and the versions seen."""
+def live(tmp_path, seconds, size, hours=0.0):
+    """Run the test; return how often each file was sent whole, and the versions seen.
+
+    With `hours`, that much time passes from version to version, and what is older than a day is collected all the while;
+    the number of files that went is returned as well.
+    """
     r = random.Random(3)
     source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
     source.mkdir()
+    store = ClockedFolder(str(dest)) if hours else open_store(str(dest))
+    removed = 0
     for n in range(size // 20_000):
         (source / f"f{n}").write_bytes(r.randbytes(20_000))
 
     def commit():
         publish(
-            open_store(str(dest)),
+            store,
             lambda name, schema: open_source(
                 str(source), None, key=(), tables=(), name=name, schema=schema, strict=False
             ),
             "data",
-            Options(),
+            Options(keep=GRACE if hours else None),
         )
 
     commit()
@@ -82,13 +92,23 @@ def live(tmp_path, seconds, size):
         while not stop.is_set():
             (source / f"f{r.randrange(size // 20_000)}").write_bytes(r.randbytes(20_000))
             commit()
+            if hours:
+                store.now += hours * 3600
             time.sleep(0.2)
+
+    def clear():
+        nonlocal removed
+        while not stop.is_set():
+            with make_pool(store.threads) as pool:
+                removed += collect(store, pool, keep=GRACE, keep_versions=0).files_removed
+            time.sleep(0.1)
 
     handler = type("Handler", (Slow,), {"root": dest, "rate": size / seconds, "sent": Counter()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    writer = threading.Thread(target=write)
-    writer.start()
+    writers = [threading.Thread(target=work) for work in ([write, clear] if hours else [write])]
+    for writer in writers:
+        writer.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         start = time.time()
@@ -103,19 +123,22 @@ def live(tmp_path, seconds, size):
         first = puller("pull", "--json", url, copy).json
         took = time.time() - start
         stop.set()
-        writer.join()
+        for writer in writers:
+            writer.join()
         last = puller("pull", "--json", url, copy).json
     finally:
         stop.set()
-        writer.join()
+        for writer in writers:
+            writer.join()
         server.shutdown()
         server.server_close()
     assert tree(copy) == tree(source)
     shutil.rmtree(copy)
-    return handler.sent, first, last, took
+    return handler.sent, first, last, took, removed
 
 
-def check(sent, first, last, took, seconds):
+def check(sent, first, last, took, removed, seconds, collected=False):
+    assert (removed > 0) == collected
     assert took > seconds * 0.7
     assert first["to"]["version"] > 3
     assert last["to"]["version"] >= first["to"]["version"]
@@ -126,6 +149,16 @@ def check(sent, first, last, took, seconds):
 
 def test_a_slow_puller_of_a_live_dataset(tmp_path):
     check(*live(tmp_path, 6, 20_000_000), 6)
+
+
+def test_a_slow_puller_beside_garbage_collection(tmp_path):
+    """It takes longer than versions are kept: what it began with is collected while it fetches."""
+    check(*live(tmp_path, 6, 20_000_000, hours=3), 6, collected=True)
+
+
+@pytest.mark.slow
+def test_a_puller_that_takes_over_a_minute_beside_garbage_collection(tmp_path):
+    check(*live(tmp_path, 75, 100_000_000, hours=2), 75, collected=True)
 
 
 @pytest.mark.slow

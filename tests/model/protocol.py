@@ -1,4 +1,6 @@
-"""A model of committing and collecting (puller/SPEC.md 3, publisher/commit.py, publisher/gc.py), explored exhaustively.
+"""A model of committing and collecting (puller/SPEC.md 3, publisher/commit.py, publisher/gc.py, puller/stores/s3.py).
+
+It is explored exhaustively.
 
 A state is everything that publishers, a collector, a puller and the store know at one moment. `explore` visits all states
 that can be reached, breadth first, each once, and returns the first way into one that breaks a promise, or None.
@@ -8,6 +10,9 @@ equal content means the same file. A HEAD names the files of its chunks. Diffs a
 counted in ticks, as ages up to a limit, so that it may go on for ever. A process that is killed is one that takes no further
 step, so each state is also that of a crash there; whoever runs again after a crash is a further publisher. Bounds: the
 publishers' intents, the collections, the pulls, what is sent again, and how many ticks a collection takes.
+
+A folder has a lock: a file's age is looked at in the moment it is removed. A bucket has none: who collects says so in a file,
+lists once more, and removes by that listing; what is sent may arrive late; publishers ask before they swap.
 """
 
 from __future__ import annotations
@@ -27,12 +32,14 @@ CACHE = 1
 """Ticks for which a cache serves a superseded HEAD."""
 SLOW = 1
 """Ticks that a collection may take."""
+HOLD = 2
+"""Ticks after which nobody waits for a collector that said it removes files: it sends nothing after SLOW, half of that."""
 OLD = GRACE + SLOW + 1
 """Ages from here on are all alike."""
 ABSENT = -1
 
-READ, SOURCE, PUT, ARCHIVE, SWAP, RESOLVE, LATE_ARCHIVE, DONE, OFF = range(9)
-LIST_HEADS, READ_LATE, REMOVE_HEADS, LIST_FILES, LOOK, DELETE = range(6)
+READ, SOURCE, PUT, FLUSH, ARCHIVE, SWAP, RESOLVE, LATE_ARCHIVE, DONE, OFF = range(10)
+LIST_HEADS, READ_LATE, REMOVE_HEADS, LIST_FILES, LOOK, SAY, LIST_AGAIN, DELETE, END = range(9)
 
 MUTATIONS = (
     "head_not_read_again",
@@ -48,6 +55,15 @@ MUTATIONS = (
     "swaps_without_comparing",
     "lists_before_head",
 )
+
+OF_BUCKETS = (
+    "never_asks",
+    "lists_before_it_says",
+    "waits_and_does_not_look",
+    "ends_after_an_error",
+    "forgets_the_killed",
+)
+"""Mutations of what buckets need."""
 
 AVOIDS = "deletes_by_the_listing, but nobody puts what has lain there for long"
 """Another protocol, for stores that cannot look at a file in the moment they remove it.
@@ -89,6 +105,14 @@ class Collector(NamedTuple):
     candidates: int = 0
 
 
+class Mark(NamedTuple):
+    """What the file says about collecting in a bucket, and since when; `late` are removals that may still arrive, a mask."""
+
+    running: bool
+    age: int
+    late: int = 0
+
+
 class Pending(NamedTuple):
     """A swap on its way: it may still arrive, or never."""
 
@@ -119,6 +143,7 @@ class State(NamedTuple):
     collections: int = 1
     edits: int = 0
     pulls: int = 0
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +157,12 @@ class Bound:
     edits: int = 0
     pulls: int = 0
     sends: int = 1
+    bucket: bool = False
 
 
 def explore(bound: Bound, mutation: str | None = None, most: int | None = None) -> tuple[int, list[str] | None]:
     """The number of states, and the steps into the first that breaks a promise with what it breaks, or None."""
-    assert mutation in (None, AVOIDS, *MUTATIONS)
+    assert mutation in (None, AVOIDS, *MUTATIONS, *OF_BUCKETS)
     model = _Model(bound, mutation)
     first = model.first()
     came: dict[State, tuple[State, str] | None] = {first: None}
@@ -245,6 +271,7 @@ class _Model:
             rest = tuple(p for p in state.pending if p is not pending)
             yield f"a swap of publisher {pending.by} arrives late", self._swap(state._replace(pending=rest), pending)[0]
         yield from self._collector(state)
+        yield from self._arrivals(state)
         yield from self._puller(state)
 
     def _tick(self, state: State) -> State | str:
@@ -263,7 +290,13 @@ class _Model:
             ),
             pending=tuple(p._replace(age=p.age + 1) for p in state.pending if p.age < HALF),
             collector=collector,
+            mark=self._older_mark(state.mark),
         )
+
+    def _older_mark(self, mark: Mark | None) -> Mark | None:
+        if mark is None or mark.age > HOLD + HALF:
+            return mark
+        return mark._replace(age=mark.age + 1, late=mark.late if mark.age + 1 <= HOLD else 0)
 
     # Publishers
 
@@ -296,7 +329,10 @@ class _Model:
             if not there:
                 state = state._replace(files=_put(state.files, name, 0))
             step = SWAP if self.mutation == "archives_after_the_swap" else ARCHIVE
+            step = FLUSH if self.bound.bucket and self.mutation != "never_asks" else step
             yield f"puts file {name}", self._with(state, n, p, step)
+        elif p.step == FLUSH:
+            yield from self._flush(state, n, p)
         elif p.step in (ARCHIVE, LATE_ARCHIVE):
             if state.archive[p.base - 1] == ABSENT and p.base <= len(state.history):
                 state = state._replace(archive=_put(state.archive, p.base - 1, 0))
@@ -308,6 +344,19 @@ class _Model:
             yield from self._sends(state, n, p)
         elif p.step == RESOLVE:
             yield "reads what became of its swap", self._resolve(state, n, p)
+
+    def _flush(self, state: State, n: int, p: Publisher) -> Iterator[Step]:
+        """Ask whether files are being removed, or were since HEAD was read."""
+        mark = state.mark
+        if mark is not None and mark.running and mark.age <= HOLD:
+            return  # it waits
+        held = HOLD if mark is not None and mark.running and self.mutation != "forgets_the_killed" else 0
+        since = mark is not None and mark.age - held <= p.elapsed
+        missing = state.files[p.chunk * self.bound.values + self._value(p)] == ABSENT
+        if since and missing and self.mutation != "waits_and_does_not_look":
+            yield "misses a file that it put", self._with(state, n, p, READ)
+        else:
+            yield "may swap", self._with(state, n, p, ARCHIVE)
 
     def _value(self, p: Publisher) -> int:
         """The value that a publisher puts: that of its reading, or of its intent, if need be under another name."""
@@ -408,10 +457,47 @@ class _Model:
             seen = len(state.history)
             for version in state.history[c.seen - 1 :]:
                 c = c._replace(marked=c.marked | self.names(version))
-            c = c._replace(seen=seen, candidates=c.candidates & ~c.marked, step=DELETE)
+            step = SAY if self.bound.bucket else DELETE
+            c = c._replace(seen=seen, candidates=c.candidates & ~c.marked, step=step)
             yield "reads HEAD again", state._replace(collector=c if c.candidates else None)
+        elif self.bound.bucket:
+            yield from self._removes(state, c)
         else:
             yield from self._deletes(state, c)
+
+    def _removes(self, state: State, c: Collector) -> Iterator[Step]:
+        """As in a bucket: say so, list once more, remove by that listing."""
+        if c.step == SAY:
+            after = c._replace(step=DELETE if self.mutation == "lists_before_it_says" else LIST_AGAIN)
+            yield "says that it removes", state._replace(collector=after, mark=Mark(running=True, age=0))
+        elif c.step == LIST_AGAIN:
+            old = sum(1 << n for n, age in enumerate(state.files) if age > self._grace(c))
+            yield "lists files again", state._replace(collector=c._replace(step=DELETE, candidates=c.candidates & old))
+        elif c.candidates and state.mark is not None:
+            name = (c.candidates & -c.candidates).bit_length() - 1
+            rest = c._replace(candidates=c.candidates & ~(1 << name))
+            yield (
+                f"removes file {name}",
+                state._replace(files=_put(state.files, name, ABSENT), collector=rest),
+            )
+            late = state.mark._replace(late=state.mark.late | 1 << name)
+            after = rest if self.mutation == "ends_after_an_error" else None
+            yield f"sends a removal of file {name} and hears nothing", state._replace(collector=after, mark=late)
+        else:
+            mark = state.mark
+            ended = mark if mark is None else mark._replace(running=False, age=0)
+            yield "says that it ended", state._replace(collector=None, mark=ended)
+
+    def _arrivals(self, state: State) -> Iterator[Step]:
+        mark = state.mark
+        if mark is not None and mark.late:
+            name = (mark.late & -mark.late).bit_length() - 1
+            yield (
+                f"a removal of file {name} arrives late",
+                state._replace(
+                    files=_put(state.files, name, ABSENT), mark=mark._replace(late=mark.late & ~(1 << name))
+                ),
+            )
 
     def _deletes(self, state: State, c: Collector) -> Iterator[Step]:
         name = (c.candidates & -c.candidates).bit_length() - 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.protocol import ABSENT, AVOIDS, MUTATIONS, Bound, explore
+from tests.model.protocol import ABSENT, AVOIDS, MUTATIONS, OF_BUCKETS, Bound, explore
 
 TOGGLE = ((0, 1), (0, 0))
 """One publisher changes a chunk, another changes it back: the first file is put again while it may be collected."""
 COMMITS = Bound(TOGGLE, collections=0, sends=2)
 SOURCE = Bound(((0, ABSENT), (0, ABSENT)), values=3, edits=2, collections=0, sends=1)
 COLLECTING = Bound(TOGGLE, sends=0)
+BUCKET = Bound(TOGGLE, sends=0, bucket=True)
 PULLING = Bound(((0, 1),), pulls=1, sends=0)
 
 BREAKS = {
@@ -66,6 +67,21 @@ def test_reading_head_again_is_not_what_protects():
     """A file that is looked at again in the moment it is removed is safe without; the collector reads HEAD all the same."""
     assert explore(PULLING, "head_not_read_again")[1] is None
     assert set(MUTATIONS) == {*BREAKS, "head_not_read_again"}
+
+
+@pytest.mark.slow
+def test_no_promise_is_broken_in_a_bucket():
+    states, way = explore(BUCKET)
+    assert way is None
+    assert states > 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", OF_BUCKETS)
+def test_each_part_of_what_buckets_need_is_needed(mutation):
+    _, way = explore(BUCKET, mutation)
+    assert way is not None
+    assert "which is missing" in way[-1]
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_pure_modules_do_no_io(name):
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
         *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile"),
+        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "progress"),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used

@@ -1,0 +1,1 @@
+"""The commands of `publisher`, a file for each group of them: parse, call one function, print."""

@@ -1,0 +1,83 @@
+"""Options that several commands of `publisher` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+encrypt_option = click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Encrypt a new dataset: pullers need its secret (refused where DEST is not encrypted).",
+)
+
+
+INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
+
+
+signing_option = click.option(
+    "--signing-key",
+    metavar="FILE",
+    help="The private key to sign with (default: $HEADWATER_SIGNING_KEY, or the one in the keys folder).",
+)
+
+
+unsigned_option = click.option("--unsigned", is_flag=True, help="Do not sign a dataset that is created.")
+
+
+root_options = (
+    click.option("--root", "roots", multiple=True, metavar="FILE", help="The private key of a root; repeatable."),
+    click.option("--old-root", "old_roots", multiple=True, metavar="FILE", help="One that only signs this change."),
+    click.option("--threshold", type=click.IntRange(1, 64), help="How many roots must sign the next change."),
+)
+
+
+def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options about the roots that sign key sets."""
+    for option in reversed(root_options):
+        command = option(command)
+    return command
+
+
+BUCKET_OPTIONS = {
+    "--endpoint-url": ("AWS_ENDPOINT_URL_S3", "URL", "The address of a service that is like S3, for s3:// addresses."),
+    "--region": ("AWS_DEFAULT_REGION", "NAME", "The bucket's region."),
+    "--profile": ("AWS_PROFILE", "NAME", "The AWS profile with the credentials."),
+}
+"""Options that boto3 knows as variables."""
+
+
+def _set_variable(_context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Hand an option to boto3, and to validators, by the environment: it stands above profiles there."""
+    if value is None:
+        return
+    if parameter.name == "profile":
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            os.environ.pop(name, None)  # as with `aws --profile`, it stands above these
+    if parameter.name == "endpoint_url":
+        os.environ.pop("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", None)
+    os.environ[BUCKET_OPTIONS[parameter.opts[0]][0]] = value
+
+
+def of_buckets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where s3:// leads."""
+    for option, (_, metavar, text) in reversed(BUCKET_OPTIONS.items()):
+        command = click.option(option, metavar=metavar, help=text, expose_value=False, callback=_set_variable)(command)
+    return command
+
+
+single_writer_option = click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Use a bucket without conditional writes: nobody else publishes there meanwhile.",
+)
+
+
+max_age_option = click.option(
+    "--max-age",
+    type=click.IntRange(0, 86400),
+    help="Seconds that caches may keep a bucket's HEAD without asking (5, unless it was set before).",
+)

@@ -1,0 +1,1 @@
+"""The commands of `puller`, a file for each group of them: parse, call one function, print."""

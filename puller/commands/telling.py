@@ -1,0 +1,76 @@
+"""What several commands of `puller` look up and say: of trust, staleness, and what is held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from puller.mirror import Outcome as Mirrored
+    from puller.pull import Outcome
+    from puller.targets.base import State
+    from puller.trust import Pins, Staleness
+
+
+UNCHANGED = 10
+
+
+DIFFERS = STALE = 6
+
+
+def about_staleness(stale: Staleness, target: str) -> str:
+    """The warning about a copy that is stale."""
+    why = {
+        "expired": "the newest HEAD that the host gave is expired; newer ones may be held back",
+        "stale": "the newest HEAD that the host gave is older than --max-staleness",
+        "older-head": "the host has served an older HEAD than one seen before for too long",
+    }
+    return f"{target} is stale ({stale}): {why[stale]}. Ask whoever serves or publishes the dataset"
+
+
+def trusted_fields(pins: Pins) -> dict[str, Any]:
+    """Whom a target trusts, for --json."""
+    if not pins.key_set:
+        return {"signed": False, "key_set": 0, "roots": [], "given": False}
+    from puller.wire.keyset import parse_key_set
+
+    keys = parse_key_set(pins.key_set)[0]
+    return {"signed": True, "key_set": keys.number, "roots": list(map(str, keys.roots)), "given": bool(pins.given)}
+
+
+def first_contact(outcome: Outcome | Mirrored, *, dry_run: bool = False) -> list[str]:
+    """What is said about trust at first contact."""
+    if not outcome.met:
+        return []
+    trusted = trusted_fields(outcome.pins)
+    if not trusted["signed"]:
+        return ["  not signed: whoever can write to the host, or stands between, can change the data"]
+    if trusted["given"]:
+        return [f"  signed under the key given, key set {trusted['key_set']}"]
+    verb = "would trust" if dry_run else "trusts from now on"
+    return [
+        f"  {verb} the key that it met first: {' '.join(trusted['roots'])}",
+        "  compare it with `publisher key show`, or give the right one with --trust",
+    ]
+
+
+def how_stale(state: State, most: int | None) -> Staleness | None:
+    """Why what is held is stale now; None if it is not. `most`: of --max-staleness, in seconds."""
+    import time
+
+    from puller.trust import staleness
+
+    now = int(time.time())
+    return staleness(now, state.seen[2], expires=state.expires, behind=state.behind, interval=state.interval, most=most)
+
+
+def held(path: str, form: str | None) -> tuple[Any, Any]:
+    """The state that a target holds, and the target, open. Raises TargetError where nothing was pulled."""
+    from puller.errors import TargetError
+    from puller.targets import open_target
+
+    target = open_target(path, None, form)
+    state = target.state()
+    if state is None:
+        target.close()
+        raise TargetError(f"nothing was pulled into {path} yet")
+    return state, target
