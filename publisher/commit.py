@@ -36,6 +36,8 @@ class Next:
 
     head: Head
     log: Log
+    filed: Log
+    """What the file of the log says: HEAD may list diffs beyond it."""
     diffs: list[Diff]
     carried: bool
     """Whether it has a snapshot of its own."""
@@ -57,6 +59,7 @@ def follow(
     """
     from publisher.diffs import choose_listed, widen
     from publisher.history import grow
+    from publisher.history import is_due as is_log_due
     from publisher.retain import retained
     from publisher.snapshots import carry, is_due
 
@@ -80,9 +83,12 @@ def follow(
 
     log = grow(retained(was, [] if carried else was.chain, now()), new, put)
     listed = choose_listed(log.diffs)
-    ref = put(log) if len(log.diffs) > len(listed) or log.segments else None
-    made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
-    return Next(made, log, new, carried)
+    made = _next_head(was, checksum, records, snapshot, listed, head.log, (interval, keep), now)
+    filed = was.filed
+    if is_log_due(log, filed, made.diffs, alone=len(new) == 1):
+        filed, ref = log, put(log)
+        made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
+    return Next(made, log, filed, new, carried)
 
 
 def restart(
@@ -98,7 +104,7 @@ def restart(
     """Make the version that holds just a snapshot, and that no diff leads to."""
     at = (was.head.version + 1, snapshot)
     made = _next_head(was, checksum, records, at, [], None, (interval, keep), now)
-    return Next(made, Log([], []), [], carried=True)
+    return Next(made, Log([], []), Log([], []), [], carried=True)
 
 
 def swap(was: Published, new: Next) -> Published:
@@ -122,7 +128,7 @@ def swap(was: Published, new: Next) -> Published:
     data, token = place(store, was.token, new.head, was.sign(new.head))
     head = parse_head(data)
     head = head if was.cipher is None else was.cipher.unseal(head)
-    return was.succeeded(head, data, token, new.log, new.diffs)
+    return was.succeeded(head, data, token, new)
 
 
 def check_in_time(store: Store, began: float) -> None:

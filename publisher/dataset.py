@@ -16,6 +16,7 @@ from typing import Any, Self
 from publisher.batch import Batch
 from publisher.build import Sink, TreeBuilder, make_pool
 from publisher.commit import INTERVAL, damaged, follow, swap
+from publisher.copies import copies_of
 from publisher.encrypt import check_encrypted
 from publisher.hashes import Changes, Hashes, cache_of
 from publisher.keys import Keyring, read_key
@@ -56,7 +57,7 @@ def open_dataset(
     """See `publisher.open`."""
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
-    store = open_store(dest, single_writer=single_writer)
+    store = open_store(dest, single_writer=single_writer, kept=copies_of(dest) if cache else None)
     keyring = Keyring(None if signing_key is None else read_key(signing_key))
     head = read_head(store)[0]
     if head is None:

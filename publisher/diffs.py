@@ -62,11 +62,16 @@ def widen(
 def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:
     """Those of the known diffs that HEAD is to list, the most useful first."""
     newest = sorted(diffs, key=lambda d: -d.b)
-    widths = sorted({d.b - d.a for d in newest})
+    levels = sorted(set(map(_level, newest)))
     chosen: list[Diff] = []
-    for level, width in enumerate(widths):
-        chosen += [d for d in newest if d.b - d.a == width][: LISTED[level] if level < len(LISTED) else 1]
+    for number, level in enumerate(levels):
+        chosen += [d for d in newest if _level(d) == level][: LISTED[number] if number < len(LISTED) else 1]
     return sorted(chosen, key=lambda d: (-d.b, d.b - d.a))
+
+
+def _level(diff: Diff) -> int:
+    """A name for the level of a diff: those from version 1 are a little narrower than their level's others."""
+    return (diff.b - diff.a - 1).bit_length()
 
 
 def fit(head: Head) -> Head:

@@ -13,6 +13,8 @@ DIFFS_KEPT = 16
 """Diffs of a width that move into a segment together; up to twice as many stay in the newest log."""
 SEGMENTS_KEPT = 16
 """Segments of a size that move into a larger one together."""
+BEYOND = 6
+"""Diffs that HEAD lists beyond a log before another one is due soon."""
 
 T = TypeVar("T", Diff, Segment)
 K = TypeVar("K", bound=Hashable)
@@ -40,6 +42,18 @@ def shorten(log: Log, version: int, needed: Iterable[Diff]) -> Log:
     """The log without what leads no further than to `version`, but for the diffs that are needed all the same."""
     old = [d for d in needed if d.b <= version]
     return Log([*old, *(d for d in log.diffs if d.b > version)], [s for s in log.segments if s.b > version])
+
+
+def is_due(log: Log, filed: Log, listed: Sequence[Diff], *, alone: bool) -> bool:
+    """Whether the log needs a new file: what the last one says, with what HEAD lists, is not all of it, or too much.
+
+    One that would be due soon is written where the version's own diff is `alone`, without wider ones: no version writes many
+    files then.
+    """
+    old, new = set(filed.diffs), set(log.diffs)
+    if filed.segments != log.segments or not old <= new <= old.union(listed):
+        return True
+    return alone and len(old) > 0 and len(new - old) > BEYOND
 
 
 def _full(segments: list[Segment]) -> list[Segment] | None:

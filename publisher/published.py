@@ -21,6 +21,7 @@ from puller.wire.nodes import Diff, Log, Run, Tree, Value
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from publisher.commit import Next
     from publisher.keys import Keyring
     from publisher.signing import Signing
     from puller.fetch import Answer, Check
@@ -94,14 +95,14 @@ class Published:
         """Puts files of the next version."""
         return Sink(self.store, area, self.cipher)
 
-    def succeeded(self, head: Head, data: bytes, token: Token, log: Log, new: list[Diff]) -> Published:
+    def succeeded(self, head: Head, data: bytes, token: Token, new: Next) -> Published:
         """The version that came next, with what is known of it, so that a further one costs no reading."""
         after = Published(self.store, self.reader.pool, head, data, token, self.cipher, self.keyring)
         if head.trust == self.head.trust:
             after.signing = self.signing
         after.reader = self.reader
-        after.log = log
-        after._known = [diff for diff in [*self.chain, *new] if diff.b > head.snapshot_version]
+        after.log, after.filed = new.log, new.filed
+        after._known = [diff for diff in [*self.chain, *new.diffs] if diff.b > head.snapshot_version]
         roots = {tree.ref.sha256 for tree in (head.snapshot, *(diff.tree for diff in after._known))}
         after.sizes = {root: size for root, size in self.sizes.items() if root in roots}
         return after
@@ -120,9 +121,15 @@ class Published:
         return format_head(head) if self.signing is None else self.signing.sign(head)
 
     @cached_property
+    def filed(self) -> Log:
+        """The newest file of the log."""
+        return Log([], []) if self.head.log is None else self.reader.log(self.head.log)
+
+    @cached_property
     def log(self) -> Log:
-        """The newest file of the log; where HEAD names none, its own list."""
-        return Log(list(self.head.diffs), []) if self.head.log is None else self.reader.log(self.head.log)
+        """The log with what HEAD lists beyond its newest file."""
+        filed = self.filed
+        return Log([*filed.diffs, *(diff for diff in self.head.diffs if diff not in filed.diffs)], filed.segments)
 
     @cached_property
     def chain(self) -> list[Diff]:

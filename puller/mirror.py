@@ -341,11 +341,11 @@ class _Mirror:
                 self._complete([node])
 
     def _has_way(self, head: Head) -> bool:
-        """Whether the copy has a version's snapshot, and diffs of its own list that lead from there to it."""
+        """Whether the copy has a version's snapshot, and diffs that lead from there to it: all that it names, or listed ones."""
         if not self._has(CHUNKS, head.snapshot.ref):
             return False
         diffs = [diff for diff in head.diffs if self._has(DIFFS, diff.tree.ref)]
-        if head.log is not None and self._has(DIFFS, head.log):
+        if len(diffs) == len(head.diffs) and head.log is not None and self._has(DIFFS, head.log):
             return True
         return route(head.snapshot_version, head.version, diffs) is not None
 

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(arguments: list[object], port: int, log: Path, **environment: str) -> Iterator[int]:
+def running(arguments: list[object], port: int, log: Path, **environment: str) -> Iterator[int]:
     """A server as a process, until it answers on its port."""
     with log.open("wb") as out:
         process = subprocess.Popen([*map(str, arguments)], stdout=out, stderr=out, env=os.environ | environment)
@@ -48,14 +48,14 @@ def _running(arguments: list[object], port: int, log: Path, **environment: str) 
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @contextmanager
 def start_moto(base: Path, **environment: str) -> Iterator[int]:
     """moto's server, which keeps to conditional writes; yields its port."""
     port = free_port()
-    with _running([sys.executable, "-m", "moto.server", "-p", port], port, base / "moto.log", **environment):
+    with running([sys.executable, "-m", "moto.server", "-p", port], port, base / "moto.log", **environment):
         yield port
 
 
@@ -66,7 +66,7 @@ def start_rclone(base: Path) -> Iterator[int]:
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     keys = ",".join(KEYS.values())
     command = [program, "serve", "s3", base, "--addr", f"127.0.0.1:{port}", "--auth-key", keys, "--config", os.devnull]
-    with _running(command, port, base.parent / "rclone.log"):
+    with running(command, port, base.parent / "rclone.log"):
         yield port
 
 

@@ -183,6 +183,7 @@ def publish_command(
       publisher publish ./parts /srv/data/parts --as parquet --key id
       make-prices | publisher publish - /srv/data/prices --key country --key sku
     """
+    from publisher.copies import copies_of
     from publisher.publish import Options, publish
     from publisher.sources import open_source
     from puller.stores import open_store
@@ -214,7 +215,8 @@ def publish_command(
             cached_for=None if no_cache else dest,
         )
 
-    store = open_store(dest, single_writer=single_writer, max_age=max_age)
+    kept = None if no_cache else copies_of(dest)
+    store = open_store(dest, single_writer=single_writer, max_age=max_age, kept=kept)
     with out.progress() as progress:
         outcome = publish(
             store,

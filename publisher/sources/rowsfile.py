@@ -81,13 +81,25 @@ class RowsFile:
         return self._key
 
     def runs(self) -> Iterator[Run]:
-        """In one pass if the rows are in key order; raises Unsorted at the first that is not, and then sorts."""
-        self.report = Report()
-        self._again()
-        if not self._looks:
-            self._look()
-        for keys, values in self._ordered() if self._sorted else self._sort():
-            yield keys, lazily(values)
+        """In one pass if the rows are in key order; raises Unsorted at the first that is not, and then sorts.
+
+        Where that shows before any run was given, they are sorted at once.
+        """
+        given = False
+        while True:
+            self.report = Report()
+            self._again()
+            if not self._looks:
+                self._look()
+            try:
+                for keys, values in self._ordered() if self._sorted else self._sort():
+                    given = True
+                    yield keys, lazily(values)
+            except Unsorted:
+                if given:
+                    raise
+            else:
+                return
 
     def lead(self) -> Run:
         """The schema, once all rows were read."""

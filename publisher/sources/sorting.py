@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from operator import eq
@@ -21,6 +22,8 @@ BATCH = 256 << 10
 """Bytes of records in a batch of a spilled run; one batch of each run is in memory while they are merged."""
 FAN = 64
 """So many runs are merged into one, so that the batches of all runs stay within some 32 MiB."""
+PARTS = 32
+"""Records in memory are sorted in so many parts, if their keys are spread as those of the first block were."""
 _OBJECTS = 100
 
 Rows = tuple[list[bytes], list[Any]]
@@ -41,15 +44,21 @@ class Duplicate(Exception):
 class Sorter:
     """Takes records in any order and gives them back in key order; `memory` is in bytes, as for MEMORY.
 
+    Records are sorted in small parts, which stay in the processor's caches: each block that comes is sorted at once, cut
+    where the first one was, and packed; what lies between two cuts is sorted when it is wanted.
+
     Temporary files lie where the environment says (TMPDIR) and have no name: whatever ends the process removes
     them. Raises Duplicate, from `add` or `runs`, and SourceError where a temporary file cannot be written.
     """
 
     def __init__(self, memory: int = MEMORY) -> None:
         self._memory = memory
-        self._keys: list[bytes] = []
-        self._values: list[Any] = []
-        self._used = 0
+        self._cuts: list[bytes] = []
+        self._parts: list[list[bytes]] = []
+        """Packed records, by the cuts between which they lie."""
+        self._unpacked: list[int] = []
+        """Bytes that each part needs when it is unpacked."""
+        self._packed = 0
         self._levels: list[list[_Spill]] = []
 
     def __enter__(self) -> Self:
@@ -61,34 +70,46 @@ class Sorter:
 
     def add(self, keys: list[bytes], values: list[Any]) -> None:
         """Take up records with bytes as values."""
-        self._keys += keys
-        self._values += values
-        self._used += sum(map(len, keys)) + sum(map(len, values)) + _OBJECTS * len(keys)
-        if self._used >= self._memory:
+        if not keys:
+            return
+        keys, values = _sorted(keys, values)
+        if not self._parts:
+            self._cuts = keys[len(keys) // PARTS :: max(1, len(keys) // PARTS)]
+            self._parts = [[] for _ in range(len(self._cuts) + 1)]
+            self._unpacked = [0] * len(self._parts)
+        start = 0
+        for n, cut in enumerate([*self._cuts, None]):
+            stop = len(keys) if cut is None else bisect_left(keys, cut, start)
+            if start < stop:
+                packed = _encode((keys[start:stop], values[start:stop]))
+                self._parts[n].append(packed)
+                self._packed += len(packed)
+                self._unpacked[n] += len(packed) + _OBJECTS * (stop - start)
+            start = stop
+        if self._packed + max(self._unpacked) >= self._memory:
             self._spill(self._take(), 0)
 
     def runs(self) -> Iterator[Rows]:
         """All records that were added, in key order; only once."""
-        if not self._levels:
-            yield from self._take()
-            return
-        if self._keys:
-            self._spill(self._take(), 0)
-        yield from _merge([spill.runs() for spill in chain(*self._levels)])
+        yield from _merge([*(spill.runs() for spill in chain(*self._levels)), self._take()])
 
     def _take(self) -> Iterator[Rows]:
         """The records in memory, in key order and in batches."""
-        keys, values = self._keys, self._values
-        step = max(1, len(keys) * BATCH // max(1, self._used))
-        self._keys, self._values, self._used = [], [], 0
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        last: list[bytes] = []
-        for start in range(0, len(order), step):
-            pick = order[start : start + step]
-            picked = list(map(keys.__getitem__, pick))
-            _check_distinct(last + picked)
-            last = picked[-1:]
-            yield from _halved(picked, list(map(values.__getitem__, pick)))
+        parts = list(zip(self._parts, self._unpacked, strict=True))[::-1]
+        self._parts, self._unpacked, self._packed = [], [], 0
+        while parts:
+            part, size = parts.pop()
+            keys: list[bytes] = []
+            values: list[bytes] = []
+            for more in map(_decode, part):
+                keys += more[0]
+                values += more[1]
+            del part
+            keys, values = _sorted(keys, values)
+            _check_distinct(keys)
+            step = max(1, len(keys) * BATCH // max(1, size))
+            for start in range(0, len(keys), step):
+                yield from _halved(keys[start : start + step], values[start : start + step])
 
     def _spill(self, runs: Iterable[Rows], level: int) -> None:
         if level == len(self._levels):
@@ -132,11 +153,19 @@ class _Spill:
 
 
 def _merge(streams: list[Iterator[Rows]]) -> Iterator[Rows]:
+    if len(streams) == 1:
+        yield from streams[0]
+        return
     for parts in spans([Cursor(stream) for stream in streams]):
         run = overlay([part for _, part in parts])
         if len(run[0]) < sum(len(part[0]) for _, part in parts):
             _check_distinct(sorted(chain(*(part[0] for _, part in parts))))
         yield run
+
+
+def _sorted(keys: list[bytes], values: list[Any]) -> Rows:
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return list(map(keys.__getitem__, order)), list(map(values.__getitem__, order))
 
 
 def _halved(keys: list[bytes], values: list[Any]) -> Iterator[Rows]:

@@ -1,4 +1,4 @@
-"""Wraps a store that waits on a network: files are put many at once, while the publisher goes on, and diffs are not got twice."""
+"""Wraps a store that waits on a network: files are put many at once, while the publisher goes on, and not got twice."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from puller.stores.base import Listed, Store, Token
-from puller.wire.codec import DIFFS
+from puller.wire.codec import CHUNKS, DIFFS
 
 BUDGET = 64 << 20
 """Bytes of files that may be under way at once."""
@@ -18,14 +19,26 @@ IDLE = 1.0
 """Seconds after which a thread that has nothing to do ends."""
 
 
+class Keep(Protocol):
+    """Keeps files from one process to the next, by names that stand for one content for ever; it may lose any of them."""
+
+    def get(self, name: str, /) -> bytes | None: ...
+
+    def keep(self, name: str, data: bytes, /) -> None: ...
+
+
 class Ahead:
     """Puts at once return; `flush` waits for them, and raises what went wrong with one. Threads come as they are needed.
 
-    The threads are daemons: a publisher that is interrupted ends, whatever is still under way.
+    The threads are daemons: a publisher that is interrupted ends, whatever is still under way. What is in `kept` is not
+    got again, and what is got, and diffs that are put, are kept there.
     """
 
-    def __init__(self, inner: Store, threads: int, budget: int = BUDGET) -> None:
+    def __init__(self, inner: Store, threads: int, budget: int = BUDGET, kept: Keep | None = None) -> None:
         self._inner = inner
+        self._kept = kept
+        self._head: str | None = None
+        self._key_sets: dict[str, bytes] = {}
         self._most = threads
         self._budget = budget
         self.where = inner.where
@@ -45,10 +58,33 @@ class Ahead:
         with self._changed:
             data = self._under_way.get(path) or self._recent.get(path)
         if data is None:
+            data = self._kept_copy(path)
+        if data is None:
             data = self._inner.get(path)
             with self._changed:
                 self._remember(path, data)
+            self._keep(path, data)
+        if path.startswith("trust/"):
+            self._key_sets[path] = data
         return data
+
+    def _kept_copy(self, path: str) -> bytes | None:
+        name = self._name(path)
+        return None if self._kept is None or name is None else self._kept.get(name)
+
+    def _keep(self, path: str, data: bytes) -> None:
+        name = self._name(path)
+        if self._kept is not None and name is not None and not _is_damaged(path, data):
+            self._kept.keep(name, data)
+
+    def _name(self, path: str) -> str | None:
+        """What stands for a file's content for ever: its path, where that has its hash; with HEAD's bytes, that of a key set.
+
+        For a dataset might be deleted, and another one with the same name be made in its place.
+        """
+        if path.startswith((f"{CHUNKS}/", f"{DIFFS}/")):
+            return path
+        return f"{path}-{self._head}" if path.startswith("trust/") and self._head is not None else None
 
     def size_of(self, path: str) -> int | None:
         with self._changed:
@@ -71,9 +107,14 @@ class Ahead:
                 self._running += 1
                 threading.Thread(target=self._work, daemon=True).start()
             self._changed.notify_all()
+        if path.startswith(f"{DIFFS}/"):
+            self._keep(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        return self._inner.create(path, data)
+        created = self._inner.create(path, data)
+        if created and path.startswith("trust/"):
+            self._key_sets[path] = data
+        return created
 
     def flush(self) -> None:
         with self._changed:
@@ -85,10 +126,16 @@ class Ahead:
     def read_head(self) -> tuple[bytes, Token]:
         with self._changed:
             self._error = None
-        return self._inner.read_head()
+        data, token = self._inner.read_head()
+        self._head = hashlib.sha256(data).hexdigest()
+        return data, token
 
     def swap_head(self, expected: Token, data: bytes, time: int) -> Token:
-        return self._inner.swap_head(expected, data, time)
+        token = self._inner.swap_head(expected, data, time)
+        self._head = hashlib.sha256(data).hexdigest()
+        for path, key_set in self._key_sets.items():
+            self._keep(path, key_set)
+        return token
 
     def list(self, prefix: str) -> Iterator[str]:
         self.flush()
@@ -116,8 +163,8 @@ class Ahead:
     def _remember(self, path: str, data: bytes) -> None:
         if not path.startswith(f"{DIFFS}/") or len(data) > RECENT // 4 or path in self._recent:
             return
-        if hashlib.sha256(data).hexdigest() not in path:
-            return  # damaged: it may be better the next time
+        if _is_damaged(path, data):
+            return  # it may be better the next time
         self._recent[path] = data
         self._recent_bytes += len(data)
         while self._recent_bytes > RECENT:
@@ -157,3 +204,8 @@ class Ahead:
         for path in self._queue:
             self._bytes -= len(self._under_way.pop(path))
         self._queue.clear()
+
+
+def _is_damaged(path: str, data: bytes) -> bool:
+    """Whether a file whose path has its hash is another one."""
+    return path.startswith((f"{CHUNKS}/", f"{DIFFS}/")) and hashlib.sha256(data).hexdigest() not in path

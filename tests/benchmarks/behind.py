@@ -139,7 +139,7 @@ def build(changes: Iterator[Change], pool: ThreadPoolExecutor) -> History:
         history.narrow += last.tree.bytes
         history.heads.append(new.head)
         history.diffs += new.diffs
-        head, was = new.head, was.succeeded(new.head, b"", "", new.log, new.diffs)
+        head, was = new.head, was.succeeded(new.head, b"", "", new)
     return history
 
 

@@ -26,10 +26,10 @@ FETCH = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from puller.fetch import CONNECTIONS, open_fetcher
-from puller.pull import read_head
+from puller.pull import read_heads
 from puller.tree import Reader, ahead
 fetcher = open_fetcher(sys.argv[1])
-head, _ = read_head(sys.argv[1], fetcher, None)
+head = read_heads(sys.argv[1], fetcher, None)[0][0]
 with ThreadPoolExecutor(CONNECTIONS) as pool:
     reader = Reader(fetcher, pool)
     leaves = (leaf.ref for leaf in reader.leaves("chunks", head.snapshot))

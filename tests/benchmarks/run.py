@@ -108,7 +108,7 @@ def memory(root: Path, url: str, rounds: int) -> None:
     subprocess.run(f"{publish} {DATA}/C/rows.jsonl {root}/memory", shell=True, check=True, stdout=sys.stderr)
     script = """
 import sys, time
-import puller, puller.fetch, urllib3
+import puller, puller.http
 url, rounds = sys.argv[1], int(sys.argv[2])
 def timed(pull, *arguments):
     start = time.perf_counter()

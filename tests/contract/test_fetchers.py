@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import ssl
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -150,8 +153,10 @@ class Bad(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     hits: list[str] = []
+    peers: set[object] = set()
 
     def do_GET(self):
+        self.peers.add(self.client_address)
         what = self.path.rpartition("/")[2]
         self.hits.append(what)
         if what.isdigit():
@@ -181,6 +186,20 @@ class Bad(BaseHTTPRequestHandler):
                 self.answer(503, b"", {})
             else:
                 self.answer(200, b"found", {})
+        elif what == "lengths":
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.send_header("Content-Length", "6")
+            self.end_headers()
+            self.wfile.write(b"found!")
+        elif what == "last":
+            self.answer(200, b"found", {})
+            self.close_connection = True  # without saying so
+        elif what == "chunked":
+            self.answer(200, b"", {"Transfer-Encoding": "chunked"})
+            self.wfile.write(b"3\r\nfou\r\n2;x=y\r\nnd\r\n0\r\nTrailer: t\r\n\r\n")
+        elif what == "authorization":
+            self.answer(200, self.headers["Authorization"].encode(), {})
         elif what == "gzip":
             self.answer(200, b"\x1f\x8bnot decoded", {"Content-Encoding": "gzip"})
         else:
@@ -190,7 +209,8 @@ class Bad(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Transfer-Encoding" not in headers:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -200,7 +220,7 @@ class Bad(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bad():
-    Bad.hits = []
+    Bad.hits, Bad.peers = [], set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bad)
     fetcher = HttpFetcher(serve(server))
     yield fetcher
@@ -224,6 +244,7 @@ def bad():
         ("503", Unavailable),
         ("429", Unavailable),
         ("cut", Unavailable),
+        ("lengths", Unavailable),
         ("loop", FetchError),
         ("other", FetchError),
     ],
@@ -277,6 +298,25 @@ def test_redirects_within_the_origin_are_followed(bad):
     assert bad.fetch("same", 100) == b"found"
 
 
+def test_connections_are_used_again_where_the_host_keeps_them_open(bad):
+    for _ in range(3):
+        assert bad.fetch("chunked", 100) == bad.fetch("found", 100) == b"found"
+    assert len(Bad.peers) == 1
+    for _ in range(3):
+        assert bad.fetch("last", 100) == b"found"
+        time.sleep(0.05)
+    assert len(Bad.peers) == 3
+
+
+def test_a_user_and_a_password_are_sent_and_not_shown(bad):
+    fetcher = HttpFetcher(bad.base.replace("//", "//us%65r:pass%40word@"))
+    assert fetcher.fetch("authorization", 100) == b"Basic dXNlcjpwYXNzQHdvcmQ="
+    with pytest.raises(NotFound) as caught:
+        fetcher.fetch("404", 100)
+    assert "word" not in str(caught.value)
+    fetcher.close()
+
+
 def test_an_endless_body_is_cut_off(bad):
     assert len(bad.fetch("endless", 100_000)) == 100_001
     assert bad.fetch("found", 100) == b"found"
@@ -312,7 +352,38 @@ def test_a_proxy_of_the_environment_is_used(bad, monkeypatch):
         direct.fetch("found", 100)
 
 
-def test_https_with_a_certificate_that_is_trusted_and_one_that_is_not(tmp_path, nginx, monkeypatch):
+class Tunnel(BaseHTTPRequestHandler):
+    """A proxy that lets CONNECT through, but not to everybody."""
+
+    asked: list[str] = []
+
+    def do_CONNECT(self):
+        self.asked.append(self.path)
+        if self.path.startswith("denied"):
+            self.send_error(403)
+            return
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            away = threading.Thread(target=self.carry, args=(self.connection, there))
+            away.start()
+            self.carry(there, self.connection)
+            away.join()
+
+    def carry(self, source, to):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                to.sendall(data)
+            to.shutdown(socket.SHUT_WR)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def tls(tmp_path, nginx):
+    """A host over TLS, and the certificate that it can be trusted by."""
     (nginx.root / "HEAD").write_bytes(HEAD)
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
@@ -321,17 +392,43 @@ def test_https_with_a_certificate_that_is_trusted_and_one_that_is_not(tmp_path, 
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
     server = make_server(str(nginx.root), "127.0.0.1", 0, quiet=True)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    url = serve(server).replace("http:", "https:")
+    yield serve(server).replace("http:", "https:"), str(tmp_path / "cert")
+    server.shutdown()
+    server.server_close()
+
+
+def test_https_with_a_certificate_that_is_trusted_and_one_that_is_not(tls, monkeypatch):
+    url, certificate = tls
     untrusting = HttpFetcher(url)
     with pytest.raises(Unavailable, match="certificate"):
         untrusting.fetch_head(None)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
     trusting = HttpFetcher(url)
     assert trusting.fetch_head(None).data == HEAD
+    monkeypatch.undo()
     for fetcher in (untrusting, trusting):
         fetcher.close()
-    server.shutdown()
-    server.server_close()
+
+
+def test_https_through_a_proxy(tls, monkeypatch):
+    url, certificate = tls
+    Tunnel.asked = []
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Tunnel)
+    monkeypatch.setenv("https_proxy", serve(proxy).removeprefix("http://"))
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    fetcher = HttpFetcher(url)
+    assert fetcher.fetch_head(None).data == fetcher.fetch_head(None).data == HEAD
+    assert Tunnel.asked == [url.removeprefix("https://")]
+    denied = HttpFetcher("https://denied.invalid")
+    with pytest.raises(Unavailable, match="the proxy does not let it through"):
+        denied.fetch_head(None)
+    monkeypatch.setenv("https_proxy", "https://127.0.0.1:9")
+    with pytest.raises(UsageError, match="reached by https is not supported"):
+        HttpFetcher(url)
+    for one in (fetcher, denied):
+        one.close()
+    proxy.shutdown()
+    proxy.server_close()
 
 
 def test_nobody_there():
@@ -347,7 +444,8 @@ def test_an_unreadable_folder_is_no_absence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://", "s3://b/x?y=1", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"]
+    "address",
+    ["http://h:port/x", "s3://", "s3://b/x?y=1", "ftp://h/x", "http:///x", "http://h/x?y=1", "file://other/x"],
 )
 def test_addresses_that_cannot_be(address):
     with pytest.raises(UsageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import ssl
 import subprocess
@@ -14,7 +15,11 @@ import boto3
 import pytest
 
 import publisher as library
+from publisher.copies import copies_of
+from publisher.keys import Keyring
+from publisher.publish import Options, publish
 from publisher.serve import make_server
+from publisher.sources.folder import FolderSource
 from puller.errors import FetchError, NotFound, Refused, Unavailable
 from puller.fetch import open_fetcher
 from puller.replica import Replica
@@ -60,6 +65,30 @@ def test_many_small_files_take_few_requests(bucket, source, tmp_path):
     bucket.proxy.requests.clear()
     puller("pull", dest, tmp_path / "copy")
     assert [(request.method, request.status) for request in bucket.proxy.requests] == [("GET", 304)]
+
+
+def test_one_changed_file_takes_few_requests_however_long_history_is(bucket, tmp_path):
+    """HEAD, its diff, `.collecting`, two HEADs; the file's chunk once; now and then a wider diff or a log, or both."""
+    folder, dest = tmp_path / "source", f"{bucket.url}/data/files"
+    folder.mkdir()
+    for n in range(100):
+        (folder / str(n)).write_bytes(random.Random(n).randbytes(200))
+
+    def requests(version, *, warm=True):
+        """What publishing a change takes, with everything that the last process left behind, or without."""
+        (folder / str(version)).write_text(f"changed for {version}")
+        for found in folder.iterdir():
+            os.utime(found, (version, version))  # all look different: nothing but files of the bucket is remembered
+        bucket.proxy.requests.clear()
+        store = open_store(dest, kept=copies_of(dest) if warm else None)
+        publish(store, lambda *_: FolderSource(str(folder)), "files", Options(), keyring=Keyring())
+        return len(bucket.proxy.requests)
+
+    requests(1)
+    counts = {version: requests(version) for version in range(2, 21)}
+    assert {version: n for version, n in counts.items() if n > 1 + 5 + (version % 16 == 0)} == {}
+    assert sum(counts.values()) / len(counts) < 6
+    assert requests(21, warm=False) <= 12
 
 
 def test_what_is_put_says_how_long_it_keeps_and_what_it_is(bucket, tmp_path):

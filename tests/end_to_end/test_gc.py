@@ -199,7 +199,7 @@ def test_all_that_head_reaches_can_be_pulled_afterwards(dataset, tmp_path):
             copies[version] = tmp_path / f"copy{version}.db"
             dataset.pull(copies[version])
     done = dataset.collect(keep=3 * DAY)
-    assert done.files_removed > 5
+    assert done.files_removed > 0
     assert done.missing == []
     expected = state_of(dataset.root)
     for copy in [*copies.values(), tmp_path / "fresh.db"]:

@@ -16,7 +16,7 @@ IO = {
     "io",
     "time",
     "socket",
-    "urllib3",
+    "http",
     "sqlite3",
     "subprocess",
     "tempfile",
