@@ -115,9 +115,13 @@ class Case:
         self.database = database
         self.target = MemoryTarget() if name is None else self.open()
 
+    @property
+    def address(self) -> str:
+        """What the command would be given."""
+        return str(self.path) if self.database is None else self.database.url
+
     def open(self):
-        where = str(self.path) if self.database is None else self.database.url
-        return open_target(where, self.kind, atomic=self.form == "generations")
+        return open_target(self.address, self.kind, atomic=self.form == "generations")
 
     def state(self, records: dict[bytes, bytes], version: int) -> State:
         checksum = f"{run_sum(list(records), list(records.values())):032x}"
@@ -480,17 +484,16 @@ def checksum(dest: Path) -> str:
     return json.loads(dest.joinpath("HEAD").read_text().splitlines()[1])["checksum"]
 
 
-def pull_into(dest: Path, path: Path, kind: str) -> Target:
-    def find(head):
-        return open_target(str(path), kind)
-
-    pull(str(dest), FolderFetcher(str(dest)), find, PullOptions())
-    return open_target(str(path), kind)
+def pull_into(dest: Path, path: object, kind: str) -> Target:
+    target = open_target(str(path), kind)
+    pull(str(dest), FolderFetcher(str(dest)), lambda head: target, PullOptions())
+    return target
 
 
 def test_what_is_published_from_a_copys_records_is_what_was_pulled(stored, tmp_path):
     publish_records(tmp_path / "first", stored.kind, stored.records)
-    stored.target = pull_into(tmp_path / "first", stored.path, stored.kind)
+    stored.target.close()
+    stored.target = pull_into(tmp_path / "first", stored.address, stored.kind)
     publish_records(tmp_path / "again", stored.kind, stored.read())
     assert checksum(tmp_path / "again") == checksum(tmp_path / "first")
 

@@ -206,7 +206,7 @@ class FaultyDatabase(sqlite3.Connection):
         return super().executemany(*arguments)
 
 
-@pytest.mark.parametrize("name", ["copy.db", "copy"])
+@pytest.mark.parametrize("name", ["copy.db", pytest.param("copy", marks=pytest.mark.slow)])
 def test_every_statement_of_a_database_fails_once(tmp_path, monkeypatch, name):
     kind = "table" if name.endswith(".db") else "files"
     source, dest = tmp_path / ("s.jsonl" if kind == "table" else "s"), tmp_path / "d"

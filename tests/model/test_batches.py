@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from unittest.mock import patch
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -171,6 +172,13 @@ class Encrypted(Batches):
 
 
 TestBatches = Batches.TestCase
-TestBatches.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+TestBatches.settings = settings(max_examples=6, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+class TestMoreBatches(Batches.TestCase):
+    settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
 TestEncrypted = Encrypted.TestCase
 TestEncrypted.settings = settings(max_examples=3, stateful_step_count=40, deadline=None)

@@ -10,6 +10,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -348,8 +349,29 @@ TestFiles = Files.TestCase
 TestTables = Tables.TestCase
 TestBytes = Bytes.TestCase
 TestFiles.settings = TestTables.settings = TestBytes.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None
+    max_examples=50, stateful_step_count=25, deadline=None
 )
+
+
+class More:
+    settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+class TestMoreFiles(More, Files.TestCase):
+    pass
+
+
+@pytest.mark.slow
+class TestMoreTables(More, Tables.TestCase):
+    pass
+
+
+@pytest.mark.slow
+class TestMoreBytes(More, Bytes.TestCase):
+    pass
+
+
 TestEncryptedFiles, TestEncryptedTables = EncryptedFiles.TestCase, EncryptedTables.TestCase
 TestEncryptedBytes = EncryptedBytes.TestCase
 TestEncryptedFiles.settings = TestEncryptedTables.settings = TestEncryptedBytes.settings = settings(
