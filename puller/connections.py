@@ -77,6 +77,7 @@ class Pool:
         self._host, self._port, self._secure = _origin(address)
         self._proxy = _proxy(address)
         self._through = None if self._proxy is None else _origin(self._proxy)
+        self._to_proxy = {} if self._proxy is None else authorization(self._proxy, "Proxy-Authorization")
         self._context = _context() if self._secure or (self._through is not None and self._through[2]) else None
         if self._secure and self._through is not None and self._through[2]:
             raise UsageError(
@@ -130,7 +131,9 @@ class Pool:
                 connection.connect()
             assert connection.sock is not None
             connection.sock.settimeout(self._timeout)
-            connection.request("GET", f"{parts.scheme}://{parts.netloc}{path}" if absolute else path, headers=headers)
+            if absolute:
+                path, headers = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}", headers | self._to_proxy
+            connection.request("GET", path, headers=headers)
         except (UnicodeError, InvalidURL) as error:
             raise UsageError(f"{url} is not a proper address: {error}") from error
         response = connection.getresponse()
@@ -155,7 +158,7 @@ class Pool:
             made = HTTPConnection(host, port, timeout=timeout)
         made._create_connection = _connect  # type: ignore[attr-defined]
         if self._secure and self._through is not None:
-            made.set_tunnel(self._host, self._port)
+            made.set_tunnel(self._host, self._port, headers=self._to_proxy)
         return made
 
 
@@ -170,8 +173,8 @@ def _is_dropped(connection: HTTPConnection) -> bool:
 
 def _origin(url: str) -> tuple[str, int, bool]:
     """Host, port, and whether it is reached by TLS."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         secure = {"http": False, "https": True}[parts.scheme]
         port = parts.port or (443 if secure else 80)
     except (KeyError, ValueError) as error:
@@ -188,10 +191,10 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def authorization(url: str) -> dict[str, str]:
+def authorization(url: str, header: str = "Authorization") -> dict[str, str]:
     """The header that a user and a password in a URL stand for."""
     user = urlsplit(url).netloc.rpartition("@")[0]
-    return {"Authorization": f"Basic {b64encode(unquote(user).encode()).decode()}"} if user else {}
+    return {header: f"Basic {b64encode(unquote(user).encode()).decode()}"} if user else {}
 
 
 def reason(error: BaseException) -> str:
@@ -226,7 +229,7 @@ def _proxy(url: str) -> str | None:
 
     parts = urlsplit(url)
     proxies = getproxies_environment()
-    if proxy_bypass(parts.netloc):
+    if proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
     found = proxies.get(parts.scheme) or proxies.get("all")
     return found if found is None or "://" in found else f"http://{found}"

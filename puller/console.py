@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,8 +114,19 @@ def _clean(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
+_PASSWORDS = re.compile(r"(?i)(\w://[^/@\s:]*):[^/@\s]*@|(\b(?:ssl)?password=)[^&\s]+")
+
+
+def masked(text: str) -> str:
+    """Text without the passwords in the addresses that it names."""
+    if "@" not in text and "=" not in text:
+        return text
+    return _PASSWORDS.sub(lambda found: f"{found[1]}@" if found[1] else f"{found[2]}…", text)
+
+
 def printable(text: str) -> str:
-    """Text from outside, made safe for a terminal: control characters are escaped."""
+    """Text from outside, made safe for a terminal: control characters are escaped, passwords in addresses left out."""
+    text = masked(text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -188,7 +200,7 @@ def run(main: click.Command, name: str) -> None:
 
 def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str], reason: str | None = None) -> None:
     if as_json:
-        error = {"error": kind, "message": message, "exit_code": status, "names": names, "reason": reason}
+        error = {"error": kind, "message": masked(message), "exit_code": status, "names": names, "reason": reason}
         click.echo(json_line(error))
     click.echo(f"error: {printable(message)}{f' [{reason}]' if reason else ''}", err=True)
 

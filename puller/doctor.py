@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from puller.errors import Corrupt, HeadwaterError
-from puller.fetch import open_fetcher, shown
+from puller.fetch import open_fetcher, shown, split
 from puller.pull import read_heads
 from puller.wire.codec import CHUNKS, MAX_STORED, Ref, check_stored, path_of
 from puller.wire.head import HEAD, MAX_HEAD, Head, parse_head
@@ -60,7 +60,7 @@ class Facts:
 
 def examine(address: str) -> tuple[list[Finding], Head | None]:
     """All findings about the dataset at an address, and its HEAD. What is wrong is a finding, never an error."""
-    if urlsplit(address).scheme not in ("http", "https"):
+    if split(address).scheme not in ("http", "https"):
         finding, head = _readable(address)
         return [finding], head
     from puller.http import REDIRECTS, HttpFetcher

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from puller.errors import Corrupt, HeadwaterError, NotFound, Unavailable, UsageError, Withheld
 from puller.wire.head import HEAD, MAX_HEAD
@@ -243,9 +243,17 @@ class Patience:
             attempt += 1
 
 
+def split(address: str) -> SplitResult:
+    """The parts of an address. Raises UsageError where it has none."""
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise UsageError(f"{address} is not a proper address: {error}") from error
+
+
 def shown(address: str) -> str:
     """An address without the user and the password in it."""
-    parts = urlsplit(address)
+    parts = split(address)
     if "@" not in parts.netloc:
         return address
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -270,11 +278,11 @@ def open_fetcher(address: str, mirrors: Sequence[str] = (), health: Health | Non
 
 
 def _is_local(address: str) -> bool:
-    return urlsplit(address).scheme not in ("http", "https")
+    return split(address).scheme not in ("http", "https")
 
 
 def _open(address: str) -> Fetcher:
-    parts = urlsplit(address)
+    parts = split(address)
     if parts.scheme in ("http", "https"):
         if not parts.netloc or parts.query or parts.fragment:
             raise UsageError(f"{address} is not the address of a dataset: give it without query and fragment")

@@ -8,7 +8,7 @@ import click
 
 from publisher.commands.options import of_buckets
 from publisher.commands.telling import fields_of, head_at, opened
-from puller.console import EXIT_CODES, amount, common, console, count, moment, secret_option, size
+from puller.console import EXIT_CODES, amount, common, console, count, moment, secret_option, size, span
 
 if TYPE_CHECKING:
     from puller.wire.head import Head
@@ -31,11 +31,13 @@ def status_command(dest: str, secret: str | None, as_json: bool, quiet: bool, ve
     meaning = f"{amount(head.records, head.kind)} of kind {head.kind}" if head.kind else "of unknown content"
     signed = "no" if head.trust == 0 else f"by a key of key set {head.trust} (`publisher key show {dest}`)"
     signed += "" if head.expires is None else f", expires {moment(head.expires)}"
+    kept = "until collected" if head.keep is None else span(head.keep)
     text = (
         f"{dest}: {head.name} version {head.version} (epoch {head.epoch}), {meaning}\n"
         f"  published  {moment(head.time)}\n"
         f"  checksum   {f'{head.checksum:032x}' if head.kind else 'sealed'}\n"
         f"  snapshot   version {head.snapshot_version}, {size(head.snapshot.bytes)} in {count(head.snapshot.files, 'file')}\n"
+        f"  polled     every {span(head.interval)}, superseded versions kept {kept}\n"
         f"  signed     {signed}\n"
         f"  encrypted  {_secrecy(head)}"
     )

@@ -134,6 +134,8 @@ def fields_of(head: Head, dest: str) -> dict[str, Any]:
         "publish_id": head.publish_id,
         "trust": head.trust,
         "expires": head.expires,
+        "interval": head.interval,
+        "keep": head.keep,
         "encrypted": head.encryption is not None,
         "secret_id": head.encryption,
     }

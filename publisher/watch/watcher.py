@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 QUICKEST = 0.01
 """Seconds that a turn takes at least."""
+PATIENCE = 3
+"""Attempts that may fail in a row before a source counts as broken."""
 COLLECT_EVERY, REFRESH_EVERY = 3600.0, 30.0
 """Seconds between garbage collections, and between attempts to refresh a HEAD that nears its expiry."""
 
@@ -171,6 +173,8 @@ class Watcher:
         wait = self._schedule.failed(self._clock(), paths, source=source)
         self._store = None
         self.job.failed(error)
+        if source and self.job.failure is not None and self.job.failure.count >= PATIENCE:
+            self.job.mark("source", str(error))
         self._tell("failed", error, f"; the next attempt is in {wait:.1f} s")
 
     def _tell(self, what: str, error: Exception, more: str = "") -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--interval", type=Duration(), metavar="TIME", help="Poll so often, as 1s or 5m (default: what HEAD suggests)."
 )
-@click.option("--exec", "command", metavar="CMD", help="Run this in a shell after each change; see below.")
+@click.option("--exec", "command", metavar="CMD", help="Run this in a shell after each change; see above.")
 @click.option(
     "--exec-timeout", type=Duration(), default=600, metavar="TIME", help="Kill CMD after this time (default: 10m)."
 )

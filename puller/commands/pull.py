@@ -36,6 +36,7 @@ from puller.console import (
     common,
     console,
     count,
+    masked,
     noun_of,
     rows_of,
     secret_option,
@@ -226,7 +227,7 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
     fields = {
         "dataset": outcome.dataset,
         "kind": outcome.kind,
-        "target": target,
+        "target": masked(target),
         "changed": plan.way != "nothing" and not dry_run,
         "would_change": plan.way != "nothing",
         "dry_run": dry_run,
@@ -350,7 +351,7 @@ def verify_command(
         )
     out.result(
         text,
-        target=target,
+        target=masked(target),
         ok=same,
         dataset=state.dataset,
         version=state.version,

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from puller.console import json_line
 from puller.errors import HeadwaterError, UsageError
-from puller.fetch import shown
+from puller.fetch import shown, split
 from puller.service.notify import without_systemd
 
 TIMEOUT = 600
@@ -126,7 +126,7 @@ class WebHook:
 
     def __init__(self, url: str) -> None:
         """Raises UsageError for what is no web address."""
-        if urlsplit(url).scheme not in ("http", "https"):
+        if split(url).scheme not in ("http", "https"):
             raise UsageError(f"{shown(url)} is no address to post to: give one with http:// or https://")
         self._url = url
 

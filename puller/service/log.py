@@ -66,9 +66,9 @@ class Log:
             pass  # nobody reads any more; the work goes on
 
     def _as_json(self, level: str, message: str, fields: Mapping[str, Any]) -> str:
-        from puller.console import json_line
+        from puller.console import json_line, masked
 
-        return f"{json_line({'time': self._time(), 'level': level, 'message': message, **fields})}\n"
+        return f"{json_line({'time': self._time(), 'level': level, 'message': masked(message), **fields})}\n"
 
     def _as_text(self, level: str, message: str) -> str:
         from puller.console import printable

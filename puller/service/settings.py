@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
+from puller.console import Duration
 from puller.errors import UsageError
 from puller.service.log import DEBUG, ERROR, FORMATS, INFO
 
 PREFIX = "HEADWATER_"
 SECRETS = ("SECRET", "SIGNING_KEY")
 """Variables that have a text where the option of that name has a file."""
-GIVEN = ("NAME", "EPOCH", "VERSION", "PREVIOUS_EPOCH", "PREVIOUS_VERSION", "CANDIDATE", "TARGET", "URL")
+GIVEN = ("NAME", "EPOCH", "VERSION", "PREVIOUS_EPOCH", "PREVIOUS_VERSION", "CANDIDATE", "TARGET", "URL", "CHANGES")
 """Variables that commands which headwater starts are given; one of these may be a service."""
 CONFIG = "config"
 
@@ -95,11 +96,20 @@ class ServiceCommand(click.Command):
 
     def _by_param(self, table: Mapping[str, Any]) -> dict[str, Any]:
         named = self._named()
-        repeatable = {name for name, param in named.items() if getattr(param, "multiple", False)}
-        return {
-            str(named[name].name): [value] if name in repeatable and isinstance(value, str) else value
-            for name, value in table.items()
-        }
+        return {str(named[name].name): _typed(name, named[name], value) for name, value in table.items()}
+
+
+def _typed(name: str, param: click.Parameter, value: Any) -> Any:
+    """A setting of a TOML file as the flag would have it. Raises UsageError for another type of value."""
+    several = param.multiple or param.nargs != 1
+    values = value if isinstance(value, list) and several else [value]
+    if any(isinstance(one, (list, dict)) for one in values):
+        raise UsageError(f"{name} = {value!r}: {'texts are' if several else 'one value is'} meant here")
+    if isinstance(param.type, (Duration, click.types.StringParamType)):
+        for one in values:
+            if not isinstance(one, str):
+                raise UsageError(f"{name} = {one!r}: a text is meant here, in quotes")
+    return values if several else value
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -32,5 +32,5 @@ def open_store(
     if address.startswith("file://"):
         return FolderStore(address.removeprefix("file://"))
     if "://" in address:
-        raise UsageError(f"{address}: publish to s3://bucket/prefix, or to a local folder")
+        raise UsageError(f"{address}: files are kept in s3://bucket/prefix, or in a local folder")
     return FolderStore(address)

@@ -56,6 +56,8 @@ def open_target(
     """
     if path == "-":
         raise UsageError("a target is a file or a folder; there is no pulling to standard output")
+    if "://" in path and not is_address(path):
+        raise UsageError(f"{path}: a target is a file, a folder, or a database at postgresql://user@host/database")
     form = form or form_of(path, kind)
     if atomic and form != "folder":
         raise UsageError(f"{shown(path)}: --atomic is for folders; a database or a file changes all at once anyway")

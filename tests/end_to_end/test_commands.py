@@ -380,3 +380,29 @@ def test_log_in_json_is_an_object_a_line(data):
     publisher("publish", data / "s", data / "d")
     found = [json.loads(line)["version"] for line in publisher("log", "--json", data / "d").out.splitlines()]
     assert found == [2, 1]
+
+
+PASSWORD = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("puller", "pull", "ftp://u:s3cr3t@h/x", "copy"),
+        ("puller", "pull", "http://u:s3cr3t@[::1/", "copy"),
+        ("puller", "pull", "http://u:s3cr3t@h:port/", "copy"),
+        ("puller", "pull", "d", "POSTGRESQL://u:s3cr3t@h/x"),
+        ("puller", "mirror", "d", "postgresql://u:s3cr3t@h/x"),
+        ("publisher", "publish", "s", "postgresql://u@h/x?password=s3cr3t"),
+        ("publisher", "track", "postgresql://u:s3cr3t@h/x"),
+        ("puller", "doctor", "--json", "http://u:s3cr3t@[::1/"),
+    ],
+    ids=str,
+)
+def test_no_message_has_a_password(tmp_path, arguments):
+    (tmp_path / "s").mkdir()
+    program, *rest = arguments
+    done = {"publisher": publisher, "puller": puller}[program](*rest, check=None, cwd=tmp_path)
+    assert done.status in (1, 2)
+    assert PASSWORD not in done.out + done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]

@@ -336,3 +336,18 @@ def test_slips_in_the_file_are_told(tmp_path, monkeypatch, text, arguments, told
 def test_a_variable_that_nobody_knows_is_told(monkeypatch):
     with pytest.raises(UsageError, match="HEADWATER_INTERVALL is no setting here; did you mean HEADWATER_INTERVAL"):
         resolved(monkeypatch, "url", HEADWATER_INTERVALL="3")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[job]]\nurl = ['x']", "one value is meant here"),
+        ("[[job]]\nurl = 7", "a text is meant here, in quotes"),
+    ],
+)
+def test_values_of_another_type_are_told(tmp_path, monkeypatch, text, told):
+    path = tmp_path / "jobs.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        resolved(monkeypatch, "--config", str(path))
+    assert told in str(error.value)
