@@ -222,20 +222,19 @@ class StepWriter:
     def _check_shape(self) -> None:
         """A path may not lie below another that is a file, a symlink or an empty folder (SPEC 8.1)."""
         db = self._db
-        get = "SELECT kind FROM journal WHERE path = ? AND action != ?"
-        if not self._opening.replace:
-            get += (
-                " UNION ALL SELECT kind FROM files WHERE path = ? AND path NOT IN"
-                " (SELECT path FROM journal WHERE path = ?)"
-            )
+        staged = "SELECT kind FROM journal WHERE path = ? AND action != ?"
+        kept = (
+            " UNION ALL SELECT kind FROM files WHERE path = ? AND path NOT IN (SELECT path FROM journal WHERE path = ?)"
+        )
         checked: set[bytes] = set()
         for (path,) in db.execute("SELECT path FROM journal WHERE action != ?", (DELETE,)):
             for parent in files.parents(path):
                 if parent in checked:
                     continue
                 checked.add(parent)
-                arguments = (parent, DELETE) if self._opening.replace else (parent, DELETE, parent, parent)
-                if db.execute(get, arguments).fetchone() is not None:
+                gone = self._opening.replace or self._differing.get(parent, b"") is None
+                query = (staged, (parent, DELETE)) if gone else (staged + kept, (parent, DELETE, parent, parent))
+                if db.execute(*query).fetchone() is not None:
                     raise Invalid(f"the dataset has both {os.fsdecode(parent)} and paths below it; nothing was written")
         if not self._opening.replace:
             self._check_below()
@@ -244,11 +243,11 @@ class StepWriter:
         db = self._db
         for (path,) in db.execute("SELECT path FROM journal WHERE action IN (?, ?)", (PLACE, FOLDER)):
             below = db.execute(
-                "SELECT 1 FROM files WHERE path > ? AND path < ? AND path NOT IN"
-                " (SELECT path FROM journal WHERE action = ?) LIMIT 1",
+                "SELECT path FROM files WHERE path > ? AND path < ? AND path NOT IN"
+                " (SELECT path FROM journal WHERE action = ?)",
                 (path + b"/", path + b"0", DELETE),
-            ).fetchone()
-            if below is not None:
+            )
+            if any(self._differing.get(inner, b"") is not None for (inner,) in below):
                 raise Invalid(f"the dataset has both {os.fsdecode(path)} and paths below it; nothing was written")
 
     def _check_edits(self) -> None:

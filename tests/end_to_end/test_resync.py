@@ -489,3 +489,20 @@ def test_damaged_checksums_of_ranges_are_none(small, tmp_path):
     (tmp_path / "c.jsonl.headwater").write_text(json.dumps(side))
     puller("pull", "--version", "1", small / "d", copy)
     assert puller("verify", copy).status == 0
+
+
+@pytest.mark.parametrize("names", [("a", "a/inner"), ("a/inner", "a")])
+def test_what_was_deleted_and_becomes_a_folder_or_a_file_is_no_obstacle(tmp_path, names):
+    source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "c"
+    for name in names:
+        shutil.rmtree(source, ignore_errors=True)
+        (source / name).parent.mkdir(parents=True)
+        (source / name).write_text(name)
+        (source / "b").write_text("y")
+        publisher("publish", source, dest)
+        if name == names[0]:
+            puller("pull", dest, copy)
+    (copy / names[0]).unlink()
+    puller("pull", "--overwrite", dest, copy)
+    assert tree(copy) == tree(source)
+    puller("verify", copy)
