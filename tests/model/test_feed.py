@@ -156,6 +156,7 @@ def follow(model, data, actions):
         for action in actions:
             getattr(run, action)(data)
         for consumer in run.consumers:
+            consumer.take(10_000)  # ends with what was there when it was polled for
             consumer.take(10_000)
             assert normal(consumer.mirror) == normal(list(run.published.values())[-1])
     finally:
