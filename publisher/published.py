@@ -167,16 +167,9 @@ class Published:
 
     def is_empty(self, table: str) -> bool:
         """Whether a table has no rows. Reads leaves that can hold some until one is found."""
-        lower, upper = table_range(table)
-        runs = live(merge([self._within(area, tree, lower, upper) for area, tree in self._trees]))
+        within = [table_range(table)]
+        runs = live(merge([self.reader.runs(area, tree, budget=0, within=within) for area, tree in self._trees]))
         return not any(keys for keys, _ in runs)
-
-    def _within(self, area: str, tree: Tree, lower: bytes, upper: bytes) -> Iterator[Run]:
-        for leaf in self.reader.leaves(area, tree):
-            if leaf.lower < upper and (leaf.upper is None or leaf.upper > lower):
-                keys, values = self.reader.leaf(area, leaf)
-                start, stop = bisect_left(keys, lower), bisect_left(keys, upper)
-                yield keys[start:stop], values[start:stop]
 
     def _picked(self, area: str, tree: Tree, keys: list[bytes]) -> Iterator[Run]:
         wanted = set(keys)

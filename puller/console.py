@@ -233,15 +233,27 @@ def span(seconds: int) -> str:
     return f"{seconds // unit}{name}"
 
 
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has."""
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr."),
-        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    ):
-        command = option(command)
-    return command
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What gives a command an option, or several."""
+
+
+def together(*options: Option) -> Option:
+    """Several options as one, in the order in which help shows them."""
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+common = together(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr."),
+)
+"""The options that every command has."""
 
 
 def _secret_file(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:

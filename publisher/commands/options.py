@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import click
+
+from puller.console import together
 
 encrypt_option = click.option(
     "--encrypt",
@@ -28,18 +28,12 @@ signing_option = click.option(
 unsigned_option = click.option("--unsigned", is_flag=True, help="Do not sign a dataset that is created.")
 
 
-root_options = (
+root_option = together(
     click.option("--root", "roots", multiple=True, metavar="FILE", help="The private key of a root; repeatable."),
     click.option("--old-root", "old_roots", multiple=True, metavar="FILE", help="One that only signs this change."),
     click.option("--threshold", type=click.IntRange(1, 64), help="How many roots must sign the next change."),
 )
-
-
-def root_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options about the roots that sign key sets."""
-    for option in reversed(root_options):
-        command = option(command)
-    return command
+"""The options about the roots that sign key sets."""
 
 
 BUCKET_OPTIONS = {
@@ -62,11 +56,13 @@ def _set_variable(_context: click.Context, parameter: click.Parameter, value: st
     os.environ[BUCKET_OPTIONS[parameter.opts[0]][0]] = value
 
 
-def of_buckets(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where s3:// leads."""
-    for option, (_, metavar, text) in reversed(BUCKET_OPTIONS.items()):
-        command = click.option(option, metavar=metavar, help=text, expose_value=False, callback=_set_variable)(command)
-    return command
+of_buckets = together(
+    *(
+        click.option(option, metavar=metavar, help=text, expose_value=False, callback=_set_variable)
+        for option, (_, metavar, text) in BUCKET_OPTIONS.items()
+    )
+)
+"""The options that say where s3:// leads."""
 
 
 single_writer_option = click.option(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from puller.commands.telling import STALE
-from puller.console import Duration
+from puller.console import Duration, together
 
 if TYPE_CHECKING:
     from puller.wire.note import Key
@@ -50,21 +49,18 @@ mirror_option = click.option(
 expired_option = click.option("--allow-expired", is_flag=True, help="Take an expired HEAD though nothing is held yet.")
 
 
-def parts_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--table and --prefix, which name parts of a dataset."""
-    for option in (
-        click.option(
-            "--prefix",
-            "prefixes",
-            multiple=True,
-            metavar="P",
-            help="Only keys that begin so: paths (rules/eu/), keys, or as JSON a table and first values of its key "
-            '(["prices", "eu"]); repeatable.',
-        ),
-        click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table; repeatable."),
-    ):
-        command = option(command)
-    return command
+parts_options = together(
+    click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table; repeatable."),
+    click.option(
+        "--prefix",
+        "prefixes",
+        multiple=True,
+        metavar="P",
+        help="Only keys that begin so: paths (rules/eu/), keys, or as JSON a table and first values of its key "
+        '(["prices", "eu"]); repeatable.',
+    ),
+)
+"""--table and --prefix, which name parts of a dataset."""
 
 
 def given_parts(tables: tuple[str, ...], prefixes: tuple[str, ...], *, whole: bool) -> list[Any] | None:

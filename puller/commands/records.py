@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 
 from puller.commands.options import expired_option, given_keys, given_parts, mirror_option, parts_options, trust_option
 from puller.commands.telling import trusted_fields
-from puller.console import EXIT_CODES, common, console, count, printable, secret_option, size
+from puller.console import EXIT_CODES, common, console, count, printable, secret_option, size, together
 
 if TYPE_CHECKING:
     from puller.parts import Parts
@@ -22,31 +22,25 @@ if TYPE_CHECKING:
     from puller.wire.rows import Table
 
 
-def _reading(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which version is read, and whom to believe."""
-    for option in (
-        secret_option,
-        expired_option,
-        trust_option,
-        mirror_option,
-        click.option("--version", "number", type=click.IntRange(1), help="Read this version, not the newest."),
-    ):
-        command = option(command)
-    return command
+_reading = together(
+    click.option("--version", "number", type=click.IntRange(1), help="Read this version, not the newest."),
+    mirror_option,
+    trust_option,
+    expired_option,
+    secret_option,
+)
+"""The options that say which version is read, and whom to believe."""
 
 
 _MOST_IN_JSON = 1 << 20
 
 
-def _streaming(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that prints records as they come."""
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Say what it took, on stderr."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors beside the records."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
-    ):
-        command = option(command)
-    return command
+_streaming = together(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors beside the records."),
+    click.option("-v", "--verbose", is_flag=True, help="Say what it took, on stderr."),
+)
+"""The options of a command that prints records as they come."""
 
 
 @contextmanager

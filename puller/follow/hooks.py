@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import signal
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from puller.console import json_line
 from puller.errors import HeadwaterError, UsageError
@@ -155,14 +153,13 @@ class WebHook:
         from urllib.error import HTTPError
         from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+        from puller.connections import authorization
+
         class Unmoved(HTTPRedirectHandler):
             def redirect_request(self, *_: Any) -> None:
                 """Follow none: a post would become a get."""
 
-        headers = {"Content-Type": "application/json", "User-Agent": "headwater"}
-        user = unquote(urlsplit(self._url).netloc.rpartition("@")[0])
-        if user:
-            headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+        headers = {"Content-Type": "application/json", "User-Agent": "headwater"} | authorization(self._url)
         try:
             request = Request(shown(self._url), body, headers, method="POST")  # noqa: S310 - the user's own URL
             with build_opener(Unmoved).open(request, timeout=WEB_TIMEOUT) as answer:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from puller.console import Duration
+from puller.console import Duration, together
 from puller.errors import UsageError
 from puller.service.log import DEBUG, ERROR, FORMATS, INFO
 
@@ -144,7 +144,7 @@ def _near(name: str, names: set[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
 
 
-_OPTIONS = (
+service_options = together(
     click.option(
         "--config", metavar="FILE", help="A TOML file with settings, and with several jobs, each as a table of its own."
     ),
@@ -160,14 +160,8 @@ _OPTIONS = (
     click.option("-v", "--verbose", is_flag=True, help="Log more."),
     click.option("-q", "--quiet", is_flag=True, help="Log nothing but errors."),
 )
+"""The options that every service has."""
 SHARED = (CONFIG, "listen", "metrics_file", "log_format", "verbose", "quiet")
-
-
-def service_options(command: Any) -> Any:
-    """The options that every service has."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def settings(options: Mapping[str, Any]) -> Settings:
