@@ -6,9 +6,11 @@ from pathlib import Path
 
 from publisher.publish import Options, Outcome, publish
 from publisher.sources import open_source
-from publisher.sources.base import Report
+from publisher.sources.base import Report, Unsorted
 from puller.stores import open_store
+from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE
+from puller.wire.nodes import Run
 
 
 class _Lazy:
@@ -62,3 +64,21 @@ def publish_source(
         )
 
     return publish(open_store(str(dest)), find, "data", Options(**options), keyring=keyring)
+
+
+def runs_of(source) -> list[Run]:
+    """All that a source gives, once it is sorted."""
+    try:
+        return list(source.runs())
+    except Unsorted:
+        return list(source.runs())
+
+
+def read_table(source) -> tuple[dict[str, str], list[tuple]]:
+    """Types by column, and the rows in key order."""
+    runs = runs_of(source)
+    (table,) = wire.decode_schema(source.lead()[1][0])
+    keys = [key for run in runs for key in run[0]]
+    values = [v if isinstance(v, bytes) else v.open().read() for run in runs for v in run[1]]
+    assert keys == sorted(set(keys))
+    return {column.name: column.type for column in table.columns}, wire.full_rows(table, keys, values)

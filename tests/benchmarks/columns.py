@@ -9,7 +9,6 @@ system) of all processes.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
 import subprocess
@@ -58,11 +57,7 @@ def main() -> None:
     if arguments.cpu:
         run.timed = cpu
     scratch: Path = arguments.scratch
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
-    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
+    run.prepare(scratch)
     rows, out = scratch / "rows.parquet", scratch / "out"
     subprocess.run([sys.executable, "-c", MAKE, run.DATA / "C/rows.jsonl", rows], check=True)
     subprocess.run(f"{run.PUBLISHER} publish -q {rows} {scratch}/d --key key", shell=True, check=True)

@@ -9,7 +9,6 @@ nothing new, with everything that a follower does around it, of nginx and of a l
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import statistics
@@ -21,7 +20,7 @@ from puller.follow.following import Follow, Following
 from puller.follow.meters import Meters
 from puller.service.process import Service
 from puller.service.settings import Settings
-from tests.benchmarks.run import DATA, PUBLISHER, PULLER
+from tests.benchmarks.run import DATA, PUBLISHER, PULLER, prepare
 from tests.conftest import Nginx, start_nginx
 
 POLLS = 2000
@@ -97,11 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     scratch: Path = arguments.scratch
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
-    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    prepare(scratch)
     print("| what | |\n| --- | --- |")
     with start_nginx(scratch / "nginx") as nginx:
         if not arguments.rows or "idle" in arguments.rows:

@@ -63,6 +63,15 @@ def compare(title: str, ours: str, rival: str, prepare: Callable[[], None], roun
     print(f"| {title} | {us:.2f} s ± {spread[0]:.0%} | {them:.2f} s ± {spread[1]:.0%} | {us / them:.2f} |", flush=True)
 
 
+def prepare(scratch: Path) -> None:
+    """An empty folder, below which commands keep what they remember, too."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
+
+
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser()
@@ -73,11 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     scratch: Path = arguments.scratch
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
-    os.environ["XDG_CONFIG_HOME"] = str(scratch / "config")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages come compiled
+    prepare(scratch)
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, median of {arguments.rounds}, scratch {scratch}")
     print("| what | headwater | rival | ratio |\n| --- | --- | --- | --- |")
     with start_nginx(scratch / "nginx") as nginx:

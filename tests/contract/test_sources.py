@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from publisher.sources import apart, jsonl, open_source, sorting, statcache
-from publisher.sources.base import Unsorted
 from publisher.sources.folder import FolderSource
 from publisher.sources.jsonl import JsonLinesSource
 from publisher.sources.sorting import Duplicate, Sorter
@@ -30,6 +29,7 @@ from puller.wire.keys import encode_key
 from puller.wire.nodes import is_ascending
 from puller.wire.rows import decode_schema, encode_row, encode_schema
 from tests.conftest import publisher
+from tests.plain import runs_of
 
 ROWS = 3000
 SMALL = 64 << 10
@@ -74,12 +74,7 @@ def write(path: Path, rows) -> str:
 
 def read(source) -> dict[bytes, object]:
     """All records; keys ascend over the runs."""
-    for _ in range(2):
-        try:
-            runs = list(source.runs())
-            break
-        except Unsorted:
-            continue
+    runs = runs_of(source)
     keys = [key for run in runs for key in run[0]]
     assert is_ascending(keys)
     lead = source.lead()

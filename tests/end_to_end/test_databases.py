@@ -17,13 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from publisher.sources import apart, open_source, statcache
-from publisher.sources.base import Unsorted
 from publisher.sources.sqlite import SQLiteSource
 from puller.errors import SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.keys import decode_key
 from tests.conftest import publisher, puller
-from tests.plain import publish_source
+from tests.plain import publish_source, runs_of
 
 
 def database(path, script: str):
@@ -34,12 +33,7 @@ def database(path, script: str):
 
 def read(source) -> tuple[wire.Schema, dict[tuple, tuple]]:
     """The schema, and the rows by table and key, all columns in order."""
-    for _ in range(2):
-        try:
-            runs = list(source.runs())
-            break
-        except Unsorted:
-            continue
+    runs = runs_of(source)
     schema = wire.decode_schema(source.lead()[1][0])
     keys = [key for run in runs for key in run[0]]
     assert keys == sorted(set(keys))

@@ -11,27 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from publisher.sources.base import Unsorted
 from publisher.sources.delimited import DelimitedSource, find_delimiter
 from puller.errors import SourceError
 from puller.wire import rows as wire
 from tests.conftest import publisher, puller
-from tests.plain import publish_source
-
-
-def read(source) -> tuple[dict[str, str], list[tuple]]:
-    """Types by column, and the rows in key order."""
-    for _ in range(2):
-        try:
-            runs = list(source.runs())
-            break
-        except Unsorted:
-            continue
-    (table,) = wire.decode_schema(source.lead()[1][0])
-    keys = [key for run in runs for key in run[0]]
-    values = [v if isinstance(v, bytes) else v.open().read() for run in runs for v in run[1]]
-    assert keys == sorted(set(keys))
-    return {column.name: column.type for column in table.columns}, wire.full_rows(table, keys, values)
+from tests.plain import publish_source, read_table
 
 
 def source(path, key=("id",), schema=(), **options):
@@ -49,7 +33,7 @@ def test_fields_are_text_as_written(tmp_path, mark, end, delimiter):
         writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
         writer.writerows([["id", "text", "n"], *rows])
         file.write(end)
-    assert read(source(path)) == ({"id": "text", "text": "text", "n": "text"}, sorted(map(tuple, rows)))
+    assert read_table(source(path)) == ({"id": "text", "text": "text", "n": "text"}, sorted(map(tuple, rows)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,14 +48,14 @@ def test_whatever_the_standard_library_writes_reads_back(tmp_path_factory, rows)
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("id", "v"), *rows])
-    assert read(source(path, memory=1))[1] == sorted(rows, key=lambda row: row[0].encode())
+    assert read_table(source(path, memory=1))[1] == sorted(rows, key=lambda row: row[0].encode())
 
 
 def test_types_are_detected_when_asked_and_never_narrowed(tmp_path):
     path = tmp_path / "a.csv"
     head = "id,zip,n,price,ok,mixed,none,big\n"
     path.write_text(head + "2,01234,-7,1.5,true,1,,9223372036854775808\n1,99999,,2,false,x,,1\n")
-    kinds, rows = read(source(path, detect=True))
+    kinds, rows = read_table(source(path, detect=True))
     assert kinds == {
         "id": "int64", "zip": "text", "n": "int64", "price": "float64", "ok": "bool", "mixed": "text", "none": "text",
         "big": "float64",
@@ -79,7 +63,7 @@ def test_types_are_detected_when_asked_and_never_narrowed(tmp_path):
     assert rows == [(1, "99999", None, 2.0, False, "x", "", 1.0), (2, "01234", -7, 1.5, True, "1", "", 2.0**63)]
     schema = [wire.Table("t", [wire.Column(name, kind) for name, kind in kinds.items()], [0])]
     path.write_text(head + "1,5,1.5,7,true,3,4,2\n")
-    assert read(source(path, schema=schema, detect=True)) == (
+    assert read_table(source(path, schema=schema, detect=True)) == (
         kinds | {"n": "float64"}, [(1, "5", 1.5, 7.0, True, "3", "4", 2.0)],
     )  # fmt: skip
 
@@ -107,13 +91,13 @@ def test_an_empty_key_is_refused_where_it_is_a_number(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,v\n1,x\n,y\n")
     with pytest.raises(SourceError, match=r"a.csv:3: a field of its key is empty"):
-        read(source(path, detect=True))
+        read_table(source(path, detect=True))
 
 
 def test_a_file_without_a_header_is_keyed_by_numbers(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("b;1\na;2\n")
-    assert read(source(path, key=["1"])) == ({"1": "text", "2": "text"}, [("a", "2"), ("b", "1")])
+    assert read_table(source(path, key=["1"])) == ({"1": "text", "2": "text"}, [("a", "2"), ("b", "1")])
 
 
 def test_columns_that_are_moved_or_added_rewrite_nothing_else(tmp_path):

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 
-from publisher.sources.base import Unsorted
 from publisher.sources.parquet import ParquetSource
 from puller.arrow import arrow_schema, table_of, to_array, to_cells
 from puller.errors import SourceError, UsageError
@@ -29,24 +28,13 @@ from puller.targets import open_target, parquet
 from puller.wire import rows as wire
 from puller.wire.rows import Json
 from tests.conftest import publisher
-from tests.plain import publish_records, publish_source
+from tests.plain import publish_records, publish_source, read_table
 from tests.unit.test_csvtext import tables
 
 
 def read(path, key=("id",), schema=(), **options):
     """Types by column, and the rows in key order."""
-    source = ParquetSource(str(path), key, "t", schema, name="t", **options)
-    for _ in range(2):
-        try:
-            runs = list(source.runs())
-            break
-        except Unsorted:
-            continue
-    (table,) = wire.decode_schema(source.lead()[1][0])
-    keys = [key for run in runs for key in run[0]]
-    values = [v if isinstance(v, bytes) else v.open().read() for run in runs for v in run[1]]
-    assert keys == sorted(set(keys))
-    return {column.name: column.type for column in table.columns}, wire.full_rows(table, keys, values)
+    return read_table(ParquetSource(str(path), key, "t", schema, name="t", **options))
 
 
 def pull_into(dest, copy) -> None:
