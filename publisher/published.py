@@ -146,11 +146,9 @@ class Published:
         diffs = [*self.head.diffs, *self._known]
         if (way := route(start, end, diffs)) is not None:
             return way
+        if (way := route(start, end, [*diffs, *self.log.diffs])) is not None:
+            return way
         return route(start, end, self.reader.search(self.log, start, end, diffs))
-
-    def nearby(self, start: int, end: int) -> list[Diff]:
-        """The diffs between two versions close to HEAD's that HEAD or the log lists."""
-        return [*self.head.diffs, *self.reader.listed(self.log, start, end)]
 
     @property
     def _trees(self) -> list[tuple[str, Tree]]:
