@@ -84,7 +84,7 @@ def follow(
     log, filed, ref = Log([*was.log.diffs, *new], was.log.segments), was.filed, head.log
     listed = choose_listed(log.diffs)
     made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
-    if is_log_due(log, filed, made.diffs, alone=len(new) == 1):
+    if is_log_due(log, filed, made.diffs, alone=len(new) == 1 and not carried):
         filed = log = grow(retained(log, was, [] if carried else was.chain, now()), put)
         listed, ref = choose_listed(log.diffs), put(log)
         made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)

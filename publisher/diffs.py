@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 BASE = 4
 """A level's diffs are this many times as wide as those of the level below."""
-LISTED = (8, 4, 3)
-"""HEAD lists so many of the newest diffs of the three lowest levels, and one of each other."""
+LISTED = (8, 4)
+"""HEAD lists so many of the newest diffs of the two lowest levels, and one of each other."""
 SIGNATURES = 2
 """HEAD has room for the lines of so many Ed25519 signatures by keys that are called like the dataset, and to expire."""
 

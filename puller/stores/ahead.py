@@ -15,6 +15,8 @@ BUDGET = 64 << 20
 """Bytes of files that may be under way at once."""
 RECENT = 16 << 20
 """Bytes of diffs and logs that are remembered: the next version's are merged from them."""
+CHUNKS_KEPT = 8 << 20
+"""Bytes of chunks that are put and kept for the next process: those that a small change writes anew."""
 IDLE = 1.0
 """Seconds after which a thread that has nothing to do ends."""
 
@@ -31,7 +33,7 @@ class Ahead:
     """Puts at once return; `flush` waits for them, and raises what went wrong with one. Threads come as they are needed.
 
     The threads are daemons: a publisher that is interrupted ends, whatever is still under way. What is in `kept` is not
-    got again, and what is got, and diffs that are put, are kept there.
+    got again, and what is got, and diffs and some chunks that are put, are kept there.
     """
 
     def __init__(self, inner: Store, threads: int, budget: int = BUDGET, kept: Keep | None = None) -> None:
@@ -50,6 +52,7 @@ class Ahead:
         self._bytes = 0
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._recent_bytes = 0
+        self._chunk_bytes = 0
         self._running = 0
         self._idle = 0
         self._error: BaseException | None = None
@@ -107,7 +110,9 @@ class Ahead:
                 self._running += 1
                 threading.Thread(target=self._work, daemon=True).start()
             self._changed.notify_all()
-        if path.startswith(f"{DIFFS}/"):
+            self._chunk_bytes += len(data) if path.startswith(f"{CHUNKS}/") else 0
+            kept = path.startswith(f"{DIFFS}/") or self._chunk_bytes <= CHUNKS_KEPT
+        if kept:
             self._keep(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
