@@ -42,7 +42,9 @@ def due(version: int) -> tuple[int, int] | None:
     return None
 
 
-def widen(last: Diff, most: int, known: Sequence[Diff], reader: Reader, sink: Sink, pool: ThreadPoolExecutor) -> list[Diff]:
+def widen(
+    last: Diff, most: int, known: Sequence[Diff], reader: Reader, sink: Sink, pool: ThreadPoolExecutor
+) -> list[Diff]:
     """The diff that is due at the version of `last`, made from narrower ones among it and those that are `known`.
 
     It is left out where these do not lead over its width any more, or where they cost more than `most`, the bytes of the
