@@ -27,13 +27,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from puller.fetch import CONNECTIONS, open_fetcher
 from puller.pull import read_heads
-from puller.tree import Reader, ahead
+from puller.tree import Reader
 fetcher = open_fetcher(sys.argv[1])
 head = read_heads(sys.argv[1], fetcher, None)[0][0]
 with ThreadPoolExecutor(CONNECTIONS) as pool:
     reader = Reader(fetcher, pool)
-    leaves = (leaf.ref for leaf in reader.leaves("chunks", head.snapshot))
-    found = ahead(pool, leaves, lambda ref: reader.stored("chunks", ref), lambda ref: ref.raw)
+    found = reader.fetched("chunks", reader.leaves("chunks", head.snapshot))
     print(sum(len(data) for _, data in found))
 fetcher.close()
 """
