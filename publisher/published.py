@@ -109,8 +109,15 @@ class Published:
 
     @cached_property
     def signing(self) -> Signing | None:
-        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted."""
+        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted.
+
+        Untrusted is also raised where HEAD is not signed and should be, if there is a `keyring`.
+        """
         if self.head.trust == 0:
+            if self.keyring is not None:
+                from publisher.signing import check_unsigned
+
+                check_unsigned(self.store, self.head, self.keyring)
             return None
         from publisher.signing import signing_of
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from puller.errors import UsageError
+from puller.fetch import origin
 
 CONNECTING = 10.0
 """Seconds that a host has, at most, to take a connection."""
@@ -74,9 +75,9 @@ class Pool:
     def __init__(self, address: str, most: int, timeout: float) -> None:
         """Raises UsageError where the address, or that of the proxy, makes no sense. Nothing is sent yet."""
         self._timeout = timeout
-        self._host, self._port, self._secure = _origin(address)
+        self._host, self._port, self._secure = origin(address)
         self._proxy = _proxy(address)
-        self._through = None if self._proxy is None else _origin(self._proxy)
+        self._through = None if self._proxy is None else origin(self._proxy)
         self._to_proxy = {} if self._proxy is None else authorization(self._proxy, "Proxy-Authorization")
         self._context = _context() if self._secure or (self._through is not None and self._through[2]) else None
         if self._secure and self._through is not None and self._through[2]:
@@ -169,19 +170,6 @@ def _is_dropped(connection: HTTPConnection) -> bool:
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _origin(url: str) -> tuple[str, int, bool]:
-    """Host, port, and whether it is reached by TLS."""
-    try:
-        parts = urlsplit(url)
-        secure = {"http": False, "https": True}[parts.scheme]
-        port = parts.port or (443 if secure else 80)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"{url} is not a proper address: {error}") from error
-    if not parts.hostname:
-        raise UsageError(f"{url} is not a proper address: it names no host")
-    return parts.hostname, port, secure
 
 
 def _context() -> ssl.SSLContext:

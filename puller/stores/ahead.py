@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from puller.errors import Invalid
 from puller.stores.base import Listed, Store, Token
 from puller.wire.codec import CHUNKS, DIFFS
 
@@ -33,7 +35,8 @@ class Ahead:
     """Puts at once return; `flush` waits for them, and raises what went wrong with one. Threads come as they are needed.
 
     The threads are daemons: a publisher that is interrupted ends, whatever is still under way. What is in `kept` is not
-    got again, and what is got, and diffs and some chunks that are put, are kept there.
+    got again, and what is got, and diffs and some chunks that are put, are kept there; `flush` looks whether the store still
+    has what was taken from it, a file at a time.
     """
 
     def __init__(self, inner: Store, threads: int, budget: int = BUDGET, kept: Keep | None = None) -> None:
@@ -53,6 +56,9 @@ class Ahead:
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._recent_bytes = 0
         self._chunk_bytes = 0
+        self._puts = 0
+        self._unseen: set[str] = set()
+        """What was taken from `kept` since HEAD was read, and not seen in the store."""
         self._running = 0
         self._idle = 0
         self._error: BaseException | None = None
@@ -73,7 +79,11 @@ class Ahead:
 
     def _kept_copy(self, path: str) -> bytes | None:
         name = self._name(path)
-        return None if self._kept is None or name is None else self._kept.get(name)
+        data = None if self._kept is None or name is None else self._kept.get(name)
+        if data is not None and name == path:
+            with self._changed:
+                self._unseen.add(path)
+        return data
 
     def _keep(self, path: str, data: bytes) -> None:
         name = self._name(path)
@@ -100,6 +110,8 @@ class Ahead:
                 self._changed.wait()
             self._raise()
             self.written += len(data)
+            self._puts += 1
+            self._unseen.discard(path)
             if path in self._under_way:
                 return
             self._under_way[path] = data
@@ -126,11 +138,34 @@ class Ahead:
             while self._under_way and self._error is None:
                 self._changed.wait()
             self._raise()
+        self._look()
         self._inner.flush()
+
+    def _look(self) -> None:
+        """See that one of the files is in the store that were taken from `kept`: what was removed there shows in time.
+
+        Where several files were put, that were requests enough. Raises Invalid where one is missing, which is put back.
+        """
+        with self._changed:
+            unseen = sorted(self._unseen) if self._puts <= 2 else []
+        if not unseen:
+            return
+        path = random.choice(unseen)
+        data = self._kept_copy(path)
+        if data is None or self._inner.size_of(path) == len(data):
+            return
+        self._inner.put(path, data)
+        raise Invalid(
+            f"{path} was missing in {self.where}, or cut off, though HEAD needs it. It was put back from the copy on this "
+            "machine; nothing was published. See who removes files there, let `publisher fsck` find what else is missing, "
+            "and publish again"
+        )
 
     def read_head(self) -> tuple[bytes, Token]:
         with self._changed:
             self._error = None
+            self._puts = 0
+            self._unseen = set()
         data, token = self._inner.read_head()
         self._head = hashlib.sha256(data).hexdigest()
         return data, token
