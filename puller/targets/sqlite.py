@@ -202,7 +202,7 @@ class SQLiteTarget:
         return True
 
     def _stored(self, db: sqlite3.Connection) -> State | None:
-        if BOOKKEEPING not in tables_there(db):
+        if not is_ours(db):
             return None
         row = db.execute(f"SELECT value FROM {BOOKKEEPING} WHERE name = 'state'").fetchone()
         return None if row is None else decode_state(row[0], self.where, "a new file")
