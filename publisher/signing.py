@@ -68,6 +68,12 @@ def check_unsigned(store: Store, head: Head, keyring: Keyring) -> None:
     )
 
 
+def begin_unsigned(store: Store, name: str) -> None:
+    """Take it that a dataset which is created is not signed, whatever stood there before."""
+    with contextlib.suppress(OSError):
+        os.unlink(_note_of(store, name))
+
+
 def _note_signed(store: Store, name: str) -> None:
     """Remember, as far as files can be written here, that a dataset is signed."""
     path = _note_of(store, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -142,15 +141,15 @@ class Ahead:
         self._inner.flush()
 
     def _look(self) -> None:
-        """See that one of the files is in the store that were taken from `kept`: what was removed there shows in time.
+        """See that one of the files is in the store that were taken from `kept`, each time another one.
 
-        Where several files were put, that were requests enough. Raises Invalid where one is missing, which is put back.
+        Where several files were put, those were requests enough. Raises Invalid where one is missing, which is put back.
         """
         with self._changed:
             unseen = sorted(self._unseen) if self._puts <= 2 else []
         if not unseen:
             return
-        path = random.choice(unseen)
+        path = unseen[int(self._head or "0", 16) % len(unseen)]
         data = self._kept_copy(path)
         if data is None or self._inner.size_of(path) == len(data):
             return

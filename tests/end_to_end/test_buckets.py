@@ -113,6 +113,31 @@ def test_one_changed_file_takes_few_requests_however_long_history_is(bucket, tmp
         assert {version: n for version, n in counts.items() if n[0] > limit[version]} == {}
 
 
+def test_copies_on_this_machine_do_not_hide_what_the_bucket_lost(bucket, tmp_path):
+    """Each publish looks for one of the files that it took from here: soon the missing one is found, and put back."""
+    folder, dest = tmp_path / "source", f"{bucket.url}/data/files"
+    folder.mkdir()
+    for n in range(5):
+        (folder / str(n)).write_bytes(random.Random(n).randbytes(200))
+
+    def change(number, check=None):
+        (folder / str(number % 5)).write_text(f"changed by {number}")
+        return publisher("publish", "--json", folder, dest, check=check)
+
+    publisher("publish", folder, dest)
+    change(1, check=0)
+    (chunk,) = (key for key in bucket.listed() if "/chunks/" in key)
+    bucket.client.delete_object(Bucket=bucket.name, Key=chunk)
+    done = next(done for n in range(2, 60) if (done := change(n)).status)
+    assert done.status == 5
+    assert f"{chunk.removeprefix('data/files/')} was missing in" in done.err
+    assert "put back" in done.err
+    assert chunk in bucket.listed()
+    assert change(61, check=0).json["changed"]
+    puller("pull", dest, tmp_path / "copy")
+    assert tree(tmp_path / "copy") == tree(folder)
+
+
 def test_what_is_put_says_how_long_it_keeps_and_what_it_is(bucket, tmp_path):
     dest = f"{bucket.url}/data"
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
