@@ -151,11 +151,11 @@ class Ahead:
             return
         path = unseen[int(self._head or "0", 16) % len(unseen)]
         data = self._kept_copy(path)
-        if data is None or self._inner.size_of(path) == len(data):
+        if data is None or self._inner.size_of(path) is not None:
             return
         self._inner.put(path, data)
         raise Invalid(
-            f"{path} was missing in {self.where}, or cut off, though HEAD needs it. It was put back from the copy on this "
+            f"{path} was missing in {self.where}, though HEAD needs it. It was put back from the copy on this "
             "machine; nothing was published. See who removes files there, let `publisher fsck` find what else is missing, "
             "and publish again"
         )
