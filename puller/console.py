@@ -195,6 +195,7 @@ def run(main: click.Command, name: str) -> None:
         _fail(f"{reason}{name}; what was there was kept", type(error).__name__, status, as_json, [])
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    gc.freeze()  # the process ends: nobody needs all that it loaded to be looked through once more
     sys.exit(status if isinstance(status, int) else 0)
 
 

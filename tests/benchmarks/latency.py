@@ -23,6 +23,7 @@ from tests.benchmarks.run import DATA, PUBLISHER, PULLER, compare
 from tests.conftest import free_port, start_cache, start_nginx
 
 FETCH = """
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from puller.fetch import CONNECTIONS, open_fetcher
@@ -35,8 +36,9 @@ with ThreadPoolExecutor(CONNECTIONS) as pool:
     found = reader.fetched("chunks", reader.leaves("chunks", head.snapshot))
     print(sum(len(data) for _, data in found))
 fetcher.close()
+gc.freeze()
 """
-"""All files of the snapshot, in the order and with the budget of a pull, each checked against its name."""
+"""All files of the snapshot, in the order and with the budget of a pull, each checked against its name; ended as commands are."""
 READ = 1 << 18
 AHEAD = 1 << 24
 """Bytes that one direction of a connection may hold back."""

@@ -195,6 +195,18 @@ def test_puts_keep_the_pool_full(bucket):
     assert len(bucket.listed()) == 5 * PUTS
 
 
+@pytest.mark.slow
+def test_a_thousand_puts_that_are_answered_late_keep_the_pool_full(bucket):
+    store = open_store(f"{bucket.url}/data")
+    bucket.proxy.delay = 0.03
+    for n in range(1000):
+        store.put(f"chunks/{n % 256:02x}/{n:064x}.zst", b"%d" % n)
+    store.flush()
+    beside = [request.beside for request in bucket.proxy.requests]
+    assert (len(beside), max(beside)) == (1000, PUTS)
+    assert sum(beside[PUTS:]) / len(beside[PUTS:]) > 0.85 * PUTS
+
+
 def test_large_files_do_not_wait_for_each_other(bucket, tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
