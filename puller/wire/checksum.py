@@ -27,14 +27,19 @@ def record_hash(key: bytes, value: bytes) -> Hash:
     return xxhash.xxh3_128_digest(_PREFIX[len(key)] + key + value)
 
 
+def plain_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[Hash | None] | None:
+    """The hash of each record; None where not all values are bytes."""
+    parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
+    try:
+        return list(map(xxhash.xxh3_128_digest, map(b"".join, parts)))  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def record_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[Hash | None]:
     """The hash of each record; None for a deleted one."""
-    digest = xxhash.xxh3_128_digest
-    try:
-        parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
-        return list(map(digest, map(b"".join, parts)))  # type: ignore[arg-type]
-    except TypeError:  # not all values are bytes
-        return list(map(_hash_of, keys, values))
+    hashes = plain_hashes(keys, values)
+    return list(map(_hash_of, keys, values)) if hashes is None else hashes
 
 
 def _hash_of(key: bytes, value: Value) -> Hash | None:
