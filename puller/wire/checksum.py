@@ -53,6 +53,14 @@ def run_sum(keys: Sequence[bytes], values: Sequence[Value]) -> int:
     return sum_hashes(record_hashes(keys, values))
 
 
+def run_totals(keys: Sequence[bytes], values: Sequence[Value]) -> tuple[int, int]:
+    """The sum of a run's hashes, and the total size in bytes of its large values."""
+    hashes = plain_hashes(keys, values)
+    if hashes is not None:
+        return sum_hashes(hashes), 0
+    return run_sum(keys, values), sum(value.size for value in values if isinstance(value, Large))
+
+
 def sum_hashes(hashes: Sequence[Hash | None]) -> int:
     """The sum of hashes modulo 2^128; None counts as nothing."""
     try:

@@ -299,11 +299,6 @@ def encode_index(entries: list[Entry]) -> bytes:
     return encode(entries)
 
 
-def large_bytes(values: Sequence[Value]) -> int:
-    """The total size in bytes of the large values among `values`."""
-    return sum(v.size for v in values if isinstance(v, Large)) if has_large(values) else 0
-
-
 def check_large_value(value: Large) -> Large:
     """Return `value` if it keeps the rules of SPEC 5.3."""
     if not MAX_INLINE < value.size <= MAX_INTEGER or len(value.record_hash) != 16 or len(value.sha256) != 32:
