@@ -28,7 +28,6 @@ from puller.follow.record import read
 from puller.pull import Options
 from puller.service.process import Service
 from puller.service.settings import Settings
-from puller.targets import open_target
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
 from tests.hostile_host import Reply, files, head, hostile
@@ -548,43 +547,3 @@ def test_a_day_of_polls_leaks_nothing(tmp_path, source, nginx, polls):
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_copy_is_whole_and_the_command_ran_for_it(tmp_path, seconds):
-    """kill -9 in a loop, while versions are published: a database is always one of them, without anybody's help."""
-    r = random.Random(seconds)
-    rows, dest, copy, ran = tmp_path / "rows.jsonl", tmp_path / "d", tmp_path / "copy.db", tmp_path / "ran"
-    published = set()
-
-    def publish() -> None:
-        rows.write_text("".join(f'{{"k": {n}, "v": {r.random()}}}\n' for n in range(r.randint(200, 2000))))
-        publisher("publish", rows, dest, "--key", "k", "--allow-shrink")
-        published.add(publisher("status", "--json", dest).json["checksum"])
-
-    publish()
-    arguments = ("--interval", "1s", "--exec", f"echo $HEADWATER_VERSION >> {ran}", dest, copy)
-    end = time.monotonic() + seconds
-    kills = 0
-    while time.monotonic() < end:
-        process = start(*arguments, HEADWATER_QUIET="1")
-        if r.random() < 0.7:
-            publish()
-        time.sleep(r.uniform(0.1, 0.7) if kills % 2 else r.uniform(0.7, 1.0))
-        process.kill()
-        process.communicate()
-        kills += 1
-        if copy.exists():
-            target = open_target(str(copy))
-            state = target.state()
-            assert state is None or (state.checksum in published and target.check().equals(state))
-            target.close()
-    last = publisher("status", "--json", dest).json["version"]
-    process = start(*arguments)
-    until(lambda: ran.exists() and ran.read_text().split()[-1:] == [str(last)])
-    process.terminate()
-    process.communicate(timeout=20)
-    assert puller("status", "--json", copy).json["version"] == last
-    versions = list(map(int, ran.read_text().split()))
-    assert versions == sorted(versions)
-    assert kills
