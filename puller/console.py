@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -193,6 +194,7 @@ def run(main: click.Command, name: str) -> None:
         name = f" ({error.filename!r})" if isinstance(error, OSError) and error.filename else ""
         reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
         _fail(f"{reason}{name}; what was there was kept", type(error).__name__, status, as_json, [])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is done is done: from here on it would only be a traceback
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)
