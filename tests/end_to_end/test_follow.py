@@ -292,13 +292,59 @@ def test_a_local_edit_is_kept_and_told(tmp_path, source):
         change(source, a="theirs")
         one.poll()
         assert (tmp_path / "copy/a").read_text() == "mine"
-        assert "changed" in one.job.problems()[0]
+        assert f"run `puller pull --overwrite {tmp_path / 'd'} {tmp_path / 'copy'}`" in one.job.problems()[0]
         assert metric(one, "headwater_failures_total", error="LocalEdits") == 1
         assert metric(one, "headwater_lag_versions") == 1
         puller("verify", "--repair", tmp_path / "copy", check=None)
         one.poll()
         assert one.job.problems() == []
         assert tree(tmp_path / "copy") == tree(source)
+
+
+def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
+    """Told, with the exit code of a pull; what is only missing yet is waited for."""
+    rows, dest = tmp_path / "rows.jsonl", tmp_path / "rows"
+    rows.write_text('{"k": 1}\n')
+    publisher("publish", rows, dest, "--key", "k")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/file").write_text("theirs")
+    for status, told, *arguments in [
+        (2, "--atomic is for folders", "--atomic", dest, tmp_path / "c.db"),
+        (2, "cannot tell what to make", dest, tmp_path / "c.txt"),
+        (2, "cannot be kept in a folder", "--as", "folder", dest, tmp_path / "c"),
+        (2, "has no table 'x'", "--table", "x", dest, tmp_path / "c.db"),
+        (2, "not the folder of a dataset", rows, tmp_path / "c"),
+        (3, "`puller pull --adopt --dry-run ", tmp_path / "d", tmp_path / "others"),
+    ]:
+        ended = puller("follow", *arguments, check=status)
+        assert told in ended.err
+        assert "next attempt" not in ended.err
+    config = tmp_path / "follow.toml"
+    config.write_text(
+        f'[[follow]]\nurl = "{tmp_path}/d"\ntarget = "{tmp_path}/copy"\n'
+        f'[[follow]]\nurl = "{dest}"\ntarget = "{tmp_path}/c.db"\natomic = true\n'
+    )
+    ended = puller("follow", "--config", config, check=2)
+    assert f"follow.toml: [[follow]] 2 ({dest} -> {tmp_path}/c.db): " in ended.err
+    config.write_text(config.read_text().replace("c.db", "c.txt").replace("atomic = true", ""))
+    assert "cannot tell what to make" in puller("follow", "--config", config, check=2).err
+    assert tree(tmp_path / "others") == {"file": ("f", b"theirs")}
+    assert not (tmp_path / "c.db").exists()
+
+
+def test_what_was_followed_before_is_not_given_up(tmp_path, source):
+    """The host's dataset may become what it was."""
+    with following(tmp_path / "d", tmp_path / "copy") as one:
+        one.poll()
+    (tmp_path / "d").rename(tmp_path / "away")
+    (tmp_path / "d").write_text("no folder")
+    with following(tmp_path / "d", tmp_path / "copy") as one:
+        assert one.poll() > 0
+        assert "not the folder of a dataset" in one.job.failure.reason
+        (tmp_path / "d").unlink()
+        (tmp_path / "away").rename(tmp_path / "d")
+        one.poll()
+        assert one.job.problems() == []
 
 
 def test_parts_are_followed(tmp_path, source):
