@@ -19,7 +19,8 @@ from puller.progress import Progress, silent
 INTERRUPTED = 130
 SHOWN = 20
 
-EXIT_CODES = """\b
+EXIT_CODES = "Exit codes: 0 done; `puller --help` and `publisher --help` list the others, which all commands share."
+EXIT_CODES_LISTED = """\b
 Exit codes:
   0  done
   1  failed; the old state was kept
