@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from puller.errors import TargetError
 from puller.service import metrics
 from puller.service.job import Job, Stopped
-from puller.service.log import Log
+from puller.service.log import Log, about
 from puller.service.metrics import Registry
 from puller.service.notify import Notifier
 from puller.service.web import Server
@@ -122,7 +122,7 @@ class Service:
         for job in self.jobs:
             problems = job.problems()
             well = well and not problems
-            lines.append(f"{job.name}: {'; '.join(problems) if problems else f'ok, {job.status}'}\n")
+            lines.append(f"{about(job.name, '; '.join(problems) if problems else f'ok, {job.status}')}\n")
         return well, "".join(lines)
 
     def _pages(self) -> dict[str, Callable[[], tuple[int, str, str]]]:
