@@ -43,7 +43,8 @@ _LONGEST = 63
 """Bytes of the longest name that PostgreSQL keeps; it cuts others."""
 _encode_lines = msgspec.json.Encoder().encode_lines
 _CONTROL = re.compile(rb"\\u00([0-9a-f]{2})")
-_SHORT = ((b"\\n", b"\n"), (b"\\t", b"\t"), (b"\\r", b"\r"), (b"\\b", b"\b"), (b"\\f", b"\f"))
+_ESCAPE = re.compile(rb'\\[^"]')
+_SHORT = {b"\\n": b"\n", b"\\t": b"\t", b"\\r": b"\r", b"\\b": b"\b", b"\\f": b"\f"}
 Rows = tuple[list[bytes], list[bytes]]
 
 
@@ -195,16 +196,16 @@ class Form:
         cells = [self._convert(number, column) for number, column in zip(numbers, columns, strict=True)]
         data: bytes = _encode_lines(list(zip(*cells, strict=True)))
         data = data[1:-2].replace(b"]\n[", b"\n") + b"\n"
-        if b"\\" not in data:
+        if _ESCAPE.search(data) is None:  # what is escaped, if anything, are quotes
             return data
         data = data.replace(b"\\\\", b"\0")  # JSON has no such byte; what begins with a backslash now is an escape
-        for escape, plain in _SHORT:
-            if escape in data:
-                data = data.replace(escape, plain)
-        if b"\\u" in data:
-            if b"\\u0000" in data:
-                raise self._zero(columns, numbers)
-            data = _CONTROL.sub(_control, data)
+        for escape in set(_ESCAPE.findall(data)):
+            if escape == b"\\u":
+                if b"\\u0000" in data:
+                    raise self._zero(columns, numbers)
+                data = _CONTROL.sub(_control, data)
+            else:
+                data = data.replace(escape, _SHORT[escape])
         return data.replace(b"\0", b"\\\\")
 
     def copy(self, at: str, numbers: Sequence[int], *, freeze: bool = False) -> str:

@@ -182,7 +182,7 @@ def test_large_values_in_chunks_that_stay_are_counted(pool):
 
 def test_splitting_is_even():
     run = ([b"%04d" % n for n in range(1000)], [bytes(5000)] * 1000)
-    parts = split(run)
+    parts = list(split([run]))
     assert [k for part in parts for k in part[0]] == run[0]
     sizes = [sum(map(len, values)) for _, values in parts]
     assert max(sizes) - min(sizes) < 0.4 * build.CHUNK_SIZE
