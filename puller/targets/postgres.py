@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +22,7 @@ from puller.parts import tables_in
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
+from puller.targets.pgload import Load, Stage, change_indexes, extends, index_changes
 from puller.targets.pgtables import (
     OID,
     bookkeeping,
@@ -58,12 +59,6 @@ _COLUMNS = f"""
 SELECT attname, format_type(atttypid, atttypmod), array_position(i.indkey::int2[], attnum) FROM pg_attribute
 LEFT JOIN pg_index i ON i.indrelid = attrelid AND i.indisprimary
 WHERE attrelid = {OID} AND attnum > 0 AND NOT attisdropped ORDER BY attnum
-"""
-_GRANTS = f"""
-SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
-    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
-    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
 """
 
 
@@ -326,10 +321,10 @@ class _Writer:
         self._at = schema_name(db)
         self._forms = forms_of(opening.kind, [], self._at) if opening.kind == "bytes" else dict(made)
         self._value = schema_value(db)
-        self._staged: dict[str, _Stage] = {}
-        self._load: _Load | None = None
+        self._staged: dict[str, Stage] = {}
+        self._load: Load | None = None
         if opening.replace:
-            self._load = _Load(target, db, made)
+            self._load = Load(target.where, target.missing, db, made)
             if opening.kind == "table":
                 self._forms, self._value = {}, None
             for form in self._forms.values():
@@ -395,10 +390,10 @@ class _Writer:
             return [None] * len(keys)
         return look_up(self._db, self._opening.kind, {form.table.name: made}, keys)
 
-    def _stage(self, form: Form) -> _Stage:
+    def _stage(self, form: Form) -> Stage:
         name = form.table.name
         if name not in self._staged:
-            self._staged[name] = _Stage(self._db, form, len(self._staged))
+            self._staged[name] = Stage(self._db, form, len(self._staged))
         return self._staged[name]
 
     def _change_schema(self, value: bytes | None) -> None:
@@ -422,7 +417,7 @@ class _Writer:
 
     def _check_follows(self, old: Form, new: Form | None) -> None:
         """Raise SchemaChanged if a table cannot become another one by adding columns, and holds something."""
-        if new is not None and _extends(old, new):
+        if new is not None and extends(old, new):
             return
         if one_text(self._db, f"SELECT true FROM {old.at} LIMIT 1"):
             what = "goes" if new is None else "gets another form"
@@ -431,7 +426,7 @@ class _Writer:
     def _apply(self) -> None:
         """Bring the tables to the new state. What makes readers wait comes first, and only then the rows: a commit is near."""
         db, forms = self._db, self._forms
-        kept = {name: form for name, form in self._made.items() if name in forms and _extends(form, forms[name])}
+        kept = {name: form for name, form in self._made.items() if name in forms and extends(form, forms[name])}
         gone = [form for name, form in self._made.items() if name not in kept]
         longer = [name for name in kept if len(kept[name].columns) < len(forms[name].columns)]
         stale = {name: index_changes(form, forms[name]) for name, form in kept.items()}
@@ -448,143 +443,3 @@ class _Writer:
         for stage in self._staged.values():
             stage.apply()
         change_indexes(db, forms, stale)
-
-
-class _Stage:
-    """The changes of a table, in temporary tables until the step is complete."""
-
-    def __init__(self, db: psycopg.Connection[Any], form: Form, number: int) -> None:
-        self._db = db
-        self._form = form
-        self._rows, self._gone = f"pg_temp._headwater_rows_{number}", f"pg_temp._headwater_gone_{number}"
-        for name in (self._rows, self._gone):
-            db.execute(form.create(name).replace("CREATE TABLE", "CREATE TEMPORARY TABLE", 1) + " ON COMMIT DROP")
-        self._counts = [0, 0]
-
-    def add(self, keys: list[bytes], values: list[bytes | None]) -> None:
-        """Take changes; None deletes."""
-        if None in values:
-            gone = [key for key, value in zip(keys, values, strict=True) if value is None]
-            heads = [list(cells) for cells in zip(*self._form.heads(gone), strict=True)]
-            self._copy(self._gone, heads, self._form.table.key)
-            self._counts[1] += len(gone)
-            pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
-            keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        if keys:
-            columns = self._form.full_columns(keys, values)  # type: ignore[arg-type]
-            self._copy(self._rows, columns, range(len(columns)))
-            self._counts[0] += len(keys)
-
-    def _copy(self, at: str, columns: list[Any], numbers: Sequence[int]) -> None:
-        with self._db.cursor().copy(self._form.copy(at, numbers)) as copy:
-            copy.write(self._form.write(columns, numbers))
-
-    def apply(self) -> None:
-        """Change the table."""
-        if self._counts[1]:
-            self._db.execute(f"ANALYZE {self._gone}")
-            self._db.execute(self._form.remove(self._gone))
-        if self._counts[0]:
-            self._db.execute(self._form.upsert(self._rows))
-
-
-class _Load:
-    """Writes whole tables: where there is one of the same form, in place; else beside it, to take its place at the end."""
-
-    def __init__(self, target: PostgresTarget, db: psycopg.Connection[Any], made: dict[str, Form]) -> None:
-        self._target = target
-        self._db = db
-        self._made = made
-        self._places: dict[str, str] = {}
-        self._in_place: set[str] = set()
-        self._at: Form | None = None
-        self._copy: Any = None
-        self._stack = ExitStack()
-
-    def prepare(self, form: Form) -> None:
-        """Make room for a table."""
-        name, old = form.table.name, self._made.get(form.table.name)
-        there = is_there(self._db, form.table.name)
-        same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
-        if same and not self._target.missing(self._db, {name: form}):
-            self._db.execute(f"DELETE FROM {form.at}")
-            self._places[name] = form.at
-            self._in_place.add(name)
-            return
-        if there and old is None:
-            raise NotOurs(f"{self._target.where} has a table {name} of its own; nothing was written")
-        schema = form.at.removesuffix(quote(name))
-        self._places[name] = f"{schema}{quote(f'{BOOKKEEPING}_{len(self._places)}')}" if there else form.at
-        self._db.execute(form.create(self._places[name]))
-
-    def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
-        """Take rows of a table, after all of the tables before it."""
-        columns = form.full_columns(keys, values)
-        if self._at is not form:
-            self._end()
-            name = form.table.name
-            statement = form.copy(self._places[name], range(len(columns)), freeze=name not in self._in_place)
-            self._copy = self._stack.enter_context(self._db.cursor().copy(statement))
-            self._at = form
-        self._copy.write(form.write(columns, range(len(columns))))
-
-    def _end(self) -> None:
-        self._at = self._copy = None
-        self._stack.close()
-
-    def abandon(self) -> None:
-        """End a COPY under way; what it brought is rolled back."""
-        with suppress(Exception):
-            self._stack.__exit__(GeneratorExit, GeneratorExit(), None)
-
-    def finish(self, forms: dict[str, Form]) -> None:
-        """Make keys and indexes, and let new tables take the places of old ones."""
-        self._end()
-        db = self._db
-        for name, form in forms.items():
-            if name not in self._in_place:
-                db.execute(form.add_key(self._places[name]))
-        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
-        stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
-        lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
-        self._swap(gone, forms)
-        change_indexes(db, forms, stale)
-
-    def _swap(self, gone: dict[str, str], forms: dict[str, Form]) -> None:
-        """Drop old tables, and give new ones their names and what others were granted on the old ones."""
-        db = self._db
-        grants = [
-            sql for name, at in gone.items() if name in forms for (sql,) in db.execute(_GRANTS, (at, name)).fetchall()
-        ]
-        for at in gone.values():
-            db.execute(f"DROP TABLE {at}")
-        for name, form in forms.items():
-            if self._places[name] != form.at:
-                db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
-        for sql in grants:
-            db.execute(sql)
-
-
-def _extends(old: Form, new: Form) -> bool:
-    """Whether a table becomes another one by adding columns."""
-    columns = new.table.columns[: len(old.table.columns)]
-    return (old.table.columns, old.table.key) == (columns, new.table.key)
-
-
-def index_changes(old: Form, new: Form) -> tuple[list[str], list[str]]:
-    """The names of the indexes that go, and the statements that make those that come."""
-    before, after = old.indexes(), new.indexes()
-    return (
-        [name for name, statement in before.items() if after.get(name) != statement],
-        [statement for name, statement in after.items() if before.get(name) != statement],
-    )
-
-
-def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes: dict[str, Any]) -> None:
-    """Drop and make indexes: of tables that stay as their `changes` say, of new ones all."""
-    for old, _ in changes.values():
-        for index in old:
-            db.execute(f"DROP INDEX IF EXISTS {index}")
-    for name, form in forms.items():
-        for statement in changes[name][1] if name in changes else form.indexes().values():
-            db.execute(statement)
