@@ -39,6 +39,7 @@ from puller.targets.pgtables import (
     store,
     stored,
 )
+from puller.targets.tables import check_edits, decode_state
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
@@ -224,35 +225,19 @@ class PostgresTarget:
 
     def _check_edits(self, db: psycopg.Connection[Any], state: State, made: dict[str, Form]) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
-        missing = self.missing(db, made)
-        if missing and missing != list(made):
-            raise LocalEdits(
-                f"tables or columns of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was "
-                "written. To write all of them again: pull with --overwrite",
-                missing,
-            )
-        if missing:
-            return
-        extra = []
-        for form in made.values():
-            own = {column.name for column in form.table.columns}
-            extra += [
-                f"{form.table.name}.{name}"
-                for name, _, _ in db.execute(_COLUMNS, (form.table.name,))
-                if name not in own
-            ]
-        if extra:
-            raise LocalEdits(
-                f"{self.where} has columns that headwater did not make ({', '.join(extra[:5])}), and their tables must be "
-                "written anew; nothing was written. Move them away, or pull with --overwrite",
-                extra,
-            )
-        found = sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
-        if f"{found:032x}" != state.checksum:
-            raise LocalEdits(
-                f"rows of {self.where} were changed since they were pulled, and its tables must be written anew; nothing was "
-                "written. Move your changes away, or pull with --overwrite"
-            )
+
+        def extra() -> list[str]:
+            found = []
+            for form in made.values():
+                own = {column.name for column in form.table.columns}
+                names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
+                found += [f"{form.table.name}.{name}" for name in names if name not in own]
+            return found
+
+        def checksum() -> int:
+            return sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
+
+        check_edits(self.where, state, self.missing(db, made), made, extra, checksum)
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._db is None or self._db.closed:
@@ -261,12 +246,7 @@ class PostgresTarget:
 
     def _stored(self, db: psycopg.Connection[Any]) -> State | None:
         value = stored(db, "state")
-        try:
-            return None if value is None else msgspec.msgpack.decode(value, type=State)
-        except msgspec.DecodeError as error:
-            raise TargetError(
-                f"the bookkeeping of {self.where} is damaged ({error}); {_KEPT}. Pull into a new schema"
-            ) from error
+        return None if value is None else decode_state(value, self.where, "a new schema")
 
 
 class _Reading:
