@@ -24,6 +24,8 @@ FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
 """
 _AHEAD = 4 << 20
 """Bytes of rows that may wait for the server while the next ones are made."""
+_ROWS = 4096
+"""Rows that are made into text at a time: they stay in a core's cache."""
 
 Missing = Callable[[Any, dict[str, Form]], list[str]]
 
@@ -133,13 +135,15 @@ class Load:
 
     def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
         """Take rows of a table, after all of the tables before it."""
-        columns = form.full_columns(keys, values)
+        numbers = range(len(form.table.columns))
         if self._copy is None or self._at is not form:
             self._end()
             name = form.table.name
-            statement = form.copy(self._places[name], range(len(columns)), freeze=name not in self._in_place)
+            statement = form.copy(self._places[name], numbers, freeze=name not in self._in_place)
             self._at, self._copy = form, _Copy(self._db, statement)
-        self._copy.write(form.write(columns, range(len(columns))))
+        for n in range(0, len(keys), _ROWS):
+            columns = form.full_columns(keys[n : n + _ROWS], values[n : n + _ROWS])
+            self._copy.write(form.write(columns, numbers))
 
     def _end(self) -> None:
         if self._copy is not None:
