@@ -8,7 +8,7 @@ import warnings
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import add
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -137,11 +137,10 @@ class TreeBuilder:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Add records above all that were added before."""
+        if set(map(type, values)) == {bytes} and self._take(keys, values, sum(map(len, chain(keys, values)))):  # type: ignore[arg-type]
+            return
         sizes = list(self._sizes(keys, values))
-        if self._size + (total := sum(sizes)) < self._leaf_size:
-            self._keys += keys
-            self._values += values
-            self._size += total
+        if self._take(keys, values, sum(sizes)):
             return
         ends = list(accumulate(sizes))
         start = 0
@@ -155,6 +154,15 @@ class TreeBuilder:
             start = stop
             if self._size >= self._leaf_size:
                 self.cut()
+
+    def _take(self, keys: Sequence[bytes], values: Sequence[Value], size: int) -> bool:
+        """Add records of a size to the leaf at hand if it has room for all."""
+        if self._size + size >= self._leaf_size:
+            return False
+        self._keys += keys
+        self._values += values
+        self._size += size
+        return True
 
     def cut(self) -> None:
         """End the leaf at hand."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote_plus, urlsplit, urlunsplit
@@ -47,6 +47,8 @@ _STEP, _BLOCK, _LARGE = 64, 64 << 10, 1 << 20
 BETWEEN = b"],["
 """What stands between the rows of a block, each of which ends with a newline."""
 _SHORT = ((b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
+_NEGATIVE_ZERO = re.compile(rb'-0"')
+"""How "-0" ends, and some texts do: found in half the time that it takes to find the whole."""
 _CONTROL = re.compile(rb"[\x01-\x1f]")
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -111,8 +113,8 @@ def connect(address: str) -> psycopg.Connection[Any]:
         raise UsageError(f"{shown(address)} is PostgreSQL {version}; {_OLDEST // 10000} or newer is needed")
     try:
         db.prepare_threshold = None
-        for name, value in _SETTINGS.items():
-            db.execute("SELECT set_config(%s, %s, false)", (name, value))
+        calls = ", ".join(["set_config(%s, %s, false)"] * len(_SETTINGS))
+        db.execute(f"SELECT {calls}", list(chain.from_iterable(_SETTINGS.items())))
     except psycopg.Error as error:
         db.close()
         raise Unavailable(f"{shown(address)} cannot be used: {_plain(address, error)}") from None
@@ -233,7 +235,9 @@ class TextRows:
         text = b"[[" + block + b"]]"
         convert = dict(self._convert)
         decode = self._decode
-        if self._floats and b'"-0"' in text:  # which is read as an integer, without its sign
+        if (
+            self._floats and _NEGATIVE_ZERO.search(text) and b'"-0"' in text
+        ):  # which is read as an integer, without its sign
             decode = self._decode_exact
             convert |= dict.fromkeys(self._floats, float)
         try:
