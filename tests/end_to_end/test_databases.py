@@ -448,3 +448,35 @@ def test_a_table_that_comes_with_a_patch(tmp_path):
     publish_source(path, tmp_path / "d")
     assert "by patch" in puller("pull", tmp_path / "d", copy).out
     assert inserts(copy) == inserts(path)
+
+
+MEASURED = """
+import resource, subprocess, sys
+status = subprocess.run([sys.executable, "-m", *sys.argv[1:]], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+sys.exit(status)
+"""
+"""Its output is the peak memory, in MB, of a command and of what that starts."""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_what_one_publish_adds(tmp_path):
+    """The rows that are added are more than any chunk or diff has room for, and all of them follow one row."""
+    source = database(tmp_path / "a.db", "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, note TEXT)")
+    add = """
+    INSERT INTO t WITH RECURSIVE c(n) AS (SELECT {} UNION ALL SELECT n + 1 FROM c WHERE n < {})
+    SELECT n, 'product number ' || n, lower(hex(randomblob(40))) FROM c
+    """
+    peaks = []
+    for first, last in ((1, 1000), (1001, 800_000)):
+        database(source, add.format(first, last))
+        for words in (
+            ("publisher.cli", "publish", source, tmp_path / "d", "--unsigned"),
+            ("puller.cli", "pull", tmp_path / "d", tmp_path / "copy.db"),
+        ):
+            done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, words)], capture_output=True, check=False)
+            assert done.returncode == 0, done.stderr
+            peaks.append(int(done.stdout))
+    assert max(peaks) < 300, peaks
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
+        assert db.execute("SELECT count(*) FROM t").fetchone() == (800_000,)
