@@ -22,6 +22,7 @@ from puller.errors import SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.keys import decode_key
 from tests.conftest import publisher, puller
+from tests.end_to_end.test_large import run as measured
 from tests.plain import publish_source, runs_of
 
 
@@ -450,15 +451,6 @@ def test_a_table_that_comes_with_a_patch(tmp_path):
     assert inserts(copy) == inserts(path)
 
 
-MEASURED = """
-import resource, subprocess, sys
-status = subprocess.run([sys.executable, "-m", *sys.argv[1:]], stdout=subprocess.DEVNULL).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
-sys.exit(status)
-"""
-"""Its output is the peak memory, in MB, of a command and of what that starts."""
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_what_one_publish_adds(tmp_path):
     """The rows that are added are more than any chunk or diff has room for, and all of them follow one row."""
@@ -474,9 +466,7 @@ def test_memory_does_not_grow_with_what_one_publish_adds(tmp_path):
             ("publisher.cli", "publish", source, tmp_path / "d", "--unsigned"),
             ("puller.cli", "pull", tmp_path / "d", tmp_path / "copy.db"),
         ):
-            done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, words)], capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr
-            peaks.append(int(done.stdout))
+            peaks.append(measured(*words))
     assert max(peaks) < 300, peaks
     with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
         assert db.execute("SELECT count(*) FROM t").fetchone() == (800_000,)

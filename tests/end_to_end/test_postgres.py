@@ -18,15 +18,25 @@ from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.sources import open_source
 from publisher.sources.postgres import PostgresSource
-from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, SourceError, TargetError, UsageError
+from puller.errors import (
+    HeadwaterError,
+    Invalid,
+    LocalEdits,
+    NotOurs,
+    SourceError,
+    TargetError,
+    Unavailable,
+    UsageError,
+)
 from puller.fetch import open_fetcher
 from puller.postgresql import TextRows, shown
 from puller.pull import Options, pull
 from puller.replica import Replica
 from puller.stores import open_store
 from puller.targets import open_target
+from puller.targets.base import Opening
 from puller.wire.keys import encode_key
-from puller.wire.rows import Column, Index, Json, Table, encode_schema
+from puller.wire.rows import Column, Index, Json, Table, encode_rows, encode_schema
 from tests.conftest import publisher, puller
 from tests.contract.test_targets import t
 from tests.end_to_end.test_databases import read
@@ -442,6 +452,28 @@ def test_another_puller_waits_its_turn(database, new_database, tmp_path):
         thread.join()
     assert inserts(copy) == inserts(database)
     assert puller("verify", copy.url)
+
+
+def test_a_connection_that_breaks_while_rows_are_written(database, new_database):
+    """Rows go to the server from another thread; what happens there is told, and nothing is left of them."""
+    copy = new_database()
+    target = open_target(copy.url, "table")
+    table = Table("t", [Column("k", "int64"), Column("v", "text")], [0])
+    opening = Opening("table", replace=True, time=1, large=lambda key, value: iter(()))
+    with (
+        pytest.raises(Unavailable, match=r"the connection .* broke: .*; what was there was kept"),
+        target.writer(opening) as writer,
+    ):
+        writer.put([b""], [encode_schema([table])], [None])
+        for n in range(1, 1000):
+            keys = [encode_key("t", [n * 10_000 + i]) for i in range(5000)]
+            writer.put(keys, [encode_rows([["x" * 200]], 1)[0]] * 5000, [None] * 5000)
+            if n == 3:
+                database.rows(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headwater'"
+                )
+    target.close()
+    assert copy.rows("SELECT to_regclass('t'), to_regclass('_headwater')") == [(None, None)]
 
 
 @pytest.mark.slow
