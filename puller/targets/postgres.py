@@ -544,7 +544,7 @@ class _Load:
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
-        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
+        gone = {name: form.at for name, form in self._made.items() if self._places.get(name) != form.at and is_there(db, name)}
         stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
         lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
         self._swap(gone, forms)

@@ -351,6 +351,9 @@ def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
     pull_to(tmp_path / "d", copy.url, overwrite=True)
     assert inserts(copy) == inserts(database)
     assert copy.rows("SELECT has_table_privilege('pg_monitor', 'rows', 'SELECT')") == [(True,)]
+    copy.run("DROP TABLE rows")
+    pull_to(tmp_path / "d", copy.url)
+    assert inserts(copy) == inserts(database)
 
 
 def test_what_postgresql_cannot_hold_is_refused_by_name(database, tmp_path):
