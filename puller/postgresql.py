@@ -5,6 +5,7 @@ psycopg (the extra `postgres`) is imported when a connection is made, never befo
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ _SETTINGS = {
 }
 """What values look like as text, whatever the server's, the database's or the user's settings are; and no limit in time."""
 _STEP, _BLOCK, _LARGE = 64, 64 << 10, 1 << 20
+_quiet = logging.NullHandler()
+"""psycopg would print what it comes across while an error of its own, which is told, goes on its way."""
 BETWEEN = b"],["
 """What stands between the rows of a block, each of which ends with a newline."""
 _SHORT = ((b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
@@ -87,6 +90,7 @@ def connect(address: str) -> psycopg.Connection[Any]:
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise UsageError("PostgreSQL takes an extra: pip install 'headwater[postgres]'") from error
+    logging.getLogger("psycopg").addHandler(_quiet)
     try:
         given = conninfo_to_dict(address)
         if urlsplit(address).netloc.count("@") > 1:

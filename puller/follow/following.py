@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from puller import postgresql
 from puller.console import count, size
-from puller.errors import FetchError, HeadwaterError, TargetError
+from puller.errors import FetchError, HeadwaterError, TargetError, Unavailable
 from puller.fetch import shown, where
 from puller.follow import record as records
 from puller.follow.hooks import Event, Hook, HookFailed
@@ -30,6 +31,9 @@ from puller.service.process import Service
 from puller.targets import open_target
 from puller.targets.base import State, Target
 from puller.trust import staleness
+
+if TYPE_CHECKING:
+    from puller.targets.pgtables import FollowerLock
 
 INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
@@ -88,7 +92,7 @@ class Following:
         self._schedule = Schedule(random_)
         self._noted = Noted(lambda: service.busy.add(self.job.name), names=bool(follow.hooks))
         self._hooks = list(map(_Told, follow.hooks))
-        self._lock: Lock | None = None
+        self._lock: Lock | FollowerLock | None = None
         self._place: str | None = None
         self._record = Record()
         self._saved = False
@@ -112,7 +116,10 @@ class Following:
 
     def begin(self) -> None:
         """Look at what is held. Raises TargetError where somebody else follows the target, or it cannot be read."""
-        self._poller.look()
+        try:
+            self._poller.look()
+        except Unavailable as error:  # a database that starts with us, or later: polls ask again
+            self._log.warning(f"{self.follow.name}: {error}", target=self.follow.name)
         state = self._poller.state
         if state is not None:
             for told in self._hooks:
@@ -139,7 +146,7 @@ class Following:
         self._poller.close()
         if self._lock is not None:
             if self._poller.state is None and self._place is not None:
-                self._leave_no_trace(self._place, self._lock.path)
+                self._leave_no_trace(self._place, f"{self._place}.lock")
             self._lock.close()
 
     def _leave_no_trace(self, *paths: str) -> None:
@@ -171,15 +178,14 @@ class Following:
 
     def _own(self, target: Target) -> None:
         """Lock a target before it is used, and read what is remembered of it; again where it was taken away since."""
-        place = records.place_of(target)
-        if place is None:
-            return
         if self._lock is None or not self._lock.is_there():
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
-            self._lock, self._place = Lock(place, target.where), place
-            self._record, self._saved = records.read(place), False
+            self._lock, self._place = records.lock_of(target), records.place_of(target)
+            if self._place is None:
+                return
+            self._record, self._saved = records.read(self._place), False
             self._poller.health.load(self._record.rests)
             record, record.started = self._record, self._now()
             record.url, record.pid, record.host = where(self.follow.url), os.getpid(), socket.gethostname()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -29,6 +31,11 @@ _MOMENT, _AGAIN, _TRIES = "200ms", 0.5, 60
 OID = """(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = current_schema() AND c.relname = %s)"""
 """A table by its name. The catalogue is asked: to_regclass may not yet know what another puller just committed."""
+_HOLDER = """
+SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
+    AND (classid::bigint << 32) | objid::bigint = hashtextextended(%s, 0)
+"""
 
 
 def pages(
@@ -132,6 +139,43 @@ def lock_out(db: psycopg.Connection[Any]) -> None:
     """Keep other pullers of the schema away until the transaction ends."""
     db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
     db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"headwater {schema_name(db)}",))
+
+
+class FollowerLock:
+    """Keeps a second follower of a schema away, as long as its connection lasts."""
+
+    def __init__(self, address: str, where: str) -> None:
+        """Raises TargetError where another follower has it."""
+        self._db = postgresql.connect(address)
+        try:
+            with postgresql.errors(address, TargetError, "nothing was written"):
+                self._take(where)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _take(self, where: str) -> None:
+        db, name = self._db, f"headwater-follower {schema_name(self._db)}"
+        db.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
+        if not one_text(db, "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (name,)):
+            who = one_text(db, _HOLDER, (name,))
+            raise TargetError(f"{where} is followed already, by {who or 'another process'}; nothing was written")
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        db.execute("SELECT set_config('application_name', %s, false)", (who,))
+
+    def is_there(self) -> bool:
+        """Whether the connection, and with it the lock, still lasts."""
+        import psycopg
+
+        try:
+            self._db.execute("SELECT")
+        except psycopg.Error:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go."""
+        self._db.close()
 
 
 def lock(db: psycopg.Connection[Any], tables: list[str], mode: str) -> None:

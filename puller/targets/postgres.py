@@ -24,6 +24,7 @@ from puller.targets.base import Changes, Check, Opening, State, check_held, coun
 from puller.targets.pgforms import Form, forms_of, parts_of
 from puller.targets.pgtables import (
     OID,
+    FollowerLock,
     bookkeeping,
     check_encoding,
     is_there,
@@ -121,6 +122,10 @@ class PostgresTarget:
             held = self._stored(db)
             if held is not None and held.mark == was.mark:
                 store(db, "state", msgspec.msgpack.encode(state))
+
+    def lock_following(self) -> FollowerLock:
+        """Keep other followers away, also after this target was closed. Raises TargetError where there is one."""
+        return FollowerLock(self._address, self.where)
 
     def close(self) -> None:
         with self._lock:
