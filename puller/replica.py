@@ -378,7 +378,9 @@ class Replica(_Ranges):
         with ExitStack() as stack:
             with self._pulling:
                 self._for_reading()
-                options = Options(trust=self._trust, secret=self._secret, allow_expired=allow_expired)
+                options = Options(
+                    trust=self._trust, secret=self._secret, allow_expired=allow_expired, parts=self._parts
+                )
                 found = stack.enter_context(self._pulled(options, watched=watched))
             yield found
 
