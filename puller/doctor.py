@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from puller.errors import Corrupt, HeadwaterError
 from puller.fetch import open_fetcher, shown, split
-from puller.pull import read_heads
+from puller.heads import read_heads
 from puller.wire.codec import CHUNKS, MAX_STORED, Ref, check_stored, path_of
 from puller.wire.head import HEAD, MAX_HEAD, Head, parse_head
 

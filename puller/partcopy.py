@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
+from puller.parts import WHOLE, Parts, parse, ranges_of
 from puller.plan import Plan, Way
 from puller.ranges import Bounds
 from puller.runs import Cursor, overlay, spans
+from puller.targets.base import State
 from puller.tree import Reader
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Run
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a dataset a target is to hold after a step."""
+
+    parts: Parts
+    within: list[Bounds] | None
+    """The ranges of keys that these are; None: the whole dataset."""
+    cuts: dict[bytes, tuple[int, int]]
+    """What chunks that are cut were found to hold within the parts, in earlier pulls."""
+    is_new: bool
+    """Whether a user has just named other parts than the target holds."""
+
+    @classmethod
+    def settle(cls, kind: str, state: State | None, asked: Sequence[Any] | None) -> Extent:
+        """The parts that are asked for, or else held (`state`) already; of a new target all. Raises UsageError."""
+        held = WHOLE if state is None else state.parts
+        parts = held if asked is None else parse(kind, asked)
+        within = ranges_of(kind, parts) if parts else None
+        if state is None or held != parts:
+            return cls(parts, within, {}, is_new=asked is not None)
+        cuts = {bytes.fromhex(name): (n, int(checksum, 16)) for name, (n, checksum) in state.cuts.items()}
+        return cls(parts, within, cuts, is_new=False)
+
+    def may_prove(self, state: State | None, head: Head) -> bool:
+        """Whether diffs lead a copy of parts over the version of a snapshot that it was not compared with."""
+        if self.within is None or state is None or state.epoch != head.epoch or state.parts != self.parts:
+            return False
+        return state.version < head.snapshot_version and state.snapshot != head.snapshot.ref.sha256.hex()
 
 
 class AtSnapshot:

@@ -3,98 +3,70 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
+from puller.accept import Choice, Copy, Judge, Terms, first_met
+from puller.apply import Step, Watching
 from puller.errors import (
     ChecksumMismatch,
     Corrupt,
-    Distrust,
     FetchError,
     HeadwaterError,
     Invalid,
     LocalEdits,
     Missing,
     Moved,
-    NotFound,
     Refused,
     SchemaChanged,
-    SecretError,
     Stale,
     Unavailable,
     Untrusted,
     UsageError,
     Withheld,
 )
-from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, shown, where
+from puller.fetch import CONNECTIONS, THREADS, Fetcher, Patience, where
+from puller.heads import READ_AGAIN, Found, read_heads
 from puller.mirrors import Health
-from puller.partcopy import AtSnapshot, narrowed
+from puller.partcopy import Extent
 from puller.partial import Partial
-from puller.parts import WHOLE, Parts, cut_all, named, parse, ranges_of, tables_named, without
-from puller.plan import Plan, Reason, Way, is_good, plan, route, starts
+from puller.parts import named, parse
+from puller.plan import Plan, Reason, Way
 from puller.progress import Progress, silent
-from puller.ranges import Bounds, Ranges
-from puller.runs import bounded, live, merge
-from puller.secret import unlock
-from puller.targets.base import Changes, Opening, State, Target, Writer
+from puller.targets.base import Changes, State, Target
 from puller.tree import Reader
-from puller.trust import GetFile, Keeper, Pins, Staleness, identity, staleness
-from puller.wire.checksum import Hash, record_hashes
-from puller.wire.codec import CHUNKS, DIFFS
-from puller.wire.head import MAX_HEAD, Head, archive_path, parse_head
-from puller.wire.keyset import MAX_KEY_SET, check_key_set
-from puller.wire.nodes import Diff, PatchedLarge, Run, Value, has_large
-from puller.wire.note import Key
-from puller.wire.rows import SCHEMA_KEY, decode_schema
+from puller.trust import Pins, Staleness, staleness
+from puller.ways import CHANGES, Ways
+from puller.wire.head import Head
 
-BATCH = 4096
-MOST_DAMAGED = 3
-"""Damaged diffs that a pull goes round before it gives up."""
-MOST_NAMED = 10_000
-"""Records that are named one by one when local edits are overwritten."""
-CHANGES = (Way.NOTHING, Way.PATCH, Way.DIFFS)
 MOST_ATTEMPTS = 8
 """Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
-READ_AGAIN = 3600
-"""Seconds after which HEAD is asked for unconditionally: some hosts' tags miss a change."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to pull.
+class Options(Terms):
+    """How to pull; on what terms HEADs are taken, `puller.accept.Terms` says.
 
     `overwrite`: everything held is looked at, and local edits may be lost; `adopt`: data that is not ours may be;
     `check`: everything held is looked at first, and local edits are refused; `dry_run`: only plan; `version`: the one
-    to go to, of HEAD's epoch (None: the newest), which has to be `epoch` if that is given; `secret`: of
-    an encrypted dataset, as a text or the file that it is in (None: where it is otherwise found, see
-    `puller.secret.unlock`).
+    to go to, of HEAD's epoch (None: the newest), which has to be `epoch` if that is given; `max_staleness`: how
+    old the newest HEAD may be, in seconds, before the outcome says that it is stale.
 
     `parts`: those of the dataset that the target is to hold from now on, as `puller.parts.parse` takes them; empty: all
     of it; None: what it holds, of a new target all.
-
-    `trust`: public keys, one of which the dataset's key sets must go back to; `repin`: forget whom the target trusts and
-    what it saw, and begin with these keys; `allow_expired`: take an expired HEAD at first contact; `max_staleness`: how
-    old the newest HEAD may be, in seconds, before the outcome says that it is stale.
     """
 
-    overwrite: bool = False
     adopt: bool = False
     check: bool = False
     dry_run: bool = False
     version: int | None = None
     epoch: int | None = None
-    trust: Sequence[Key] = ()
-    repin: bool = False
-    allow_expired: bool = False
     max_staleness: int | None = None
-    secret: str | None = field(default=None, repr=False)
     parts: Sequence[Any] | None = None
 
 
@@ -127,47 +99,6 @@ class Outcome:
     def changed(self) -> bool:
         """Whether the target moved."""
         return self.before != self.after
-
-
-class Watching(Protocol):
-    """Hears what a step changes, as `puller.events.Watch`."""
-
-    def begin(self, opening: Opening, /) -> None:
-        """A step begins; what was noted of one before counts no more."""
-        ...
-
-    def note(
-        self, keys: list[bytes], values: list[Value], before: list[Hash | None], hashes: list[Hash | None], /
-    ) -> None:
-        """A run of the step, with the record hashes of what was held and of what comes."""
-        ...
-
-    def end(self) -> None:
-        """The step is complete, and about to be committed."""
-        ...
-
-
-Found = tuple[Head | None, Answer]
-"""A HEAD that a host gave (None: not modified since it came with the tag that was sent), and the host's answer."""
-
-
-def read_heads(address: str, fetcher: Fetcher, etag: str | None) -> list[Found]:
-    """HEAD; several where the dataset has mirrors that differ, the newest first. Raises Invalid, FetchError."""
-    try:
-        answer = fetcher.fetch_head(etag)
-    except (NotFound, Withheld) as error:
-        what = "there is no dataset at" if isinstance(error, NotFound) else "no dataset can be read at"
-        raise type(error)(f"{what} {shown(address)} ({error}); check the address") from error
-    found: list[Found] = []
-    first: Invalid | None = None
-    for one in (answer, *answer.others):
-        try:
-            found.append((None if one.data is None else parse_head(one.data), one))
-        except Invalid as error:
-            first = first or error
-    if not found and first is not None:
-        raise type(first)(f"{shown(address)}: {first}") from first
-    return found
 
 
 def pull(
@@ -206,16 +137,15 @@ def pull(
         if found is None or fresh:
             found = read_heads(address, fetcher, None if fresh or state is None else state.etag)
         if state is None:
-            target = find_target(_met_first(found, fetcher, options, patience))
+            target = find_target(first_met(found, fetcher, options, patience))
             state = target.state()
         partial = None if target.partial is None else Partial(target.partial)
         with ThreadPoolExecutor(THREADS if fetcher.is_local else CONNECTIONS) as pool:
             try:
                 keeping = None if options.dry_run or fetcher.is_local else partial
-                puller = _Pull(address, Reader(fetcher, pool, keeping), target, state, options, progress, now)
-                puller.closed |= closed
-                puller.watch = watch
-                puller.patience = patience
+                reader = Reader(fetcher, pool, keeping)
+                copy = Copy(target, state, options.dry_run)
+                puller = _Pull(address, reader, copy, closed, options, progress, now, watch, patience)
                 outcome = puller.run(found, fresh)
                 if partial is not None:
                     partial.clear()
@@ -235,39 +165,6 @@ def pull(
         kept = "nothing was written" if state is None else f"{target.where} stays at version {state.version}"
         error.args = (f"{error}; {kept}",)
         raise
-
-
-def _met_first(found: list[Found], fetcher: Fetcher, options: Options, patience: Callable[[], Patience]) -> Head | None:
-    """The HEAD by which a target is made, opened: of several the first that is right. Raises Untrusted, SecretError."""
-    first: HeadwaterError | None = None
-    for head, answer in found:
-        try:
-            assert head is not None
-            assert answer.data is not None
-            opened, _ = unlock(head, options.secret)
-            if len(found) > 1:
-                Keeper(key_sets(fetcher, patience), None, options.trust).accept(opened, answer.data)
-        except (Invalid, SecretError) as error:
-            first = first or error
-        else:
-            return opened
-    assert first is not None
-    raise first
-
-
-def key_sets(fetcher: Fetcher, patience: Callable[[], Patience] = Patience) -> GetFile:
-    """Gets key sets: one that is missing is waited for, and one that is damaged is asked for again, or elsewhere."""
-
-    def get(path: str) -> bytes:
-        def ask() -> bytes:
-            return fetcher.fetch(path, MAX_KEY_SET, check_key_set)
-
-        try:
-            return ask() if fetcher.is_local else patience().until_there(ask)
-        except Corrupt as error:
-            raise Untrusted(Distrust.KEY_SET_FORGED, f"{path}: {error}") from error
-
-    return get
 
 
 def must_read(state: State, options: Options, now: int) -> bool:
@@ -307,129 +204,40 @@ def _check(target: Target, state: State) -> None:
         )
 
 
-def name_of(kind: str, key: bytes) -> str:
-    """A record's key for people."""
-    if kind != "table":
-        return os.fsdecode(key) if kind == "files" else key.decode(errors="backslashreplace")
-    from puller.wire.keys import decode_key
-
-    table, values = decode_key(key) if key else ("schema", ())
-    return f"{table} {', '.join(map(repr, values))}".rstrip()
-
-
-def superseded(
-    fetcher: Fetcher, newest: Head, version: int, keeper: Keeper, pins: Pins, secret: str | None = None
-) -> Head:
-    """The HEAD of an earlier version of HEAD's epoch, opened, and verified from what `newest` is trusted by.
-
-    Raises NotFound where the host keeps it no more, Invalid for another than that.
-    """
-    path = archive_path(newest.epoch, version)
-    try:
-        data = fetcher.fetch(path, MAX_HEAD)
-        wanted = parse_head(data)
-    except (NotFound, Withheld) as error:
-        raise NotFound(f"version {version} is not kept on the host any more ({error})") from error
-    wanted, _ = unlock(wanted, secret)
-    found = (wanted.name, wanted.kind, wanted.encryption, wanted.epoch, wanted.version)
-    if found != (newest.name, newest.kind, newest.encryption, newest.epoch, version):
-        raise Invalid(f"{path} on the host is not the HEAD of version {version}; nothing was changed")
-    keeper.archived(wanted, data, pins)
-    return wanted
-
-
-@dataclass
-class _Sums:
-    """The checksums of ranges, and the number of records, of what a target holds while a step goes on."""
-
-    ranges: Ranges
-    records: int
-
-    def take(
-        self, keys: list[bytes], hashes: Sequence[Hash | None], before: Sequence[Hash | None], *, anew: bool = False
-    ) -> None:
-        """Count a run in the place of what was there before it; `anew` where runs come in order to an empty place."""
-        if anew:
-            self.ranges.extend(keys, hashes)
-            self.records += len(keys)
-        else:
-            self.ranges.change(keys, hashes, before)
-            self.records += len(keys) - hashes.count(None) - len(before) + before.count(None)
-
-
-def read_diffs(
-    reader: Reader,
-    head: Head,
-    position: tuple[int, int] | None,
-    *,
-    without: Collection[bytes] = (),
-    from_snapshot: bool = False,
-    via: int | None = None,
-) -> list[Diff]:
-    """HEAD's diffs, and as much of the log as it takes to have a good way from `position`, and one from the snapshot.
-
-    `without` names the roots of diffs that are of no use. The way from the snapshot is looked for only if there is none
-    from `position` or it may cost less, or if it is asked for (`from_snapshot`). `via` is a version between that the way
-    is to lead over.
-    """
-    diffs = [diff for diff in head.diffs if diff.tree.ref.sha256 not in without]
-    covered = not from_snapshot or route(head.snapshot_version, head.version, diffs) is not None
-    if position is not None and via is not None:
-        covered = covered and None not in (route(position[1], via, diffs), route(via, head.version, diffs))
-    if head.log is None or (covered and is_good(position, head, diffs)):
-        return diffs
-    log = reader.log(head.log)
-    for start in starts(position, head):
-        diffs = reader.search(log, start, head.version, diffs, without)
-    if position is not None and via is not None:
-        diffs = reader.search(log, position[1], via, diffs, without)
-    return diffs
-
-
 class _Pull:
+    """One pull, once HEAD was read: accepts one, chooses a way, takes the step; and again by another where that fails."""
+
     def __init__(
         self,
         address: str,
         reader: Reader,
-        target: Target,
-        state: State | None,
+        copy: Copy,
+        closed: dict[Way, Reason],
         options: Options,
         progress: Progress,
         now: Callable[[], float],
+        watch: Watching | None,
+        patience: Callable[[], Patience],
     ) -> None:
         self.address = address
         self.reader = reader
-        self.target = target
-        self.state = state
+        self.copy = copy
         self.options = options
         self.progress = progress
         self.now = now
-        self.closed: dict[Way, Reason] = {} if target.gives_values else {Way.PATCH: Reason.NO_VALUES}
-        self.trusting = True
-        self.damaged: set[bytes] = set()
-        self.edited: list[str] = []
-        self.way = Way.NOTHING
-        self.watch: Watching | None = None
-        self.patience: Callable[[], Patience] = Patience
+        self.watch = watch
+        self.patience = patience
         self.notes: list[str] = []
-        self.accepted: dict[str, Any] = {}
-        """What the state is to remember of the newest HEAD, once it was verified."""
-        self.met = False
-        self.after: State | None = None
-        """What the target holds after the step."""
-        self.parts: Parts = WHOLE if state is None else state.parts
-        self.within: list[Bounds] | None = None
-        """The ranges of keys that are held after the step; None: the whole dataset."""
-        self.cuts: dict[bytes, tuple[int, int]] = {}
-        """What chunks that are cut were found to hold within the parts, in earlier pulls."""
-        self.schema: Value = None
-        """The schema of tables, where the step has it."""
+        self.edited: list[str] = []
+        self.judge = Judge(copy, reader.fetcher, options, now, patience, self.notes)
+        without_values = {} if copy.target.gives_values else {Way.PATCH: Reason.NO_VALUES}
+        self.ways = Ways(reader, without_values | closed)
 
     def run(self, found: list[Found], fresh: bool) -> Outcome:
         try:
             return self._to_newest(found, fresh)
         except BaseException:
-            self._remember_seen()
+            self.judge.remember_seen()
             raise
 
     def _to_newest(self, found: list[Found], fresh: bool) -> Outcome:
@@ -439,10 +247,9 @@ class _Pull:
         for attempt in range(MOST_ATTEMPTS):
             last = attempt + 1 == MOST_ATTEMPTS
             try:
-                head, answer, early = self._choose(found)
-                if head is None:
-                    return self._not_modified()
-                return early or self._by_some_way(head, answer.etag, fresh)
+                choice = self.judge.choose(found)
+                head = None if choice is None else choice.head
+                return self._to_chosen(choice, fresh)
             except Untrusted:
                 raise
             except Invalid as error:
@@ -450,7 +257,7 @@ class _Pull:
             except Moved:
                 if last:
                     raise
-                self.state = self.target.state()
+                self.copy.state = self.copy.target.state()
             except (Missing, Withheld) as error:
                 missing = error
                 newer = read_heads(self.address, self.reader.fetcher, None)
@@ -460,132 +267,25 @@ class _Pull:
                     raise
         raise AssertionError("unreachable")
 
-    def _choose(self, found: list[Found]) -> tuple[Head | None, Answer, Outcome | None]:
-        """The first HEAD that is right, opened, and with it an outcome if it is to be passed over.
-
-        There are several where a dataset has mirrors: one that lies makes room for the next. None: it was not modified.
-        """
-        first: HeadwaterError | None = None
-        for head, answer in found:
-            if head is None:
-                return None, answer, None
-            try:
-                if self.state is not None:
-                    self._check_same(self.state, head)  # before the secret of something else is asked for
-                opened, self.reader.cipher = unlock(head, self.options.secret)
-                early = self._accept(opened, answer)
-            except (Invalid, SecretError) as error:
-                first = first or error
-            else:
-                if first is not None:
-                    self.notes.append(str(first))
-                return opened, answer, early
-        assert first is not None
-        raise first
-
     def _go_on_without(self, error: FetchError) -> bool:
         """A file is missing, and HEAD is no newer: wait for it, then look for another way; say whether there is any."""
-        if self.way is not Way.PATCH and self.reader.patience is None and not self.reader.fetcher.is_local:
+        if self.ways.way is not Way.PATCH and self.reader.patience is None and not self.reader.fetcher.is_local:
             self.reader.patience = self.patience()
             return True
-        if self.state is None or not self._close(error):
+        if self.copy.state is None or not self.ways.give_up(error):
             return False
         self.notes.append(str(error))
         return True
 
-    def _not_modified(self) -> Outcome:
-        """Nothing new: HEAD is the one that was verified before."""
-        state = self.state
-        assert state is not None
-        pins = self._keeper(state).proven(state.pins) if self.options.trust else state.pins
-        if not self.options.dry_run and (pins is not state.pins or state.behind is not None):
-            state = self._replace(state, pins=pins, behind=None)
-        return self._unchanged(state, Reason.CURRENT)
-
-    def _replace(self, state: State, **changes: Any) -> State:
-        """Change what the target remembers, unless another puller did that meanwhile."""
-        self.state = msgspec.structs.replace(state, **changes)
-        self.target.remember(self.state, state)
-        return self.state
-
-    def _keeper(self, state: State | None) -> Keeper:
-        pins = None if state is None or self.options.repin else state.pins
-        return Keeper(key_sets(self.reader.fetcher, self.patience), pins, self.options.trust)
-
-    def _accept(self, head: Head, answer: Answer) -> Outcome | None:
-        """Verify the newest HEAD, and note what is to be remembered of it; an outcome if it is to be passed over.
-
-        Raises Untrusted. What is remembered is stored with the next state, or where that fails, by itself.
-        """
-        state, options = self.state, self.options
-        assert answer.data is not None
-        verified = hashlib.sha256(answer.data).hexdigest()
-        if state is not None:
-            self._check_same(state, head)
-            if self._is_older(state, head):
-                return self._older(state, head, answer.data)
-        if state is not None and state.verified == verified and not (options.trust or options.repin):
-            pins = state.pins
-        else:
-            pins = self._keeper(state).accept(head, answer.data)
-        if state is not None:
-            self._check_seen(state, head)
-        if (state is None or options.repin) and not options.allow_expired and self._is_past(head.expires):
-            raise Untrusted(
-                Distrust.EXPIRED,
-                f"HEAD of {head.name!r} is expired: whoever serves it may hold back newer ones. Take it with --allow-expired",
-            )
-        self.met = state is None or options.repin or bool(pins.key_set and not state.pins.key_set)
-        self.accepted = {
-            "pins": pins,
-            "seen": head.order,
-            "seen_as": identity(head),
-            "verified": verified,
-            "expires": head.expires,
-            "behind": None,
-        }
-        return None
-
-    def _is_past(self, expires: int | None) -> bool:
-        return expires is not None and int(self.now()) > expires
-
-    def _may_go_back(self, state: State) -> bool:
-        """Whether the user said that history may be another one. A signed one can tell that itself, by a new epoch."""
-        return self.options.repin or (self.options.overwrite and not state.pins.key_set)
-
-    def _is_older(self, state: State, head: Head) -> bool:
-        """Whether HEAD is older than the one that was seen, and not refused for being unsigned anyway."""
-        unsigned = bool(state.pins.key_set) and not head.trust
-        return head.order < state.seen and not self._may_go_back(state) and not unsigned
-
-    def _older(self, state: State, head: Head, data: bytes) -> Outcome:
-        """Pass over a HEAD that is older than one seen before: a cache lags behind, or somebody plays old ones back."""
-        pins, keeper = state.pins, self._keeper(state)
-        if self.options.trust and not pins.key_set:
-            keeper.accept(head, data)
-        elif self.options.trust:
-            pins = keeper.proven(pins)
-        really = "run `publisher restart`" if state.pins.key_set else "pull with --overwrite"
-        self.notes.append(
-            f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
-            f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
-            f"really set back, {really}"
-        )
-        current = int(self.now())
-        behind = current if state.behind is None else min(state.behind, current)  # the clock may have been wrong
-        if (state.behind != behind or pins is not state.pins) and not self.options.dry_run:
-            state = self._replace(state, behind=behind, pins=pins)
-        return self._unchanged(state, Reason.OLDER_HEAD)
-
-    def _remember_seen(self) -> None:
-        """Remember the newest HEAD though it could not be applied: nobody is to take the copy back before it."""
-        was = self.state
-        if was is None or not self.accepted or self.options.dry_run or self.accepted["verified"] == was.verified:
-            return
-        with contextlib.suppress(HeadwaterError, OSError):
-            state = self.target.state()
-            if state is not None and (state.mark == was.mark or state.seen < self.accepted["seen"]):
-                self._replace(state, **self.accepted, etag=None)
+    def _to_chosen(self, choice: Choice | None, fresh: bool) -> Outcome:
+        """Go to the HEAD that was found to be right, unless there is nothing to do."""
+        if choice is None:
+            self.judge.not_modified()
+            return self._unchanged(Reason.CURRENT)
+        self.reader.cipher = choice.cipher
+        if choice.older:
+            return self._unchanged(Reason.OLDER_HEAD)
+        return self._by_some_way(choice.head, choice.answer.etag, fresh)
 
     def _by_some_way(self, newest: Head, etag: str | None, fresh: bool) -> Outcome:
         """Take the cheapest way; where it turns out to be closed, the next one."""
@@ -595,18 +295,18 @@ class _Pull:
             try:
                 return self._to(wanted, newest, etag, fresh)
             except Stale:
-                self.closed[Way.PATCH] = Reason.PATCH_FAILED
+                self.ways.close(Reason.PATCH_FAILED, Way.PATCH)
             except SchemaChanged:
-                self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS, Way.RESYNC), Reason.SCHEMA_CHANGED)
+                self.ways.close(Reason.SCHEMA_CHANGED, Way.PATCH, Way.DIFFS, Way.RESYNC)
             except (Corrupt, ChecksumMismatch) as error:
                 first = first or error
-                if self.state is None or not self._close(error):
+                if self.copy.state is None or not self.ways.give_up(error):
                     raise
                 self.notes.append(str(error))
             except LocalEdits:
-                if self.way is not Way.RESYNC or not self.options.overwrite:
+                if self.ways.way is not Way.RESYNC or not self.options.overwrite:
                     raise
-                self.closed[Way.RESYNC] = Reason.RESYNC_FAILED
+                self.ways.close(Reason.RESYNC_FAILED, Way.RESYNC)
             except Invalid as error:
                 raise first or error from error
 
@@ -622,375 +322,80 @@ class _Pull:
             return newest
         if version > newest.version:
             raise UsageError(f"there is no version {version} yet; the newest is {newest.version}; nothing was changed")
-        return self._archived(newest, version)
-
-    def _archived(self, newest: Head, version: int) -> Head:
-        """The superseded HEAD of a version of HEAD's epoch, verified and opened. Raises NotFound."""
-        keeper, pins = self._keeper(self.state), self.accepted["pins"]
-        return superseded(self.reader.fetcher, newest, version, keeper, pins, self.options.secret)
-
-    def _close(self, error: HeadwaterError) -> bool:
-        """Close the way that failed, or a part of it; say whether another is left to try."""
-        if self.way is Way.PATCH:
-            self.closed[Way.PATCH] = Reason.PATCH_FAILED
-        elif isinstance(error, (Corrupt, FetchError)) and error.diff is not None:
-            self.damaged.add(error.diff)
-            return len(self.damaged) <= MOST_DAMAGED
-        elif self.way is Way.DIFFS:
-            self.closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.DIFFS_FAILED)
-        elif self.way is Way.RESYNC and isinstance(error, ChecksumMismatch):
-            if self.trusting:
-                self.trusting = False
-            else:
-                self.closed[Way.RESYNC] = Reason.RESYNC_FAILED
-        else:
-            return False
-        return True
+        return self.judge.archived(newest, version)
 
     def _to(self, head: Head, newest: Head, etag: str | None, fresh: bool) -> Outcome:
-        state = self.state
-        if state is not None:
-            self._check_fork(state, head)
-        closed = self._closed_for_parts(head, newest) | self.closed
-        if state is not None and state.position == (head.epoch, head.version) and Way.NOTHING not in closed:
-            tag = etag if head is newest else None
-            if not self.options.dry_run and (state.etag != tag or fresh or self.accepted["verified"] != state.verified):
-                state = self._remember(state, tag, fresh)
-            return self._unchanged(state, Reason.CURRENT)
-        position = None if state is None else state.position
-        self.way = Way.NOTHING
-        chosen = self._plan(head, position, closed)
-        self.way = chosen.way
-        only_planned = self.options.dry_run and not (self.options.adopt or self.options.overwrite)
-        changes = Changes() if only_planned else self._apply(head, newest, etag, chosen)
-        return self._outcome(chosen, head, position, changes)
-
-    def _plan(self, head: Head, position: tuple[int, int] | None, closed: dict[Way, Reason]) -> Plan:
-        whole = self.options.dry_run or Way.DIFFS in closed
-        via = head.snapshot_version if self._may_prove(head) else None
-        diffs = read_diffs(self.reader, head, position, without=self.damaged, from_snapshot=whole, via=via)
-        chosen = plan(position, head, diffs, closed=closed, via=via)
-        if self.within is None:
-            return chosen
-        held = None if whole or via is not None or self.state is None else self.state.records / max(1, head.records)
-        cheaper, diffs = narrowed(self.reader, head, diffs, chosen, self.within, share=held)
-        return plan(position, cheaper, diffs, closed=closed, via=via)
-
-    def _may_prove(self, head: Head) -> bool:
-        """Whether diffs lead a copy of parts over the version of a snapshot that it was not compared with."""
-        state = self.state
-        if self.within is None or state is None or state.epoch != head.epoch or state.parts != self.parts:
-            return False
-        return state.version < head.snapshot_version and state.snapshot != head.snapshot.ref.sha256.hex()
-
-    def _closed_for_parts(self, head: Head, newest: Head) -> dict[Way, Reason]:
-        """Settle which parts are to be held; give the ways that are closed because of that. Raises UsageError."""
-        state = self.state
-        held = WHOLE if state is None else state.parts
-        self.parts = held if self.options.parts is None else parse(head.kind, self.options.parts)
-        self.within = ranges_of(head.kind, self.parts) if self.parts else None
+        copy, options, accepted = self.copy, self.options, self.judge.accepted
+        state = copy.state
+        if state is not None and self.judge.is_other(state, head):
+            self.ways.close(Reason.OVERWRITE, *CHANGES)
+        extent = Extent.settle(head.kind, state, options.parts)
         self.reader.cuts.clear()
-        self.cuts = self._known_cuts()
-        closed = {} if self.within is None else {Way.PATCH: Reason.PARTIAL_COPY}
-        if state is None or not (held or self.parts):
+        closed = self._closed_for_parts(head, newest, extent) | self.ways.closed
+        tag = etag if head is newest else None
+        if state is not None and state.position == (head.epoch, head.version) and Way.NOTHING not in closed:
+            if state.etag != tag or fresh or accepted["verified"] != state.verified:
+                copy.remember(**accepted, etag=tag, read=int(self.now()) if fresh else state.read)
+            return self._unchanged(Reason.CURRENT)
+        chosen = self.ways.choose(head, state, extent, closed, costs_all=options.dry_run)
+        if options.dry_run and not (options.adopt or options.overwrite):
+            return self._outcome(chosen, head, extent, Changes(), None)
+        step = Step(
+            reader=self.reader,
+            target=copy.target,
+            state=state,
+            head=head,
+            chosen=chosen,
+            extent=extent,
+            trusting=self.ways.trusting,
+            overwrite=options.overwrite,
+            adopt=options.adopt,
+            dry_run=options.dry_run,
+            notes=self.notes,
+            edited=self.edited,
+            progress=self.progress,
+            watch=self.watch,
+        )
+        changes, after = step.take(lambda: self._draft(head, tag))
+        return self._outcome(chosen, head, extent, changes, after)
+
+    def _closed_for_parts(self, head: Head, newest: Head, extent: Extent) -> dict[Way, Reason]:
+        """The ways that are closed because of the parts that are or were held. Raises Untrusted."""
+        state = self.copy.state
+        closed = {} if extent.within is None else {Way.PATCH: Reason.PARTIAL_COPY}
+        if state is None or not (state.parts or extent.parts):
             return closed
-        if not self._same_history(state, head, newest):
-            self.trusting = False
+        may_follow = state.epoch == head.epoch and state.version < head.version and Way.DIFFS not in self.ways.closed
+        if may_follow and not self.judge.same_history(state, newest):
+            self.ways.trusting = False
             closed |= dict.fromkeys((Way.PATCH, Way.DIFFS), Reason.HISTORY_UNKNOWN)
-        return closed if held == self.parts else closed | dict.fromkeys(CHANGES, Reason.PARTS_CHANGED)
+        return closed if state.parts == extent.parts else closed | dict.fromkeys(CHANGES, Reason.PARTS_CHANGED)
 
-    def _same_history(self, state: State, head: Head, newest: Head) -> bool:
-        """Whether the version that is held is part of the history that leads to `head` (SPEC 5.6).
-
-        A copy of parts has no checksum to tell. Raises Untrusted where history was forked.
-        """
-        if state.epoch != head.epoch or state.version >= head.version or Way.DIFFS in self.closed:
-            return True
-        try:
-            known = self._archived(newest, state.version)
-        except NotFound:
-            return False
-        if known.publish_id != state.publish_id and not self._may_go_back(state):
-            raise self._fork(state, known)
-        return known.publish_id == state.publish_id
-
-    def _check_same(self, state: State, head: Head) -> None:
-        """Refuse another dataset; its kind is known once it was opened."""
-        if state.dataset != head.name or head.kind not in ("", state.kind):
-            raise Untrusted(
-                Distrust.OTHER_DATASET,
-                f"{self.target.where} holds the dataset {state.dataset!r} of kind {state.kind}, the host serves "
-                f"{head.name!r} of kind {head.kind or 'unknown'}; use another target",
-            )
-        if state.encryption != (head.encryption or ""):
-            held, served = (f"encrypted with {id_}" if id_ else "plain" for id_ in (state.encryption, head.encryption))
-            raise Untrusted(
-                Distrust.OTHER_DATASET,
-                f"{self.target.where} holds {head.name!r} as it was published {held}; what the host serves is {served}. Nothing "
-                "was changed. Ask the publisher; if that is meant, pull into another target",
-            )
-
-    def _check_seen(self, state: State, head: Head) -> None:
-        """Refuse another HEAD for the version that was seen, though perhaps never held (SPEC 7.4)."""
-        same = state.seen[:2] == head.order[:2] and state.seen_as not in ("", identity(head))
-        if same and not self._may_go_back(state):
-            raise self._fork(state, head)
-
-    def _check_fork(self, state: State, head: Head) -> None:
-        """Refuse another HEAD for the version that is held (SPEC 7.4)."""
-        same = state.position == (head.epoch, head.version)
-        known = (state.publish_id, state.snapshot, state.checksum, state.records)
-        served = (head.publish_id, head.snapshot.ref.sha256.hex(), f"{head.checksum:032x}", head.records)
-        some = 2 if state.parts else 4  # checksum and number of parts are not HEAD's
-        if same and known[:some] != served[:some]:
-            if not self._may_go_back(state):
-                raise self._fork(state, head)
-            self.closed |= dict.fromkeys((Way.NOTHING, Way.PATCH, Way.DIFFS), Reason.OVERWRITE)
-
-    def _fork(self, state: State, head: Head) -> Untrusted:
-        word = (
-            "pull with --repin --trust KEY" if state.pins.key_set else "to take the host's word, pull with --overwrite"
-        )
-        return Untrusted(
-            Distrust.FORK,
-            f"the host serves another version {head.version} of {head.name!r} than the one seen before: history was "
-            f"forked. Ask the publisher; {word}",
-        )
-
-    def _changes(self, head: Head, chosen: Plan, at: AtSnapshot | None = None) -> Iterator[Run]:
-        """The newest value of each key in the diffs of a plan, deletions as None; `at` counts what they pass through."""
-        diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
-        if at is None:
-            return self.reader.merged(diffs, self.within)
-        until = sum(step.diff.b <= head.snapshot_version for step in chosen.steps)
-        return at.merged(*(self.reader.merged(some, self.within) for some in (diffs[:until], diffs[until:])))
-
-    def _all(self, head: Head, chosen: Plan, at: AtSnapshot | None) -> Iterator[Run]:
-        """All records that a plan leads to from nothing; `at` counts the snapshot's."""
-        diffs = [(DIFFS, step.diff.tree) for step in chosen.steps]
-        if not diffs:
-            return self.reader.merged([(CHUNKS, head.snapshot)], self.within)
-        if at is None:
-            return live(self.reader.merged([(CHUNKS, head.snapshot), *diffs], self.within))
-        snapshot = at.counted(self.reader.merged([(CHUNKS, head.snapshot)], self.within))
-        return live(merge([snapshot, self.reader.merged(diffs, self.within)]))
-
-    def _staged(self, chosen: Plan, writer: Writer) -> Iterator[Run]:
-        """The changes of steps with patches among them; each step sees the values that those before it gave."""
-        staged: dict[bytes, Value] = {}
-
-        def values(keys: list[bytes]) -> list[Value]:
-            unknown = [key for key in keys if key not in staged]
-            held = dict(zip(unknown, writer.values(unknown), strict=True))
-            found = [staged[key] if key in staged else held[key] for key in keys]
-            return [value if isinstance(value, bytes) else None for value in found]
-
-        for step in chosen.steps:
-            stream = self.reader.patch(step.tree, values) if step.patched else self.reader.diff(step.diff)
-            for keys, found in list(stream):
-                if has_large(found):  # ranges are of what is held; a value that an earlier step gave is not there yet
-                    pairs = zip(keys, found, strict=True)
-                    found = [v.plain() if isinstance(v, PatchedLarge) and k in staged else v for k, v in pairs]
-                staged.update(zip(keys, found, strict=True))
-        ordered = sorted(staged)
-        for n in range(0, len(ordered), BATCH):
-            keys = ordered[n : n + BATCH]
-            yield keys, list(map(staged.__getitem__, keys))
-
-    def _apply(self, head: Head, newest: Head, etag: str | None, chosen: Plan) -> Changes:
-        state = self.state
-        opening = Opening(
-            kind=head.kind,
-            replace=chosen.way is Way.BOOTSTRAP,
-            time=head.time,
-            large=self.reader.large,
-            overwrite=self.options.overwrite,
-            adopt=self.options.adopt,
-            parts=self.parts,
-            expected=None if state is None else state.position,
-            parts_before=WHOLE if state is None else state.parts,
-            seen=None if state is None else state.seen,
-        )
-        if self.watch is not None:
-            self.watch.begin(opening)
-        with self.target.writer(opening) as writer:
-            at = self._counted_at(head, chosen)
-            if chosen.way is Way.BOOTSTRAP or state is None:
-                held = _Sums(Ranges(), 0)
-                runs = self._all(head, chosen, at)
-            elif chosen.way is Way.RESYNC:
-                held, runs = self._resync(state, head, chosen, writer)
-            else:
-                held = _Sums(self._ranges(state), state.records)
-                runs = self._staged(chosen, writer) if chosen.way is Way.PATCH else self._changes(head, chosen, at)
-            self._stream(writer, runs, held, chosen, at)
-            self._check_sums(head, chosen, held, at)
-            if self.options.dry_run:
-                return Changes(overwritten=writer.overwrites() or self.edited)
-            if self.watch is not None:
-                self.watch.end()
-            self.after = self._new_state(head, newest, etag, held)
-            changes = writer.commit(self.after)
-            changes.overwritten = changes.overwritten or self.edited
-            return changes
-
-    def _counted_at(self, head: Head, chosen: Plan) -> AtSnapshot | None:
-        """For a copy of parts, what counts its state at the snapshot's version, where the step passes through that."""
-        if self.within is not None and chosen.way is Way.BOOTSTRAP:
-            return AtSnapshot()
-        if chosen.way is not Way.DIFFS or self.state is None or not self._may_prove(head):
-            return None
-        return AtSnapshot(self.state.records, int(self.state.checksum, 16))
-
-    def _check_sums(self, head: Head, chosen: Plan, held: _Sums, at: AtSnapshot | None) -> None:
-        """Raise ChecksumMismatch if what comes out is not what HEAD promises; of parts, not what the snapshot has there."""
-        self._check_tables(head)
-        found = held.records, held.ranges.checksum
-        if self.within is None:
-            if found != (head.records, head.checksum):
-                raise self._mismatch(chosen.way, head)
-            return
-        if at is not None and chosen.steps and head.snapshot_version < head.version:
-            found = at.sums
-        elif head.snapshot_version != head.version and at is None:
-            return
-        if found != self.reader.proof(head.snapshot, self.within, self.cuts):
-            raise self._mismatch(chosen.way, head)
-        self.cuts = {}
-
-    def _known_cuts(self) -> dict[bytes, tuple[int, int]]:
-        state = self.state
-        if state is None or state.parts != self.parts:
-            return {}
-        return {bytes.fromhex(name): (n, int(checksum, 16)) for name, (n, checksum) in state.cuts.items()}
-
-    def _check_tables(self, head: Head) -> None:
-        """Refuse parts of tables that there are not, where a user has just named them."""
-        state = self.state
-        if head.kind != "table" or self.options.parts is None or (state is not None and state.parts == self.parts):
-            return
-        if self.schema is None and state is not None:
-            self.schema = next((values[0] for keys, values in self.target.records() if keys[0] == SCHEMA_KEY), None)
-        schema = [] if self.schema is None else decode_schema(self.reader.whole(SCHEMA_KEY, self.schema))
-        there = [table.name for table in schema]
-        if unknown := [name for name in tables_named(self.parts) if name not in there]:
-            raise UsageError(
-                f"the dataset {head.name!r} has no table {unknown[0]!r}; it has {', '.join(there) or 'none'}. Nothing was changed"
-            )
-
-    def _resync(self, state: State, head: Head, chosen: Plan, writer: Writer) -> tuple[_Sums, Iterator[Run]]:
-        """What is held, and what brings it to `head`; raise LocalEdits if it is not what was pulled, unless told."""
-        from puller.resync import Resync, dropping
-
-        expected = self._ranges(state)
-        held = _Sums(expected.empty(), 0)
-        for keys, hashes in writer.held():
-            held.take(keys, hashes, ())
-        suspects = expected.differing(held.ranges)
-        edited = bool(suspects) or held.records != state.records
-        if edited and not self.options.overwrite:
-            raise LocalEdits(
-                f"{self.target.where} is not what was pulled any more: it was changed here. Nothing was written. Run "
-                "`puller verify`, or pull with --overwrite"
-            )
-        known = state.epoch == head.epoch and head.snapshot_version <= state.version <= head.version
-        self.trusting = self.trusting and known
-        before, after = (ranges_of(head.kind, parts) for parts in (state.parts, self.parts))
-        suspects += without(after, before)
-        resync = Resync(
-            self.reader,
-            head.snapshot,
-            is_table=head.kind == "table",
-            suspects=suspects if self.trusting else None,
-            within=after,
-        )
-        inside = writer.held() if self.within is None else cut_all(writer.held(), after)
-        runs = resync.runs(inside, self._changes(head, chosen))
-        if left := without(before, after):
-            runs = dropping(runs, writer.held(), left)
-        if state.position == (head.epoch, head.version) and state.parts == self.parts:
-            runs = self._noted(head.kind, runs)
-        elif edited and head.kind != "files":  # a folder names each path itself
-            self.notes.append(f"{self.target.where} was changed here since it was pulled: --overwrite writes over that")
-        return held, runs
-
-    def _ranges(self, state: State) -> Ranges:
-        """The checksums of ranges that belong to what was pulled; one range, if the bookkeeping has no others."""
-        ranges = Ranges()
-        with contextlib.suppress(Invalid):
-            ranges = Ranges.load(state.ranges)
-        if f"{ranges.checksum:032x}" != state.checksum:
-            ranges = Ranges()
-            ranges.change([b""], [bytes.fromhex(state.checksum)])
-        return ranges
-
-    def _noted(self, kind: str, runs: Iterator[Run]) -> Iterator[Run]:
-        """Note the names of what is brought back to the version that is held: it was edited here."""
-        self.edited = []
-        for keys, values in runs:
-            self.edited += [name_of(kind, key) for key in keys[: MOST_NAMED - len(self.edited)]]
-            yield keys, values
-
-    def _stream(self, writer: Writer, runs: Iterator[Run], held: _Sums, chosen: Plan, at: AtSnapshot | None) -> None:
-        """Hand the runs to the writer, and keep `held` right."""
-        for keys, values in bounded(runs):
-            hashes = record_hashes(keys, values)
-            before = writer.put(keys, values, hashes)
-            held.take(keys, hashes, before, anew=chosen.way is Way.BOOTSTRAP)
-            if at is not None:
-                at.take(keys, hashes, before)
-            if keys and keys[0] == SCHEMA_KEY:
-                self.schema = values[0]
-            if self.watch is not None:
-                self.watch.note(keys, values, before, hashes)
-            self.progress("pull", self.reader.done, chosen.bytes)
-
-    def _mismatch(self, way: Way, head: Head) -> HeadwaterError:
-        if way is Way.BOOTSTRAP:
-            return ChecksumMismatch(
-                f"version {head.version} as served does not have the checksum that {self._promising} promises; nothing was "
-                "changed. Ask the publisher to run a check"
-            )
-        return ChecksumMismatch(
-            f"applying the {way} to {self.target.where} does not give the checksum that {self._promising} promises; nothing was "
-            "written"
-        )
-
-    @property
-    def _promising(self) -> str:
-        return "HEAD" if self.within is None else "the snapshot's index"
-
-    def _new_state(self, head: Head, newest: Head, etag: str | None, held: _Sums) -> State:
+    def _draft(self, head: Head, etag: str | None) -> State:
+        """What the target is to remember but for what the step finds out."""
         now = int(self.now())
-        cuts = self.cuts | self.reader.cuts if self.within is not None else {}
         return State(
             dataset=head.name,
             kind=head.kind,
             source=where(self.address),
             epoch=head.epoch,
             version=head.version,
-            checksum=f"{held.ranges.checksum:032x}",
-            records=held.records,
+            checksum="",
+            records=0,
             time=head.time,
             publish_id=head.publish_id,
-            **self.accepted,
-            etag=etag if head is newest else None,
+            **self.judge.accepted,
+            etag=etag,
             read=now,
             pulled=now,
             interval=head.interval,
             snapshot=head.snapshot.ref.sha256.hex(),
-            ranges=held.ranges.dump(),
-            parts=self.parts,
-            cuts={name.hex(): (n, f"{checksum:032x}") for name, (n, checksum) in cuts.items()},
             encryption=head.encryption or "",
         )
 
-    def _remember(self, state: State, etag: str | None, fresh: bool) -> State:
-        read = int(self.now()) if fresh else state.read
-        return self._replace(state, **self.accepted, etag=etag, read=read)
-
-    def _unchanged(self, state: State, reason: Reason) -> Outcome:
-        fetcher = self.reader.fetcher
+    def _unchanged(self, reason: Reason) -> Outcome:
+        state, fetcher = self.copy.state, self.reader.fetcher
+        assert state is not None
         return Outcome(
             plan=Plan(Way.NOTHING, reason),
             dataset=state.dataset,
@@ -1003,7 +408,7 @@ class _Pull:
             received=fetcher.received,
             notes=self.notes,
             pins=state.pins,
-            met=self.met,
+            met=self.judge.met,
             stale=self._stale(state.seen[2], state.expires, state.behind, state.interval),
             parts=named(state.kind, state.parts),
         )
@@ -1012,21 +417,22 @@ class _Pull:
         most = self.options.max_staleness
         return staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
 
-    def _outcome(self, chosen: Plan, head: Head, before: tuple[int, int] | None, changes: Changes) -> Outcome:
+    def _outcome(self, chosen: Plan, head: Head, extent: Extent, changes: Changes, after: State | None) -> Outcome:
+        state, accepted = self.copy.state, self.judge.accepted
         return Outcome(
             plan=chosen,
             dataset=head.name,
             kind=head.kind,
-            before=before,
+            before=None if state is None else state.position,
             after=(head.epoch, head.version),
-            records=head.records if self.after is None else self.after.records,
-            checksum=f"{head.checksum:032x}" if self.after is None else self.after.checksum,
+            records=head.records if after is None else after.records,
+            checksum=f"{head.checksum:032x}" if after is None else after.checksum,
             changes=changes,
             requests=self.reader.fetcher.requests,
             received=self.reader.fetcher.received,
             notes=self.notes,
-            pins=self.accepted["pins"],
-            met=self.met,
-            stale=self._stale(self.accepted["seen"][2], self.accepted["expires"], None, head.interval),
-            parts=named(head.kind, self.parts),
+            pins=accepted["pins"],
+            met=self.judge.met,
+            stale=self._stale(accepted["seen"][2], accepted["expires"], None, head.interval),
+            parts=named(head.kind, extent.parts),
         )

@@ -22,15 +22,16 @@ from puller.errors import (
     Withheld,
 )
 from puller.fetch import CONNECTIONS, THREADS, Fetcher, Patience, open_fetcher
+from puller.heads import key_sets, read_heads, superseded
 from puller.lookup import Finder
 from puller.mirrors import Health
 from puller.plan import route
-from puller.pull import key_sets, read_diffs, read_heads, superseded
 from puller.ranges import Bounds
 from puller.runs import bounded, live
 from puller.secret import unlock
 from puller.tree import Reader
 from puller.trust import Keeper, Pins
+from puller.ways import read_diffs
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Large, Run, Value

@@ -29,13 +29,14 @@ from puller.errors import (
 )
 from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, where
 from puller.forms import Form, form_of, type_name
+from puller.heads import READ_AGAIN, key_sets, read_heads
 from puller.parts import WHOLE, Parts, ranges_of
 from puller.plan import route
-from puller.pull import READ_AGAIN, key_sets, read_diffs, read_heads
 from puller.runs import bounded, live
 from puller.secret import unlock
 from puller.tree import Reader
 from puller.trust import Keeper, Pins, identity
+from puller.ways import read_diffs
 from puller.wire.checksum import MODULUS, Hash, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head

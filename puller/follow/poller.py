@@ -11,9 +11,10 @@ from contextlib import suppress
 from puller.errors import HeadwaterError, UsageError
 from puller.fetch import open_fetcher
 from puller.follow.noted import Noted
+from puller.heads import Found, read_heads
 from puller.mirrors import Health
 from puller.progress import Progress
-from puller.pull import Found, Options, Outcome, must_read, pull, read_heads
+from puller.pull import Options, Outcome, must_read, pull
 from puller.targets.base import State, Target
 from puller.wire.head import Head
 

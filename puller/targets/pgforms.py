@@ -22,9 +22,10 @@ import msgspec
 
 from puller.errors import Invalid, TargetError
 from puller.postgresql import BOOKKEEPING, TextRows, each, literal, quote
+from puller.targets.tables import first_values, fits
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_KEY
-from puller.wire.keys import decode_key, decode_keys, encode_element, encode_keys
+from puller.wire.keys import decode_keys, encode_keys
 from puller.wire.rows import JSON_EXT, Column, Json, Schema, Table
 
 RECORDS = Table("records", [Column("key", "blob"), Column("value", "blob")], [0])
@@ -38,7 +39,6 @@ _TYPES = {
     "json": "json",
     "any": "json",
 }
-_CLASSES = {"int64": int, "float64": float, "text": str, "blob": bytes, "bool": bool}
 _LONGEST = 63
 """Bytes of the longest name that PostgreSQL keeps; it cuts others."""
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -138,8 +138,7 @@ class Form:
 
     def _fits(self, head: Sequence[Any]) -> bool:
         """Whether values are of the types of the key's first columns, and such as PostgreSQL has."""
-        classes = [_CLASSES[self.table.columns[n].type] for n in self.table.key]
-        return list(map(type, head)) == classes[: len(head)] and not any(type(v) is str and "\0" in v for v in head)
+        return fits(self.table, head) and not any(type(v) is str and "\0" in v for v in head)
 
     def from_(self, bound: bytes) -> str:
         """A condition that all rows from a bound in key order on meet; earlier ones may, too."""
@@ -159,10 +158,7 @@ class Form:
         return f"WHERE ({', '.join(f't.{name}' for name in self.key[: len(head)])}) {sign} ({values})"
 
     def _bound(self, bound: bytes) -> Sequence[Any]:
-        try:
-            return decode_key(bound)[1][: len(self.key)] if bound > encode_element(self.table.name) else ()
-        except Invalid:
-            return ()
+        return first_values(self.table, bound)
 
     def heads(self, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         """The values of the primary key in some keys, which ascend. Raises Invalid."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from puller import postgresql
-from puller.errors import Invalid, LocalEdits, TargetError
+from puller.errors import Invalid, TargetError
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.pgforms import Form, parts_of
+from puller.targets.tables import unreadable
 from puller.wire import rows as wire
 from puller.wire.keys import encode_element
 from puller.wire.rows import Schema
@@ -63,11 +64,7 @@ def _read(form: Form, block: bytes) -> Any:
     try:
         return form.read(block)
     except (Invalid, msgspec.MsgspecError) as error:
-        raise LocalEdits(
-            f"table {form.table.name!r} holds a value that no dataset can hold: {error}; nothing was written. Mend it, or "
-            "pull with --overwrite",
-            [form.table.name],
-        ) from error
+        raise unreadable(form.table.name, error) from error
 
 
 def look_up(db: psycopg.Connection[Any], kind: str, forms: dict[str, Form], keys: list[bytes]) -> list[bytes | None]:

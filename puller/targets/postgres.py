@@ -39,6 +39,7 @@ from puller.targets.pgtables import (
     store,
     stored,
 )
+from puller.targets.tables import check_edits, decode_state
 from puller.wire import rows as wire
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
 from puller.wire.codec import MAX_INLINE
@@ -234,35 +235,20 @@ class PostgresTarget:
 
     def _check_edits(self, db: psycopg.Connection[Any], state: State, made: dict[str, Form]) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
-        missing = self.missing(db, made)
-        if missing and missing != list(made):
-            raise LocalEdits(
-                f"tables or columns of the dataset are gone from {self.where} ({', '.join(missing[:5])}); nothing was "
-                "written. To write all of them again: pull with --overwrite",
-                missing,
-            )
-        if missing:
-            return
-        extra = []
+
+        def checksum() -> int:
+            return sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
+
+        check_edits(self.where, state, self.missing(db, made), made, lambda: self.extra(db, made), checksum)
+
+    def extra(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
+        """The columns of tables that headwater did not make."""
+        found = []
         for form in made.values():
             own = {column.name for column in form.table.columns}
-            extra += [
-                f"{form.table.name}.{name}"
-                for name, _, _ in db.execute(_COLUMNS, (form.table.name,))
-                if name not in own
-            ]
-        if extra:
-            raise LocalEdits(
-                f"{self.where} has columns that headwater did not make ({', '.join(extra[:5])}), and their tables must be "
-                "written anew; nothing was written. Move them away, or pull with --overwrite",
-                extra,
-            )
-        found = sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
-        if f"{found:032x}" != state.checksum:
-            raise LocalEdits(
-                f"rows of {self.where} were changed since they were pulled, and its tables must be written anew; nothing was "
-                "written. Move your changes away, or pull with --overwrite"
-            )
+            names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
+            found += [f"{form.table.name}.{name}" for name in names if name not in own]
+        return found
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._db is None or self._db.closed:
@@ -271,12 +257,7 @@ class PostgresTarget:
 
     def _stored(self, db: psycopg.Connection[Any]) -> State | None:
         value = stored(db, "state")
-        try:
-            return None if value is None else msgspec.msgpack.decode(value, type=State)
-        except msgspec.DecodeError as error:
-            raise TargetError(
-                f"the bookkeeping of {self.where} is damaged ({error}); {_KEPT}. Pull into a new schema"
-            ) from error
+        return None if value is None else decode_state(value, self.where, "a new schema")
 
 
 class _Reading:
@@ -332,6 +313,8 @@ class _Writer:
         self._forms = forms_of(opening.kind, [], self._at) if opening.kind == "bytes" else dict(made)
         self._value = schema_value(db)
         self._staged: dict[str, _Stage] = {}
+        self._leaving: dict[str, Form] = {}
+        """Tables that are no more to be held: the stream deletes their rows, and the commit drops them."""
         self._load: _Load | None = None
         if opening.replace:
             self._load = _Load(target, db, made)
@@ -340,7 +323,10 @@ class _Writer:
             for form in self._forms.values():
                 self._load.prepare(form)
         elif opening.kind == "table" and opening.parts != opening.parts_before:
-            raise SchemaChanged(f"other tables are to be held in {target.where}")
+            self._forms = self._forms_in(self._value)
+            self._leaving = {name: form for name, form in made.items() if name not in self._forms}
+            if target.extra(db, self._leaving):
+                raise SchemaChanged(f"tables of {target.where} that are no more to be held have columns of their own")
 
     def end(self) -> None:
         """End a COPY under way."""
@@ -355,13 +341,15 @@ class _Writer:
             self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
             keys, values = keys[1:], values[1:]
         plain = whole(self._opening, keys, values)
-        for form, part, rest in parts_of(self._opening.kind, self._forms, keys, plain) if keys else ():
+        forms = self._forms | self._leaving
+        for form, part, rest in parts_of(self._opening.kind, forms, keys, plain) if keys else ():
             if self._load is not None:
                 self._load.add(form, part, rest)
                 before += [None] * len(part)
                 continue
             before += record_hashes(part, self._old(form, part))
-            self._stage(form).add(part, rest)
+            if form.table.name not in self._leaving:
+                self._stage(form).add(part, rest)
         return before
 
     def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
@@ -410,20 +398,25 @@ class _Writer:
         """Take up a schema. Raises SchemaChanged where rows would have to be written anew."""
         if value is None:
             raise Invalid("the dataset deletes its schema")
-        forms = forms_of("table", tables_in(wire.decode_schema(value), self._opening.parts), self._at)
+        forms = self._forms_in(value)
+        if self._load is not None:
+            for form in forms.values():
+                self._load.prepare(form)
+        else:
+            for name in self._made.keys() - self._leaving.keys():
+                self._check_follows(self._made[name], forms.get(name))
+        self._forms, self._value = forms, value
+
+    def _forms_in(self, value: bytes | None) -> dict[str, Form]:
+        """The tables of a schema that are to be held. Raises NotOurs where something else has the name of one."""
+        forms = forms_of("table", tables_in(schema_of(value), self._opening.parts), self._at)
         for name, form in forms.items():
             if name not in self._made and is_there(self._db, form.table.name):
                 raise NotOurs(
                     f"{self._target.where} has a table {name} that headwater did not make; nothing was written. Rename it, "
                     "or use another schema (?options=-csearch_path=NAME)"
                 )
-        if self._load is not None:
-            for form in forms.values():
-                self._load.prepare(form)
-        else:
-            for name, form in self._made.items():
-                self._check_follows(form, forms.get(name))
-        self._forms, self._value = forms, value
+        return forms
 
     def _check_follows(self, old: Form, new: Form | None) -> None:
         """Raise SchemaChanged if a table cannot become another one by adding columns, and holds something."""

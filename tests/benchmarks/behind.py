@@ -25,9 +25,9 @@ from publisher.commit import first_head, follow
 from publisher.published import Published, StoreFetcher
 from puller.errors import NotFound
 from puller.plan import Plan, Way, plan
-from puller.pull import read_diffs
 from puller.runs import merge
 from puller.tree import Reader
+from puller.ways import read_diffs
 from puller.wire.checksum import MODULUS, record_hashes, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS, Ref, seal
 from puller.wire.head import Head

@@ -26,7 +26,7 @@ FETCH = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from puller.fetch import CONNECTIONS, open_fetcher
-from puller.pull import read_heads
+from puller.heads import read_heads
 from puller.tree import Reader, ahead
 fetcher = open_fetcher(sys.argv[1])
 head = read_heads(sys.argv[1], fetcher, None)[0][0]

@@ -20,11 +20,12 @@ from puller.errors import ChecksumMismatch, Distrust, Unavailable, Untrusted, Us
 from puller.fetch import FolderFetcher, open_fetcher
 from puller.parts import cut, parse, ranges_of
 from puller.plan import Reason, Way, plan
-from puller.pull import Options, pull, read_diffs
+from puller.pull import Options, pull
 from puller.ranges import overlaps
 from puller.targets.folder import FolderTarget
 from puller.targets.memory import Held, MemoryTarget
 from puller.tree import Reader
+from puller.ways import read_diffs
 from puller.wire import nodes
 from puller.wire.checksum import run_sum
 from puller.wire.codec import CHUNKS, DIFFS, path_of

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PURE = {"runs", "plan", "errors", "forms", "blocks", "parts", "service/metrics", "service/backoff"}
+PURE |= {"targets/tables", "targets/sqliteforms", "targets/pgforms"}
 IO = {
     "os",
     "io",
