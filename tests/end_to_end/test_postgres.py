@@ -356,6 +356,53 @@ def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
     assert inserts(copy) == inserts(database)
 
 
+def test_other_parts_leave_those_that_stay_as_they_are(database, new_database, tmp_path):
+    for name in ("prices", "stock", "other"):
+        database.run(
+            f"CREATE TABLE {name} (shop text, n integer, v text, PRIMARY KEY (shop, n))",
+            f"INSERT INTO {name} SELECT shop, n, '{name} ' || n FROM generate_series(1, 30) n, unnest(ARRAY['eu', 'uk']) shop",
+        )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+
+    def rows(name, where="true"):
+        return database.rows(f"SELECT * FROM {name} WHERE {where} ORDER BY shop, n")
+
+    def held(name):
+        return copy.rows(f"SELECT * FROM {name} ORDER BY shop, n")
+
+    def change(*parts):
+        """Hold other parts; the way, and which tables there are then."""
+        outcome = pull_to(tmp_path / "d", copy.url, parts=parts)
+        target = open_target(copy.url, "table")
+        assert target.check().equals(target.state())
+        target.close()
+        names = copy.rows("SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'")
+        return str(outcome.plan.way), {name for (name,) in names} - {"_headwater"}
+
+    assert change(("prices",), ("stock", "eu")) == ("bootstrap", {"prices", "stock"})
+    kept = copy.rows("SELECT oid, relfilenode FROM pg_class WHERE oid = 'stock'::regclass")
+    assert change(("stock",), ("other", "uk")) == ("resync", {"stock", "other"})
+    assert (held("stock"), held("other")) == (rows("stock"), rows("other", "shop = 'uk'"))
+    database.run("UPDATE stock SET v = 'new' WHERE n < 5", "ALTER TABLE prices ADD COLUMN w integer", "DELETE FROM other")
+    publish_to(tmp_path / "d", database)
+    assert change(("stock", "uk"), ("prices",)) == ("resync", {"stock", "prices"})
+    assert (held("stock"), held("prices")) == (rows("stock", "shop = 'uk'"), rows("prices"))
+    assert kept == copy.rows("SELECT oid, relfilenode FROM pg_class WHERE oid = 'stock'::regclass")
+    copy.run("ALTER TABLE prices ADD COLUMN mine text")
+    with pytest.raises(LocalEdits, match=r"prices\.mine"):
+        change(("stock",))
+    copy.run("ALTER TABLE prices DROP COLUMN mine", "CREATE TABLE other (mine integer)")
+    with pytest.raises(NotOurs, match="has a table other that headwater did not make"):
+        change()
+    assert (held("stock"), held("prices")) == (rows("stock", "shop = 'uk'"), rows("prices"))
+    copy.run("DROP TABLE other", "UPDATE prices SET v = 'mine' WHERE n = 1")
+    with pytest.raises(LocalEdits):
+        change()
+    pull_to(tmp_path / "d", copy.url, parts=(), overwrite=True)
+    assert [held(name) for name in ("prices", "stock", "other")] == [rows(name) for name in ("prices", "stock", "other")]
+
+
 def test_what_postgresql_cannot_hold_is_refused_by_name(database, tmp_path):
     wide = Table("t", [Column("id", "int64"), Column("x", "text"), Column("j", "json")], [0])
 
