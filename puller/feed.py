@@ -198,7 +198,9 @@ class Feed:
             position = told if position is None else (position[0], position[1])
             if self._memory.position is None or position > self._memory.position:
                 known = (self._schema, self._parts) if position == told else (b"", self._memory.parts)
-                self._remember(msgspec.structs.replace(self._memory, position=position, schema=known[0], parts=known[1]))
+                self._remember(
+                    msgspec.structs.replace(self._memory, position=position, schema=known[0], parts=known[1])
+                )
 
     def _remember(self, memory: Memory) -> None:
         if memory != self._memory:

@@ -242,8 +242,9 @@ class Host:
     def transition(self, since: Position | None, schema: bytes, parts: Parts = WHOLE) -> Transition:
         """What leads from a position to the HEAD that was looked at last, opened up to its first records.
 
-        `schema` is that of a table at `since`, or empty. Of `parts`, only changes can be told. All records are told where diffs do not lead there, or where
-        the schema changed so that records mean something else though no diff names them.
+        `schema` is that of a table at `since`, or empty; `parts` are those that changes are told of. All records are told
+        where diffs do not lead there, or where the schema changed so that records mean something else though no diff
+        names them.
         """
         assert self._newest is not None
         head, cipher = self._newest

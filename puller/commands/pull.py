@@ -27,6 +27,7 @@ from puller.commands.telling import (
     first_contact,
     held,
     how_stale,
+    nothing_there,
     trusted_fields,
 )
 from puller.console import (
@@ -267,7 +268,7 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     text = f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
-    return fields, "\n".join([text, *first_contact(outcome, dry_run=dry_run)])
+    return fields, "\n".join([text, *nothing_there(outcome), *first_contact(outcome, dry_run=dry_run)])
 
 
 def _cost(way: Plan | Candidate) -> str:

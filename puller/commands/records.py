@@ -257,9 +257,9 @@ def ls_command(
 
     with _opened(url, mirrors, number, trust, allow_expired, secret, quiet) as remote:
         kind = remote.head.kind
-        within = ranges_of(kind, parse(kind, prefix))
-        _check_named(remote, parse(kind, prefix))
-        for keys, values in remote.runs(within):
+        parts = parse(kind, prefix)
+        _check_named(remote, parts)
+        for keys, values in remote.runs(ranges_of(kind, parts)):
             start = int(kind == "table" and keys[0] == b"")
             _print([_listed(kind, keys[start:], values[start:], long=long, as_json=as_json)])
         _say_cost(remote, as_json, quiet, verbose)
@@ -267,12 +267,10 @@ def ls_command(
 
 
 def _check_named(remote: Remote, parts: Parts) -> None:
-    from puller.errors import UsageError
-    from puller.parts import tables_named
+    from puller.parts import check_tables
 
-    there = [table.name for table in remote.schema()] if parts and remote.head.kind == "table" else []
-    if there and (unknown := [name for name in tables_named(parts) if name not in there]):
-        raise UsageError(f"{remote.head.name} has no table {unknown[0]!r}; it has {', '.join(there)}")
+    if parts and remote.head.kind == "table":
+        check_tables(remote.head.name, parts, remote.schema())
 
 
 def _listed(kind: str, keys: list[bytes], values: list[Value], *, long: bool, as_json: bool) -> bytes:

@@ -255,6 +255,9 @@ class Following:
             self._show(state)
         if outcome.plan.way is Way.NOTHING:
             return
+        if outcome.holds_none:
+            parts = ", ".join(outcome.parts)
+            self._log.warning(f"{target}: no record is in the parts {parts}; the copy is empty", target=target)
         requests, received = (
             after - was
             for after, was in zip((self._poller.fetcher.requests, self._poller.fetcher.received), before, strict=True)

@@ -239,9 +239,9 @@ class PostgresTarget:
         def checksum() -> int:
             return sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
 
-        check_edits(self.where, state, self.missing(db, made), made, lambda: self.extra(db, made), checksum)
+        check_edits(self.where, state, self.missing(db, made), made, lambda: self.extra_columns(db, made), checksum)
 
-    def extra(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
+    def extra_columns(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
         """The columns of tables that headwater did not make."""
         found = []
         for form in made.values():
@@ -325,7 +325,7 @@ class _Writer:
         elif opening.kind == "table" and opening.parts != opening.parts_before:
             self._forms = self._forms_in(self._value)
             self._leaving = {name: form for name, form in made.items() if name not in self._forms}
-            if target.extra(db, self._leaving):
+            if target.extra_columns(db, self._leaving):
                 raise SchemaChanged(f"tables of {target.where} that are no more to be held have columns of their own")
 
     def end(self) -> None:
@@ -542,7 +542,11 @@ class _Load:
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
-        gone = {name: form.at for name, form in self._made.items() if self._places.get(name) != form.at and is_there(db, name)}
+        gone = {
+            name: form.at
+            for name, form in self._made.items()
+            if self._places.get(name) != form.at and is_there(db, name)
+        }
         stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
         lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
         self._swap(gone, forms)

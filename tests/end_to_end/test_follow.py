@@ -600,7 +600,10 @@ def test_a_postgresql_database_has_one_follower_for_as_long_as_that_is_connected
         one.poll()
         with pytest.raises(TargetError, match=f"is followed already, by {name}"), following(root, copy.url):
             pass
-        assert len(copy.rows(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'")) == 1
+        assert (
+            len(copy.rows(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'"))
+            == 1
+        )
         publish_records(root, "bytes", {b"k": b"2"})
         with following(root, copy.url) as two:
             one.poll()

@@ -206,6 +206,12 @@ def test_some_tables_of_a_database(tmp_path):
     assert "no table 'price'; it has prices, stock, other" in wrong.err
     assert not copy.exists()
     assert "has no tables" not in wrong.err
+    planned = puller("pull", "--dry-run", "--table", "price", dest, copy, check=2)
+    assert planned.err == wrong.err
+    puller("pull", "--dry-run", "--table", "prices", dest, copy)
+    none = puller("pull", "--prefix", '["stock", "nowhere"]', dest, copy)
+    assert 'no record has this prefix (["stock","nowhere"]); the copy is empty' in none.out
+    assert tables(copy) == {"stock"}
     puller("pull", "--table", "prices", "--prefix", '["stock", "eu"]', dest, copy)
     assert tables(copy) == {"prices", "stock"}
     assert rows(copy, "prices") == rows(source, "prices")

@@ -377,14 +377,18 @@ def test_other_parts_leave_those_that_stay_as_they_are(database, new_database, t
         target = open_target(copy.url, "table")
         assert target.check().equals(target.state())
         target.close()
-        names = copy.rows("SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'")
+        names = copy.rows(
+            "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
+        )
         return str(outcome.plan.way), {name for (name,) in names} - {"_headwater"}
 
     assert change(("prices",), ("stock", "eu")) == ("bootstrap", {"prices", "stock"})
     kept = copy.rows("SELECT oid, relfilenode FROM pg_class WHERE oid = 'stock'::regclass")
     assert change(("stock",), ("other", "uk")) == ("resync", {"stock", "other"})
     assert (held("stock"), held("other")) == (rows("stock"), rows("other", "shop = 'uk'"))
-    database.run("UPDATE stock SET v = 'new' WHERE n < 5", "ALTER TABLE prices ADD COLUMN w integer", "DELETE FROM other")
+    database.run(
+        "UPDATE stock SET v = 'new' WHERE n < 5", "ALTER TABLE prices ADD COLUMN w integer", "DELETE FROM other"
+    )
     publish_to(tmp_path / "d", database)
     assert change(("stock", "uk"), ("prices",)) == ("resync", {"stock", "prices"})
     assert (held("stock"), held("prices")) == (rows("stock", "shop = 'uk'"), rows("prices"))
@@ -400,7 +404,9 @@ def test_other_parts_leave_those_that_stay_as_they_are(database, new_database, t
     with pytest.raises(LocalEdits):
         change()
     pull_to(tmp_path / "d", copy.url, parts=(), overwrite=True)
-    assert [held(name) for name in ("prices", "stock", "other")] == [rows(name) for name in ("prices", "stock", "other")]
+    assert [held(name) for name in ("prices", "stock", "other")] == [
+        rows(name) for name in ("prices", "stock", "other")
+    ]
 
 
 def test_what_postgresql_cannot_hold_is_refused_by_name(database, tmp_path):
