@@ -333,7 +333,9 @@ def verify_command(
     out.warn_each("missing: ", check.missing)
     noun = noun_of(state.kind)
     found, expected = rows_of(check.records, state.kind), rows_of(state.records, state.kind)
-    what = "content differs" if found == expected else f"{found:,} {noun}s where {expected:,} belong"
+    what = check.unread or (
+        "content differs" if found == expected else f"{count(found, noun)} where {expected:,} belong"
+    )
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
@@ -362,6 +364,7 @@ def verify_command(
         expected_checksum=state.checksum,
         differing=check.differing,
         missing=check.missing,
+        unread=check.unread or None,
         repaired=repaired or None,
         stale=stale,
     )

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from puller import postgresql
-from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.errors import Invalid, NotOurs, SchemaChanged, TargetError
 from puller.parts import tables_in
 from puller.postgresql import BOOKKEEPING, one_text, quote
-from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
 from puller.targets.pgtables import (
     OID,
@@ -114,7 +114,10 @@ class PostgresTarget:
         state = self._stored(db)
         if state is None:
             return {}
-        return forms_of(state.kind, tables_in(schema_of(schema_value(db)), state.parts), schema_name(db))
+        value = schema_value(db)
+        if value is None and state.kind == "table" and state.records:
+            raise TargetError(f"the bookkeeping of {self.where} has lost its schema; {_KEPT}. Pull into a new schema")
+        return forms_of(state.kind, tables_in(schema_of(value), state.parts), schema_name(db))
 
     def remember(self, state: State, was: State) -> None:
         db = self._open()
@@ -204,16 +207,8 @@ class PostgresTarget:
                 yield keys, list(values)
 
     def check(self) -> Check:
-        check = Check(0, 0)
-        try:
-            with self.snapshot() as db, self.errors():
-                check.missing = self.missing(db, self.made(db))
-                for keys, values in self.records_of(db) if not check.missing else ():
-                    check.records += len(keys)
-                    check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
-        except LocalEdits as error:
-            check.differing += error.names
-        return check
+        with self.snapshot() as db, self.errors():
+            return check_all(self.records_of(db), self.missing(db, self.made(db)))
 
     @contextmanager
     def errors(self, kept: str = _KEPT) -> Iterator[None]:
