@@ -1,4 +1,4 @@
-"""What both halves must know of PostgreSQL: addresses without their passwords, connections, and COPY's rows taken apart in C.
+"""What both halves must know of PostgreSQL: addresses, connections and their errors, and COPY's rows taken apart in C.
 
 psycopg (the extra `postgres`) is imported when a connection is made, never before.
 """
@@ -13,11 +13,12 @@ from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote_plus, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
 from puller.errors import HeadwaterError, Invalid, SourceError, TargetError, Unavailable, UsageError
+from puller.passwords import masked
 from puller.wire.rows import JSON_EXT, Json
 
 if TYPE_CHECKING:
@@ -59,20 +60,6 @@ def is_address(path: str) -> bool:
     return path.startswith(_SCHEMES)
 
 
-def shown(address: str) -> str:
-    """An address as it may be shown and kept: without its passwords. Other paths stay as they are."""
-    if not is_address(address):
-        return address
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return "postgresql://…"
-    user, at, host = parts.netloc.rpartition("@")
-    pairs = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0].lower() not in _SECRETS]
-    query = "&".join(f"{quote_plus(name)}={quote_plus(value, safe='/,')}" for name, value in pairs)
-    return urlunsplit((parts.scheme, user.partition(":")[0] + at + host, parts.path, query, ""))
-
-
 def quote(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -97,7 +84,7 @@ def connect(address: str) -> psycopg.Connection[Any]:
             raise ValueError
     except (psycopg.Error, ValueError):
         raise UsageError(
-            f"{shown(address)} is no address that PostgreSQL's libpq understands; special characters in a user's name or a "
+            f"{masked(address)} is no address that PostgreSQL's libpq understands; special characters in a user's name or a "
             "password are written as %XX"
         ) from None
     try:
@@ -108,18 +95,18 @@ def connect(address: str) -> psycopg.Connection[Any]:
             application_name=given.get("application_name") or "headwater",
         )
     except psycopg.Error as error:
-        raise Unavailable(f"{shown(address)} cannot be reached: {_plain(address, error)}") from None
+        raise Unavailable(f"{masked(address)} cannot be reached: {_plain(address, error)}") from None
     if db.info.server_version < _OLDEST:
         version = db.info.server_version // 10000
         db.close()
-        raise UsageError(f"{shown(address)} is PostgreSQL {version}; {_OLDEST // 10000} or newer is needed")
+        raise UsageError(f"{masked(address)} is PostgreSQL {version}; {_OLDEST // 10000} or newer is needed")
     try:
         db.prepare_threshold = None
         for name, value in _SETTINGS.items():
             db.execute("SELECT set_config(%s, %s, false)", (name, value))
     except psycopg.Error as error:
         db.close()
-        raise Unavailable(f"{shown(address)} cannot be used: {_plain(address, error)}") from None
+        raise Unavailable(f"{masked(address)} cannot be used: {_plain(address, error)}") from None
     return db
 
 
@@ -148,7 +135,7 @@ def errors(address: str, kind: type[SourceError | TargetError], kept: str) -> It
     except psycopg.Error as error:
         state = error.sqlstate
         if state is None or state.startswith(("08", "57P")):
-            raise Unavailable(f"the connection to {shown(address)} broke: {_plain(address, error)}; {kept}") from None
+            raise Unavailable(f"the connection to {masked(address)} broke: {_plain(address, error)}; {kept}") from None
         raise _refused(address, error, kind, kept) from None
 
 
@@ -166,7 +153,7 @@ def _refused(address: str, error: psycopg.Error, kind: type[HeadwaterError], kep
         "54000": "PostgreSQL has no room for such a value there",
     }
     hint = next((hint for code, hint in hints.items() if (error.sqlstate or "").startswith(code)), "")
-    return kind(f"{shown(address)}: {text}; {kept}" + (f". {hint}" if hint else ""))
+    return kind(f"{masked(address)}: {text}; {kept}" + (f". {hint}" if hint else ""))
 
 
 def _place(context: str | None) -> str | None:

@@ -56,8 +56,8 @@ class ReplicaFeed(Feed):
         self._replica = replica
         self._allow_expired = allow_expired
         if self._told is None and not anew:
-            self._told, state = self._held()
-            self._parts = WHOLE if state is None else state.parts
+            self._told, held = self._held()
+            self._parts = WHOLE if held is None else held.parts
 
     def _held(self) -> tuple[Position | None, State | None]:
         """The position that the replica holds, and what it remembers."""

@@ -37,12 +37,12 @@ from puller.console import (
     common,
     console,
     count,
-    masked,
     noun_of,
     rows_of,
     secret_option,
     size,
 )
+from puller.passwords import masked
 
 if TYPE_CHECKING:
     from puller.plan import Candidate, Plan

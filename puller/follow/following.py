@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from puller import postgresql
 from puller.console import count, size
 from puller.errors import FetchError, HeadwaterError, TargetError, Unavailable
 from puller.fetch import shown, where
@@ -23,6 +22,7 @@ from puller.follow.noted import Changes, Noted
 from puller.follow.poller import Poller
 from puller.follow.record import Lock, Record
 from puller.follow.schedule import LONGEST, Schedule, good_for
+from puller.passwords import masked
 from puller.plan import Way
 from puller.pull import Options, Outcome
 from puller.service.backoff import Random, pause
@@ -58,7 +58,7 @@ class Follow:
     @property
     def name(self) -> str:
         """The target, without a password."""
-        return postgresql.shown(self.target)
+        return masked(self.target)
 
 
 class _Told:

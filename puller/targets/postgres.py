@@ -19,6 +19,7 @@ import msgspec
 from puller import postgresql
 from puller.errors import Invalid, NotOurs, SchemaChanged, TargetError
 from puller.parts import tables_in
+from puller.passwords import masked
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
@@ -77,7 +78,7 @@ class PostgresTarget:
     partial = None
 
     def __init__(self, address: str) -> None:
-        self.where = postgresql.shown(address)
+        self.where = masked(address)
         self._address = address
         self._db: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()

@@ -20,7 +20,8 @@ from publisher.sources import open_source
 from publisher.sources.postgres import PostgresSource
 from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, SourceError, TargetError, UsageError
 from puller.fetch import open_fetcher
-from puller.postgresql import TextRows, shown
+from puller.passwords import masked
+from puller.postgresql import TextRows
 from puller.pull import Options, pull
 from puller.replica import Replica
 from puller.stores import open_store
@@ -310,7 +311,10 @@ def test_passwords_are_nowhere(database, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     url = database.url.replace("postgres@", f"postgres:{secret}@") + f"&password={secret}"
     database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
-    assert secret not in shown(url)
+    assert masked(url) == f"{database.url}&password=…".replace("postgres@", "postgres:gehe1m@").replace(
+        f":{secret}", ""
+    )
+    assert secret not in masked(f"postgresql://me:a@{secret}@127.0.0.1/x?sslpassword={secret}#")
     told = [
         publisher("publish", url, tmp_path / "d", "--unsigned", "--verbose"),
         publisher("publish", url.replace("host=", "host=/nowhere,"), tmp_path / "d", check=None),
