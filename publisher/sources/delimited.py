@@ -43,7 +43,8 @@ class DelimitedSource(RowsFile):
     the first rows into the most fields, as many in each, or with `tabs` a tab.
 
     Fields are text as written. With `detect`, a column whose fields all are whole numbers of 64 bits, numbers (but for
-    whole ones that lose digits as doubles), or `true` and `false` has that type, an empty field in it is nil, and a type that was published is never narrowed.
+    whole ones that lose digits as doubles), or `true` and `false` has that type, an empty field in it is nil, and a type
+    that was published is never narrowed.
     """
 
     def __init__(

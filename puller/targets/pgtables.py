@@ -85,7 +85,10 @@ def schema_name(db: psycopg.Connection[Any]) -> str:
     name = one_text(db, "SELECT current_schema()")
     if name is None:
         path = one_text(db, "SHOW search_path")
-        raise TargetError(f"the search path ({path}) leads to no schema; nothing was written. Make one: CREATE SCHEMA")
+        raise TargetError(
+            f"the search path ({path}) leads to no schema that this user may use; nothing was written. Make one (CREATE SCHEMA), "
+            "or give the user USAGE and CREATE on it"
+        )
     return str(name)
 
 
@@ -121,6 +124,12 @@ def schema_of(value: bytes | None) -> Schema:
 def is_there(db: psycopg.Connection[Any], name: str) -> bool:
     """Whether the schema has a table of a name, or anything else that takes it."""
     return one_text(db, f"SELECT {OID}", (name,)) is not None
+
+
+def has_triggers(db: psycopg.Connection[Any], name: str) -> bool:
+    """Whether somebody gave a table triggers, which may change what is written to it."""
+    query = f"SELECT true FROM pg_trigger WHERE tgrelid = {OID} AND NOT tgisinternal AND tgenabled <> 'D' LIMIT 1"
+    return one_text(db, query, (name,)) is not None
 
 
 def check_encoding(db: psycopg.Connection[Any], where: str) -> None:

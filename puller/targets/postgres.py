@@ -28,6 +28,7 @@ from puller.targets.pgtables import (
     FollowerLock,
     bookkeeping,
     check_encoding,
+    has_triggers,
     is_there,
     lock,
     lock_out,
@@ -367,7 +368,8 @@ class _Writer:
             self._load.finish(self._forms)
         else:
             self._apply()
-        db.execute(f"CREATE TABLE IF NOT EXISTS {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
+        if not is_there(db, BOOKKEEPING):  # who may write all tables of a copy, but make none, can keep it up to date
+            db.execute(f"CREATE TABLE {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
         if self._value is not None:
             store(db, "schema", self._value)
         else:
@@ -480,6 +482,8 @@ class _Stage:
             self._db.execute(self._form.remove(self._gone))
         if self._counts[0]:
             self._db.execute(self._form.upsert(self._rows))
+            if has_triggers(self._db, self._form.table.name) and one_text(self._db, self._form.changed(self._rows)):
+                raise _changed_by_triggers(self._form)
 
 
 class _Load:
@@ -491,6 +495,8 @@ class _Load:
         self._made = made
         self._places: dict[str, str] = {}
         self._in_place: set[str] = set()
+        self._sums: dict[str, int] = {}
+        """Checksums of the rows that tables with triggers are given."""
         self._at: Form | None = None
         self._copy: Any = None
         self._stack = ExitStack()
@@ -504,6 +510,8 @@ class _Load:
             self._db.execute(f"DELETE FROM {form.at}")
             self._places[name] = form.at
             self._in_place.add(name)
+            if has_triggers(self._db, name):
+                self._sums[name] = 0
             return
         if there and old is None:
             raise NotOurs(f"{self._target.where} has a table {name} of its own; nothing was written")
@@ -514,6 +522,8 @@ class _Load:
     def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
         """Take rows of a table, after all of the tables before it."""
         columns = form.full_columns(keys, values)
+        if form.table.name in self._sums:
+            self._sums[form.table.name] += run_sum(keys, values)
         if self._at is not form:
             self._end()
             name = form.table.name
@@ -535,6 +545,9 @@ class _Load:
         """Make keys and indexes, and let new tables take the places of old ones."""
         self._end()
         db = self._db
+        for name, checksum in self._sums.items():
+            if sum(run_sum(*run) for run in pages(db, forms[name])) % MODULUS != checksum % MODULUS:
+                raise _changed_by_triggers(forms[name])
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
@@ -561,6 +574,13 @@ class _Load:
                 db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
         for sql in grants:
             db.execute(sql)
+
+
+def _changed_by_triggers(form: Form) -> TargetError:
+    return TargetError(
+        f"triggers of table {form.table.name!r} change the rows that are written to it; what was there was kept. Let them "
+        "leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
+    )
 
 
 def _extends(old: Form, new: Form) -> bool:

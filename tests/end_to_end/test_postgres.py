@@ -360,6 +360,43 @@ def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
     assert inserts(copy) == inserts(database)
 
 
+def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path):
+    database.run(
+        ROWS,
+        "INSERT INTO rows SELECT n, n, n FROM generate_series(1, 50) n",
+        "CREATE TABLE other AS SELECT 1 AS id",
+        "ALTER TABLE other ADD PRIMARY KEY (id)",
+    )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+
+    def trigger(body):
+        copy.run(
+            f"CREATE OR REPLACE FUNCTION {copy.schema}.t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body} RETURN NEW; END'",
+            "CREATE OR REPLACE TRIGGER t BEFORE INSERT OR UPDATE ON rows FOR EACH ROW EXECUTE FUNCTION t()",
+        )
+
+    database.run("UPDATE rows SET name = 'theirs' WHERE id = 7")
+    publish_to(tmp_path / "d", database)
+    for body in ("NEW.name = upper(NEW.name);", "IF NEW.id = 7 THEN RETURN NULL; END IF;"):
+        trigger(body)
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+                pull_to(tmp_path / "d", copy.url, **options)
+    trigger("")
+    assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
+    assert inserts(copy) == inserts(database)
+    database.run("ALTER TABLE other ALTER id TYPE text")  # which takes all of the state
+    publish_to(tmp_path / "d", database)
+    trigger("NEW.name = upper(NEW.name);")
+    with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+        pull_to(tmp_path / "d", copy.url)
+    copy.run("ALTER TABLE rows DISABLE TRIGGER t")
+    assert pull_to(tmp_path / "d", copy.url).plan.way == "bootstrap"
+    assert inserts(copy) == inserts(database)
+
+
 def test_other_parts_leave_those_that_stay_as_they_are(database, new_database, tmp_path):
     for name in ("prices", "stock", "other"):
         database.run(
