@@ -360,6 +360,7 @@ def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
     assert inserts(copy) == inserts(database)
 
 
+@pytest.mark.slow
 def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path):
     database.run(
         ROWS,
@@ -539,6 +540,50 @@ def test_another_puller_waits_its_turn(database, new_database, tmp_path):
         thread.join()
     assert inserts(copy) == inserts(database)
     assert puller("verify", copy.url)
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks_is_told_in_one_line(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows SELECT n, repeat(md5(n::text), 8), n FROM generate_series(1, 200000) n")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    command = [sys.executable, "-m", "puller.cli", "pull", str(tmp_path / "d"), copy.url]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not copy.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headwater' AND "
+        f"state = 'active' AND query LIKE 'COPY \"{copy.schema}\"%'"
+    ):
+        assert process.poll() is None
+    _, told = process.communicate()
+    assert (process.returncode, told.count("\n"), told[:26]) == (4, 1, "error: the connection to p")
+    assert copy.rows("SELECT to_regclass('rows'), to_regclass('_headwater')") == [(None, None)]
+
+
+@pytest.mark.slow
+def test_who_may_write_the_tables_of_a_copy_need_not_be_allowed_to_make_any(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    role = f"role_{copy.schema}"
+    url = copy.url.replace("postgres@", f"{role}@")
+    with copy.connect() as db:
+        db.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            assert "give the user USAGE and CREATE" in puller("pull", tmp_path / "d", url, check=1).err
+            pull_to(tmp_path / "d", copy.url)
+            db.execute(f"GRANT USAGE ON SCHEMA {copy.schema} TO {role}")
+            assert "permission denied for table _headwater" in puller("status", url, check=1).err
+            db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {copy.schema} TO {role}")
+            database.run("UPDATE rows SET name = 'b'")
+            publish_to(tmp_path / "d", database)
+            puller("pull", tmp_path / "d", url)
+            assert inserts(copy) == inserts(database)
+            database.run("ALTER TABLE rows ADD COLUMN more text", "UPDATE rows SET more = 'x'")
+            publish_to(tmp_path / "d", database)
+            assert "must be owner of table rows" in puller("pull", tmp_path / "d", url, check=1).err
+        finally:
+            db.execute(f"DROP OWNED BY {role}")
+            db.execute(f"DROP ROLE {role}")
 
 
 @pytest.mark.slow
