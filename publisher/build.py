@@ -8,6 +8,7 @@ import warnings
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from operator import add
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ import xxhash
 
 from puller.errors import SourceError
 from puller.wire import nodes
-from puller.wire.checksum import MODULUS, run_sum
+from puller.wire.checksum import MODULUS, run_totals
 from puller.wire.codec import DIFFS, Ref, check_ref, compress, path_of
 from puller.wire.links import Link, of_index, of_values
 from puller.wire.nodes import Entry, Large, Tree, Value
@@ -137,7 +138,7 @@ class TreeBuilder:
 
     def add(self, keys: Sequence[bytes], values: Sequence[Value]) -> None:
         """Add records above all that were added before."""
-        sizes = list(self._sizes(keys, values))
+        sizes = self._sizes(keys, values)
         if self._size + (total := sum(sizes)) < self._leaf_size:
             self._keys += keys
             self._values += values
@@ -212,14 +213,14 @@ class TreeBuilder:
         self.checksum = sum(int.from_bytes(entry.checksum, "big") for entry in entries) % MODULUS
         return self._index(entries)
 
-    def _sizes(self, keys: Sequence[bytes], values: Sequence[Value]) -> Iterable[int]:
+    def _sizes(self, keys: Sequence[bytes], values: Sequence[Value]) -> list[int]:
         """About the raw bytes of each record; counts the files of large values."""
-        if set(map(type, values)) == {bytes}:
-            return map(add, map(len, keys), map(len, values))  # type: ignore[arg-type]
+        with suppress(TypeError):  # not all values are bytes
+            return list(map(add, map(len, keys), map(len, values)))  # type: ignore[arg-type]
         for value in values:
             if isinstance(value, Large):
                 self._count(value)
-        return map(add, map(len, keys), map(weight, values))
+        return list(map(add, map(len, keys), map(weight, values)))
 
     def _submit(self, bound: bytes, keys: list[bytes], values: list[Value]) -> None:
         size = self._leaf_size
@@ -232,8 +233,8 @@ class TreeBuilder:
 
     def _leaf(self, bound: bytes, keys: list[bytes], values: list[Value]) -> Entry:
         ref = self._sink.put(nodes.encode_leaf(keys, values), of_values(values))
-        checksum = run_sum(keys, values).to_bytes(16, "big")
-        return Entry(bound, ref, 0, len(keys), nodes.large_bytes(values), checksum)
+        checksum, large = run_totals(keys, values)
+        return Entry(bound, ref, 0, len(keys), large, checksum.to_bytes(16, "big"))
 
     def _count(self, value: Large) -> None:
         known = self._costs.get(value.record_hash)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from publisher.build import Costs, Kept, Sink, TreeBuilder, weight
@@ -10,7 +10,7 @@ from publisher.changes import Changed
 from publisher.moved import Moved
 from puller.stores.base import Store
 from puller.wire import nodes
-from puller.wire.checksum import run_sum
+from puller.wire.checksum import run_totals
 from puller.wire.codec import DIFFS
 from puller.wire.links import of_values
 from puller.wire.nodes import Entry, Large, PatchedLarge, Tree, Value
@@ -67,7 +67,7 @@ class PatchBuilder(TreeBuilder):
             self._store.put(path, stored)
         return patch
 
-    def _sizes(self, keys: Sequence[bytes], values: Sequence[Any]) -> Iterable[int]:
+    def _sizes(self, keys: Sequence[bytes], values: Sequence[Any]) -> list[int]:
         sizes = [max(weight(new) + self._more(new), weight(old)) for new, old in values]
         self._total += sum(sizes)
         for new, _ in values:
@@ -95,8 +95,8 @@ class PatchBuilder(TreeBuilder):
         pairs: Any = values
         new, old = [self._value(value) for value, _ in pairs], [before for _, before in pairs]
         ref = self._sink.put(nodes.encode_patch(keys, new, nodes.patch_dictionary(old), LEVEL), of_values(new))
-        checksum = run_sum(keys, new).to_bytes(16, "big")
-        return Entry(bound, ref, 0, len(keys), nodes.large_bytes(new), checksum)
+        checksum, large = run_totals(keys, new)
+        return Entry(bound, ref, 0, len(keys), large, checksum.to_bytes(16, "big"))
 
     def _value(self, value: Value) -> Value:
         """A value as it stands in the patch."""

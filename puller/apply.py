@@ -19,7 +19,7 @@ from puller.ranges import Ranges
 from puller.runs import bounded, live, merge
 from puller.targets.base import Changes, Opening, State, Target, Writer
 from puller.tree import Reader
-from puller.wire.checksum import Hash, record_hashes
+from puller.wire.checksum import Hash, plain_hashes, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
 from puller.wire.nodes import PatchedLarge, Run, Value, has_large
@@ -226,8 +226,7 @@ class Step:
 
     def _stream(self, writer: Writer, runs: Iterator[Run], held: _Sums, at: AtSnapshot | None) -> None:
         """Hand the runs to the writer, and keep `held` right."""
-        for keys, values in bounded(runs):
-            hashes = record_hashes(keys, values)
+        for keys, values, hashes in _hashed(runs):
             before = writer.put(keys, values, hashes)
             held.take(keys, hashes, before, anew=self.chosen.way is Way.BOOTSTRAP)
             if at is not None:
@@ -301,6 +300,17 @@ class Step:
             ranges=held.ranges.dump(),
             cuts={name.hex(): (n, f"{checksum:032x}") for name, (n, checksum) in cuts.items()},
         )
+
+
+def _hashed(runs: Iterator[Run]) -> Iterator[tuple[list[bytes], list[Value], list[Hash | None]]]:
+    """Runs with the hash of each record; those with large values are cut, so that few of these are assembled at once."""
+    for run in runs:
+        hashes = plain_hashes(*run)
+        if hashes is not None:
+            yield *run, hashes
+        else:
+            for part in bounded([run]):
+                yield *part, record_hashes(*part)
 
 
 def _ranges(state: State) -> Ranges:

@@ -222,7 +222,7 @@ class FolderTarget:
                 raise TargetError(f"{os.fsdecode(self._data)} is a symbolic link; nothing was written")
             path = os.path.join(self._data, b"state.db")
             db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)  # for threads that read pieces
-            db.executescript("PRAGMA synchronous=FULL;" + _SCHEMA + held.SCHEMA)
+            db.executescript("PRAGMA synchronous=FULL; PRAGMA cache_size=-16000;" + _SCHEMA + held.SCHEMA)
         except OSError as error:
             raise _failed(self.where, error) from error
         except sqlite3.OperationalError as error:

@@ -27,14 +27,19 @@ def record_hash(key: bytes, value: bytes) -> Hash:
     return xxhash.xxh3_128_digest(_PREFIX[len(key)] + key + value)
 
 
+def plain_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[Hash | None] | None:
+    """The hash of each record; None where not all values are bytes."""
+    parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
+    try:
+        return list(map(xxhash.xxh3_128_digest, map(b"".join, parts)))  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def record_hashes(keys: Sequence[bytes], values: Sequence[Value]) -> list[Hash | None]:
     """The hash of each record; None for a deleted one."""
-    digest = xxhash.xxh3_128_digest
-    try:
-        parts = zip(map(_PREFIX.__getitem__, map(len, keys)), keys, values, strict=True)
-        return list(map(digest, map(b"".join, parts)))  # type: ignore[arg-type]
-    except TypeError:  # not all values are bytes
-        return list(map(_hash_of, keys, values))
+    hashes = plain_hashes(keys, values)
+    return list(map(_hash_of, keys, values)) if hashes is None else hashes
 
 
 def _hash_of(key: bytes, value: Value) -> Hash | None:
@@ -46,6 +51,14 @@ def _hash_of(key: bytes, value: Value) -> Hash | None:
 def run_sum(keys: Sequence[bytes], values: Sequence[Value]) -> int:
     """The sum, modulo 2^128, of the hashes of a run's records; a deleted one adds nothing."""
     return sum_hashes(record_hashes(keys, values))
+
+
+def run_totals(keys: Sequence[bytes], values: Sequence[Value]) -> tuple[int, int]:
+    """The sum of a run's hashes, and the total size in bytes of its large values."""
+    hashes = plain_hashes(keys, values)
+    if hashes is not None:
+        return sum_hashes(hashes), 0
+    return run_sum(keys, values), sum(value.size for value in values if isinstance(value, Large))
 
 
 def sum_hashes(hashes: Sequence[Hash | None]) -> int:

@@ -5,6 +5,7 @@ Each `decode_*` checks everything that SPEC lets a reader check without other fi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from operator import ge
 from typing import Annotated, Any
@@ -217,6 +218,7 @@ class _DiffForm(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _Key = Annotated[bytes, msgspec.Meta(max_length=MAX_KEY)]
 _Value = Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None | Large
 _decode_leaf = decoder(tuple[list[_Key], list[_Value]])
+_decode_plain_leaf = decoder(tuple[list[_Key], list[Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)]]])
 _decode_index = decoder(list[Entry])
 _decode_pieces = decoder(list[Piece])
 _decode_sublists = decoder(list[Sublist])
@@ -234,16 +236,18 @@ def is_ascending(keys: Sequence[bytes]) -> bool:
     return not any(map(ge, keys, keys[1:]))
 
 
-def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: bytes | None, deletions: bool) -> Run:
-    """Return the run if it keeps the rules of SPEC 5.1 for a leaf that covers [lower, upper); its decoder saw to lengths."""
+def _check_keys(keys: list[bytes], values: list[Value], lower: bytes, upper: bytes | None) -> None:
     if len(keys) != len(values):
         raise Invalid(f"a leaf has {len(keys)} keys and {len(values)} values")
-    if not keys:
-        return keys, values
     if not is_ascending(keys):
         raise Invalid("the keys of a leaf do not ascend")
-    if keys[0] < lower or (upper is not None and keys[-1] >= upper):
+    if keys and (keys[0] < lower or (upper is not None and keys[-1] >= upper)):
         raise Invalid("a leaf holds a key outside its range")
+
+
+def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: bytes | None, deletions: bool) -> Run:
+    """Return the run if it keeps the rules of SPEC 5.1 for a leaf that covers [lower, upper); its decoder saw to lengths."""
+    _check_keys(keys, values, lower, upper)
     types = set(map(type, values))
     if type(None) in types and not deletions:
         raise Invalid("a snapshot holds a deletion")
@@ -255,6 +259,11 @@ def check_run(keys: list[bytes], values: list[Value], *, lower: bytes, upper: by
 
 def decode_leaf(raw: bytes, *, lower: bytes = b"", upper: bytes | None = None, deletions: bool = False) -> Run:
     """The records of a leaf (SPEC 5.1)."""
+    if not deletions:  # most leaves hold nothing but plain values; then there is nothing to look for in them
+        with contextlib.suppress(Invalid):
+            keys, values = _decode_plain_leaf(raw)
+            _check_keys(keys, values, lower, upper)
+            return keys, values
     keys, values = _decode_leaf(raw)
     return check_run(keys, values, lower=lower, upper=upper, deletions=deletions)
 
@@ -288,11 +297,6 @@ def decode_index(raw: bytes, *, level: int, lower: bytes = b"", upper: bytes | N
 def encode_index(entries: list[Entry]) -> bytes:
     """The MessagePack of an index (SPEC 5.2)."""
     return encode(entries)
-
-
-def large_bytes(values: Sequence[Value]) -> int:
-    """The total size in bytes of the large values among `values`."""
-    return sum(v.size for v in values if isinstance(v, Large)) if has_large(values) else 0
 
 
 def check_large_value(value: Large) -> Large:
