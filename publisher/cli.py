@@ -11,10 +11,10 @@ from publisher.commands.publish import init_command, publish_command, revert_com
 from publisher.commands.serve import serve_command
 from publisher.commands.track import track_command, untrack_command
 from publisher.commands.watch import watch_command
-from puller.console import EXIT_CODES, run
+from puller.console import EXIT_CODES_LISTED, run
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=EXIT_CODES_LISTED, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
     """Publish datasets as static files that `puller` keeps exact copies of.

@@ -218,7 +218,7 @@ class Judge:
             keeper.accept(head, data)
         elif self._terms.trust:
             pins = keeper.proven(pins)
-        really = "run `publisher restart`" if state.pins.key_set else "pull with --overwrite"
+        really = "run `publisher restart`" if state.pins.key_set else "run `puller pull --overwrite`"
         self._notes.append(
             f"the host serves version {head.version} of epoch {head.epoch}, older than version {state.seen[1]} of epoch "
             f"{state.seen[0]} that was seen before; kept what is held. A cache may lag behind; if the dataset was "
@@ -271,7 +271,11 @@ def first_met(found: list[Found], fetcher: Fetcher, terms: Terms, patience: Call
 
 
 def _fork(state: State, head: Head) -> Untrusted:
-    word = "pull with --repin --trust KEY" if state.pins.key_set else "to take the host's word, pull with --overwrite"
+    word = (
+        "run `puller pull --repin --trust KEY`"
+        if state.pins.key_set
+        else "to take the host's word, run `puller pull --overwrite`"
+    )
     return Untrusted(
         Distrust.FORK,
         f"the host serves another version {head.version} of {head.name!r} than the one seen before: history was "

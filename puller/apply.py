@@ -156,7 +156,7 @@ class Step:
         if edited and not self.overwrite:
             raise LocalEdits(
                 f"{self.target.where} is not what was pulled any more: it was changed here. Nothing was written. Run "
-                "`puller verify`, or pull with --overwrite"
+                "`puller verify`, or run `puller pull --overwrite`"
             )
         before, after = (ranges_of(self.head.kind, parts) for parts in (state.parts, self.extent.parts))
         suspects += without(after, before)

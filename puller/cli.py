@@ -10,10 +10,10 @@ from puller.commands.inspect import doctor_command, status_command
 from puller.commands.mirror import mirror_command
 from puller.commands.pull import pull_command, verify_command
 from puller.commands.records import cat_command, get_command, ls_command
-from puller.console import EXIT_CODES, run
+from puller.console import EXIT_CODES_LISTED, run
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=EXIT_CODES_LISTED, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater")
 def main() -> None:
     """Keep exact, verified copies of datasets that `publisher` publishes as static files.

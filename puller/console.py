@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from puller.progress import Progress, silent
 INTERRUPTED = 130
 SHOWN = 20
 
-EXIT_CODES = """\b
+EXIT_CODES = "Exit codes: 0 done; `puller --help` and `publisher --help` list the others, which all commands share."
+EXIT_CODES_LISTED = """\b
 Exit codes:
   0  done
   1  failed; the old state was kept
@@ -183,6 +186,7 @@ def run(main: click.Command, name: str) -> None:
         name = f" ({error.filename!r})" if isinstance(error, OSError) and error.filename else ""
         reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
         _fail(f"{reason}{name}; what was there was kept", type(error).__name__, status, as_json, [])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is done is done: from here on it would only be a traceback
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)
@@ -196,18 +200,31 @@ def _fail(message: str, kind: str, status: int, as_json: bool, names: list[str],
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A span of time on the command line, as 90s, 15m, 2h, 3d or 4w; in seconds."""
+    """A span of time, as 90s, 15m, 2h, 3d or 4w, or a plain number of seconds; in seconds.
 
-    name = "duration"
+    `least` and `most` are seconds as well; only with `fractions`, parts of seconds are taken.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-        if isinstance(value, int):
-            return value
-        digits = value[:-1]
-        if value[-1:] not in units or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) <= 10**8:
-            self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h, 3d or 4w", param, ctx)
-        return int(digits) * units[value[-1]]
+    name = "time"
+
+    def __init__(self, least: float = 1, most: float = 10**13, *, fractions: bool = False) -> None:
+        self._least, self._most, self._fractions = least, most, fractions
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = _SPAN.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is no span of time: write 90s, 15m, 2h, 3d or 4w, or a number of seconds", param, ctx)
+        seconds = float(found[1]) * _UNITS[found[2]]
+        if not self._least <= seconds <= self._most:
+            bounds = f"{self._least:g} s" + (f" to {self._most:g} s" if self._most < 10**13 else " or more")
+            self.fail(f"{value!r} is out of range: {bounds} are meant", param, ctx)
+        if seconds != int(seconds) and not self._fractions:
+            self.fail(f"{value!r}: whole seconds are meant", param, ctx)
+        return int(seconds) if seconds == int(seconds) else seconds
+
+
+_SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def moment(seconds: int) -> str:

@@ -20,6 +20,10 @@ class UsageError(HeadwaterError):
     exit_code = 2
 
 
+class Undecided(UsageError):
+    """What is to be made at a path depends on the dataset's kind, which is not known yet."""
+
+
 class SecretError(UsageError):
     """The secret of an encrypted dataset is missing, damaged or another one's, or was given for one that is not encrypted."""
 

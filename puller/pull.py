@@ -207,7 +207,7 @@ def _check(target: Target, state: State) -> None:
     if not found.equals(state):
         raise LocalEdits(
             f"{target.where} is not what was pulled any more: it was changed here; nothing was written. Run `puller verify`, "
-            "then `puller verify --repair`, or pull with --overwrite",
+            "then `puller verify --repair`, or run `puller pull --overwrite`",
             [*found.differing, *found.missing],
         )
 
@@ -333,7 +333,7 @@ class _Pull:
         if epoch not in (None, newest.epoch):
             raise Refused(
                 f"history was restarted: version {version} of epoch {epoch} is not to be had any more, the host is at version "
-                f"{newest.version} of epoch {newest.epoch}; nothing was changed. Pull with --overwrite to go there"
+                f"{newest.version} of epoch {newest.epoch}; nothing was changed. Run `puller pull --overwrite` to go there"
             )
         if version is None or version == newest.version:
             return newest

@@ -11,7 +11,10 @@ from puller.console import EXIT_CODES, Duration, common, console, count, secret_
 @click.command("gc", epilog=EXIT_CODES)
 @click.argument("dest")
 @click.option(
-    "--keep", type=Duration(), help="Keep superseded versions so long: 36h, 7d, 4w (what the dataset says, or 7d)."
+    "--keep",
+    type=Duration(),
+    metavar="TIME",
+    help="Keep superseded versions so long: 36h, 7d, 4w (what the dataset says, or 7d).",
 )
 @click.option(
     "--keep-versions",

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from puller.console import together
+from puller.console import Duration, together
 
 encrypt_option = click.option(
     "--encrypt",
@@ -15,7 +15,7 @@ encrypt_option = click.option(
 )
 
 
-INTERVAL_HELP = "Seconds that pullers should wait between polls (30, unless it was set before)."
+INTERVAL_HELP = "How long pullers should wait between polls, as 30s or 5m (30s, unless it was set before)."
 
 
 signing_option = click.option(
@@ -74,6 +74,7 @@ single_writer_option = click.option(
 
 max_age_option = click.option(
     "--max-age",
-    type=click.IntRange(0, 86400),
-    help="Seconds that caches may keep a bucket's HEAD without asking (5, unless it was set before).",
+    type=Duration(0, 86400),
+    metavar="TIME",
+    help="How long caches may keep a bucket's HEAD without asking (5s, unless it was set before).",
 )

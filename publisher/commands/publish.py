@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 @click.option("--kind", type=click.Choice(["files", "table", "bytes"]), required=True, help="What its records mean.")
 @click.option(
     "--interval",
-    type=click.IntRange(1, 604800),
-    default=30,
+    type=Duration(1, 604800),
+    default="30s",
     show_default=True,
-    help="Seconds that pullers should wait between polls.",
+    metavar="TIME",
+    help="How long pullers should wait between polls, as 30s or 5m.",
 )
 @signing_option
 @unsigned_option
@@ -107,9 +108,12 @@ def init_command(
 )
 @click.option("--query", metavar="SQL", help="PostgreSQL: publish the rows of a query, as one table; takes --key.")
 @click.option("--detect-types", is_flag=True, help="CSV: give columns the types that all their fields allow.")
-@click.option("--interval", type=click.IntRange(1, 604800), help=INTERVAL_HELP)
+@click.option("--interval", type=Duration(1, 604800), metavar="TIME", help=INTERVAL_HELP)
 @click.option(
-    "--keep", type=Duration(), help="Keep superseded versions so long: 7d (unlimited, unless it was set before)."
+    "--keep",
+    type=Duration(),
+    metavar="TIME",
+    help="Keep superseded versions so long: 7d (unlimited, unless it was set before).",
 )
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(

@@ -12,7 +12,7 @@ from publisher.commands.options import of_buckets
 from publisher.commands.publish import check_apart, default_name, publish_command
 from publisher.commands.telling import describe, keyring_or_none
 from puller.console import EXIT_CODES, Duration
-from puller.service.settings import ServiceCommand, service_options, settings
+from puller.service.settings import ServiceCommand, made, service_options, settings
 
 if TYPE_CHECKING:
     from publisher.sources.base import Source
@@ -33,27 +33,31 @@ _OTHERWISE = {"source", "dest", "no_cache", "dry_run", "as_json", *_PROCESS}
 @click.argument("dest", required=False)
 @click.option(
     "--settle",
-    type=click.FloatRange(0.05, 3600),
-    default=0.5,
+    type=Duration(0.05, 3600, fractions=True),
+    default="0.5s",
     show_default=True,
-    help="Seconds of quiet after which a change is published; at most 60 times as long is waited for quiet.",
+    metavar="TIME",
+    help="After so much quiet a change is published; at most 60 times as long is waited for quiet.",
 )
 @click.option(
     "--rescan",
     type=Duration(),
     default="5m",
     show_default=True,
+    metavar="TIME",
     help="Look at everything so often, for changes that nothing told of.",
 )
 @click.option(
     "--poll",
-    type=click.FloatRange(0.05, 3600),
-    help="Look at SOURCE every so many seconds in place of waiting for events, which network file systems lack.",
+    type=Duration(0.05, 3600, fractions=True),
+    metavar="TIME",
+    help="Look at SOURCE so often, as 2s, in place of waiting for events, which network file systems lack.",
 )
 @click.option(
     "--every",
-    type=click.FloatRange(0.05, 604800),
-    help="Look for no signs of change: just publish what is new every so many seconds.",
+    type=Duration(0.05, 604800, fractions=True),
+    metavar="TIME",
+    help="Look for no signs of change: just publish what is new so often, as 1m.",
 )
 @of_buckets
 @service_options
@@ -69,8 +73,8 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
     every hour if the dataset says how long versions are kept (--keep 7d).
 
     Several sources: --config FILE, with a [[watch]] table for each, which has `source`, `dest`, and options as the flags are
-    called (`detect_types = true`); what stands above them is meant for all. Every option can be given as a variable
-    HEADWATER_…, too.
+    called (`detect_types = true`, `rescan = "10m"`); what stands above them is meant for all. Every option can be given as
+    a variable HEADWATER_…, too.
 
     \b
     Examples:
@@ -84,7 +88,7 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
 
     service = Service("publisher watch", settings(shared))
     meters = Meters(service.registry)
-    watchers = [Watcher(task, service, meters) for task in map(task_of, jobs)]
+    watchers = [Watcher(task, service, meters) for task in made(jobs, task_of)]
     status = service.main([watcher.job for watcher in watchers])
     for watcher in watchers:
         if watcher.error is not None:
@@ -110,7 +114,7 @@ def task_of(job: dict[str, Any]) -> Task:
     if source == "-":
         raise UsageError("standard input cannot be watched; give a file")
     if "://" in source and job["every"] is None:
-        raise UsageError(f"{masked(source)} can only be asked: say how often, with --every SECONDS")
+        raise UsageError(f"{masked(source)} can only be asked: say how often, with --every TIME")
     if job["every"] is not None and job["poll"] is not None:
         raise UsageError("--every and --poll exclude each other")
     check_apart(source, dest)

@@ -19,7 +19,9 @@ class Meters:
         self.attempts = registry.counter("headwater_attempts_total", "Publishes that were tried.", label)
         self.publishes = registry.counter("headwater_publishes_total", "Versions that were published.", label)
         self.failures = registry.counter(
-            "headwater_failures_total", "Attempts that failed or were refused.", [*label, "reason"]
+            "headwater_failures_total",
+            "Attempts that failed or were refused, by the class of the error.",
+            [*label, "reason"],
         )
         self.changes = registry.counter("headwater_changes_total", "Records in the published changes.", label)
         self.written = registry.counter("headwater_written_bytes_total", "Stored bytes written.", label)

@@ -16,6 +16,7 @@ from publisher.sources.kept import Kept
 from publisher.watch.schedule import Chore, Schedule, Times, nears_expiry
 from puller.errors import HeadwaterError, Refused, SourceError, UsageError
 from puller.service.job import Job, Stopped
+from puller.service.log import about
 
 if TYPE_CHECKING:
     from publisher.keys import Keyring
@@ -183,7 +184,7 @@ class Watcher:
         self._meters.failures.add(reason=type(error).__name__, **self._label)
         tell = self._log.debug if text == self._told else self._log.warning
         self._told = text
-        tell(f"{self.task.source}: {text}{more}", event=what, error=type(error).__name__, **self._label)
+        tell(about(self.task.source, f"{text}{more}"), event=what, error=type(error).__name__, **self._label)
 
     def _succeeded(self, outcome: Outcome, *, full: bool) -> None:
         times, head = self.task.times, outcome.head
@@ -208,7 +209,7 @@ class Watcher:
         fields, text = self.task.describe(outcome)
         self._log.info(text.replace("\n", ";"), event="published", **self._label, **fields)
         for warning in outcome.report.warnings:
-            self._log.warning(f"{self.task.source}: {warning}", **self._label)
+            self._log.warning(about(self.task.source, warning), **self._label)
         for name, reason in outcome.report.skipped:
             self._log.warning(f"{self.task.source}: skipped {name}: {reason}", **self._label)
 
@@ -260,7 +261,7 @@ class Watcher:
             pass
         except Exception as error:  # noqa: BLE001 - publishing goes on, whatever is wrong here
             self._meters.collections_failed.add(**self._label)
-            self._log.warning(f"{self.task.dest}: garbage was not collected: {error}", event="gc", **self._label)
+            self._log.warning(about(self.task.dest, f"garbage was not collected: {error}"), event="gc", **self._label)
         else:
             self._meters.collections.add(**self._label)
             self._meters.collected.add(outcome.bytes_removed, **self._label)

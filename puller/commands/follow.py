@@ -20,7 +20,7 @@ from puller.commands.options import (
 )
 from puller.commands.telling import arranged
 from puller.console import EXIT_CODES, Duration, secret_option
-from puller.service.settings import ServiceCommand, service_options, settings
+from puller.service.settings import ServiceCommand, made, service_options, settings
 
 if TYPE_CHECKING:
     from puller.follow.following import Follow
@@ -84,12 +84,15 @@ def follow_command(jobs: list[dict[str, Any]], **shared: Any) -> int:
     if len({*targets}) < len(targets):
         raise UsageError("two jobs have the same target")
     service = Service("puller follow", settings(shared))
-    follows = [_follow(job, service.log.warning) for job in jobs]
     meters = Meters(service.registry)
-    followings = [Following(follow, service, meters) for follow in follows]
+    followings: list[Following] = []
+
+    def begin(job: dict[str, Any]) -> None:
+        followings.append(Following(_follow(job, service.log.warning), service, meters))
+        followings[-1].begin()
+
     try:
-        for following in followings:
-            following.begin()
+        made(jobs, begin)
         return service.main([following.job for following in followings])
     finally:
         for following in followings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from puller.console import count, size
-from puller.errors import FetchError, HeadwaterError, TargetError, Unavailable
+from puller.errors import FetchError, HeadwaterError, NotOurs, TargetError, Unavailable, UsageError
 from puller.fetch import shown, where
 from puller.follow import record as records
 from puller.follow.hooks import Event, Hook, HookFailed
@@ -27,6 +29,7 @@ from puller.plan import Way
 from puller.pull import Options, Outcome
 from puller.service.backoff import Random, pause
 from puller.service.job import Job
+from puller.service.log import about
 from puller.service.process import Service
 from puller.targets import open_target
 from puller.targets.base import State, Target
@@ -39,6 +42,7 @@ INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
 MOST_TOLD = 20
 _FIRST_RETRY = 1.0
+_ADVICE = re.compile(r"`(puller pull --[^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,11 @@ class Following:
                 for told in self._hooks:
                     told.due = float("-inf")
             if hurried or self._clock() >= due:
-                due = self._clock() + self.poll()
+                try:
+                    due = self._clock() + self.poll()
+                except HeadwaterError as error:
+                    self._give_up(error)
+                    return
 
     def close(self) -> None:
         """Let go of the target and the host."""
@@ -158,12 +166,18 @@ class Following:
                 os.rmdir(os.path.dirname(paths[0]))
 
     def poll(self) -> float:
-        """Poll once; the seconds until the next time."""
+        """Poll once; the seconds until the next time.
+
+        Raises UsageError or NotOurs where the follower never worked, and waiting changes nothing: somebody has to change
+        what it was told, or move the target away. Every other failure is noted, and leads to the next attempt.
+        """
         job, poller = self.job, self._poller
         before = poller.fetcher.requests, poller.fetcher.received
         try:
             outcome = poller.poll(self._noted, lambda *_: job.check())
         except (HeadwaterError, OSError, MemoryError) as error:
+            if isinstance(error, UsageError | NotOurs) and not job.ready:
+                raise
             return self._failed(error)
         finally:
             self._service.busy.discard(job.name)
@@ -193,20 +207,30 @@ class Following:
             self._record.told = {}  # what will be held is new to all hooks, whatever a target before it held
             self._save()
 
+    def _give_up(self, error: HeadwaterError) -> None:
+        text = advised(error, self.follow)
+        self.job.mark("refused", text)
+        self._log.error(
+            about(self.follow.name, f"{text}. Waiting would not help: nothing is followed"),
+            target=self.follow.name, error=type(error).__name__, exit_code=error.exit_code,
+        )  # fmt: skip
+        self._service.give_up(error.exit_code)
+
     def _failed(self, error: Exception) -> float:
-        failures = self.job.failed(error)
+        text = advised(error, self.follow)
+        failures = self.job.failed(text)
         if not isinstance(error, FetchError):  # a host that is away is no news, but this somebody has to look at
-            self.job.mark("refused", str(error))
+            self.job.mark("refused", text)
         target = self.follow.name
         self._meters.polls.add(target=target, result="failed")
         self._meters.failures.add(target=target, error=type(error).__name__)
         rest = float(getattr(error, "retry_after", None) or 0.0)
         wait = self._schedule.after_failure(self.interval, failures, rest)
         self._log.warning(
-            f"{target}: {error}; the next attempt is in {wait:.0f} s",
+            about(target, f"{text}; the next attempt is in {wait:.0f} s"),
             target=target, error=type(error).__name__, failures=failures, wait=round(wait, 1),
         )  # fmt: skip
-        self._record.last_error, self._record.failures = str(error), failures
+        self._record.last_error, self._record.failures = text, failures
         self._record.last_success = self.job.last_success or self._record.last_success
         self._save()
         self._show_staleness()
@@ -221,7 +245,7 @@ class Following:
         if failed:
             self._log.info(f"{target}: polls succeed again", target=target)
         for note in self._poller.health.notes if outcome is None else outcome.notes:
-            self._log.warning(f"{target}: {note}", target=target)
+            self._log.warning(about(target, note), target=target)
         if outcome is not None:
             self._tell_of(outcome, before)
         if changed and outcome is not None:
@@ -317,7 +341,7 @@ class Following:
             self._meters.hooks.add(target=target, hook=hook.name, result="failed")
             self.job.mark(hook.name, str(error))
             self._log.error(
-                f"{target}: {error}, in {wait:.0f} s",
+                about(target, f"{error}, in {wait:.0f} s"),
                 target=target,
                 hook=hook.name,
                 version=state.version,
@@ -337,6 +361,12 @@ class Following:
                 records.write(self._place, self._record)
             except TargetError as error:
                 self._log.warning(str(error), target=self.follow.name)
+
+
+def advised(error: Exception, follow: Follow) -> str:
+    """What an error says, with whole commands where it advises some: a log tells of many targets."""
+    words = shlex.join([where(follow.url), follow.name])
+    return _ADVICE.sub(lambda found: f"`{found[1]} {words}`", str(error) or type(error).__name__)
 
 
 def _trusted(outcome: Outcome, target: str) -> str:

@@ -49,12 +49,22 @@ class Meters:
         )
         self._requests = counter("headwater_requests_total", "Requests to the host.", _TARGET)
         self._received = counter("headwater_received_bytes_total", "Bytes of bodies that the host sent.", _TARGET)
-        self.polls = counter("headwater_polls_total", "Polls, by what came of them.", ("target", "result"))
+        self.polls = counter(
+            "headwater_polls_total", "Polls, by what came of them: changed, unchanged, failed.", ("target", "result")
+        )
         self.failures = counter(
             "headwater_failures_total", "Failed polls, by the class of the error.", ("target", "error")
         )
-        self._plans = counter("headwater_plans_total", "Steps, by way and reason.", ("target", "way", "reason"))
-        self.hooks = counter("headwater_hooks_total", "Runs of hooks.", ("target", "hook", "result"))
+        self._plans = counter(
+            "headwater_plans_total",
+            "Steps to another version, by the way that was taken and why (`puller pull --dry-run` explains both).",
+            ("target", "way", "reason"),
+        )
+        self.hooks = counter(
+            "headwater_hooks_total",
+            "Runs of a hook (exec, webhook), by what came of them: done, failed.",
+            ("target", "hook", "result"),
+        )
 
     def watch(self, target: str, poller: Poller, job: Job) -> None:
         """Tell of a follower from now on."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from puller.errors import HeadwaterError, UsageError
+from puller.errors import HeadwaterError, Undecided
 from puller.fetch import open_fetcher
 from puller.follow.noted import Noted
 from puller.heads import Found, read_heads
@@ -54,7 +54,7 @@ class Poller:
 
     def look(self) -> None:
         """Read what the target holds, finishing what a killed process left half done. Raises HeadwaterError."""
-        with suppress(UsageError):
+        with suppress(Undecided):
             target = self._open(None)
             try:
                 self._take(target)

@@ -14,6 +14,11 @@ FORMATS = ("text", "json")
 DEBUG, INFO, WARNING, ERROR = LEVELS = ("debug", "info", "warning", "error")
 
 
+def about(name: str, text: str) -> str:
+    """A text with the name of what it is about before it, which many errors begin with by themselves."""
+    return text if text.startswith((f"{name}:", f"{name} ", f"{name}/")) else f"{name}: {text}"
+
+
 class Log:
     """Writes events of a level and above. A log that cannot be written stops nothing. Threads may share it.
 

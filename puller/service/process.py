@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from puller.errors import TargetError
 from puller.service import metrics
 from puller.service.job import Job, Stopped
-from puller.service.log import Log
+from puller.service.log import Log, about
 from puller.service.metrics import Registry
 from puller.service.notify import Notifier
 from puller.service.web import Server
@@ -55,6 +55,7 @@ class Service:
         self.abandoned = False
         """Whether a job was still at work when `run` returned: end the process at once then, it must not wait for it."""
         self._crashed = False
+        self._gave_up: int | None = None
         self._ended, self._lock = 0, threading.Lock()
         self._told = ""
         self._ready = False
@@ -110,13 +111,18 @@ class Service:
         finally:
             self.busy.discard(job.name)
 
+    def give_up(self, code: int) -> None:
+        """End the process with this exit code: a job cannot do what it was told to, however long it waits."""
+        self._gave_up = code
+        self._ring()
+
     def health(self) -> tuple[bool, str]:
         """Whether all jobs are well, and a line for each."""
         lines, well = [], True
         for job in self.jobs:
             problems = job.problems()
             well = well and not problems
-            lines.append(f"{job.name}: {'; '.join(problems) if problems else f'ok, {job.status}'}\n")
+            lines.append(f"{about(job.name, '; '.join(problems) if problems else f'ok, {job.status}')}\n")
         return well, "".join(lines)
 
     def _pages(self) -> dict[str, Callable[[], tuple[int, str, str]]]:
@@ -167,7 +173,7 @@ class Service:
             every.append(self._notifier.watchdog / 3)
         if self.settings.metrics_file is not None:
             every.append(WRITTEN_EVERY)
-        while self._ended < len(threads) and not self._crashed:
+        while self._ended < len(threads) and not self._crashed and self._gave_up is None:
             self._tell_systemd()
             self._write_metrics()
             select.select([self._reads], [], [], min(every))
@@ -221,7 +227,7 @@ class Service:
             time.sleep(0.01)
         self._write_metrics()
         self.log.info("stopped")
-        return 1 if self._crashed else 0
+        return 1 if self._crashed else self._gave_up or 0
 
 
 def write_atomically(path: str, text: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from puller.console import Duration, together
+from puller.console import together
 from puller.errors import UsageError
 from puller.service.log import DEBUG, ERROR, FORMATS, INFO
 
@@ -20,6 +21,9 @@ SECRETS = ("SECRET", "SIGNING_KEY")
 GIVEN = ("NAME", "EPOCH", "VERSION", "PREVIOUS_EPOCH", "PREVIOUS_VERSION", "CANDIDATE", "TARGET", "URL", "CHANGES")
 """Variables that commands which headwater starts are given; one of these may be a service."""
 CONFIG = "config"
+Made = TypeVar("Made")
+_ORIGINS = "headwater.origins"
+"""In a context's `meta`: what errors call each job, empty without a file."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +58,50 @@ class ServiceCommand(click.Command):
         probe.default_map = given
         super().parse_args(probe, list(args))
         path = probe.params.get(CONFIG)
-        top, tables = ({}, []) if path is None else self._load(path)
+        top, tables, origins = ({}, [], [""]) if path is None else self._load(path)
         if tables and any(probe.params.get(p.name or "") for p in self.params if isinstance(p, click.Argument)):
             raise UsageError(
                 f"{path} has [[{self.table}]] tables, and arguments name another job; give one or the other"
             )
         jobs = []
-        for table in tables or [{}]:
+        for table, origin in zip(tables or [{}], origins, strict=True):
             child = click.Context(self, info_name=ctx.info_name, parent=ctx.parent)
             child.default_map = {**top, **table, **given}
-            super().parse_args(child, list(args))
+            try:
+                super().parse_args(child, list(args))
+            except click.UsageError as error:
+                if not _is_of_file(error, child, given):
+                    raise
+                with _said_of(origin):
+                    raise
             jobs.append({name: value for name, value in child.params.items() if name not in self.shared})
             shared = {name: value for name, value in child.params.items() if name in self.shared}
         ctx.params = {**shared, "jobs": jobs}
+        ctx.meta[_ORIGINS] = origins
         return []
 
-    def _load(self, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The settings at the top of a file, and those of each job. Raises UsageError."""
+    def _load(self, path: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+        """The settings at the top of a file, those of each job, and what errors call each job. Raises UsageError."""
         top = read_toml(path)
         tables = top.pop(self.table, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise UsageError(f"{path}: write a job as [[{self.table}]], not otherwise")
         _check_keys(path, top, {*self._named(), self.table} - {CONFIG})
-        for table in tables:
-            _check_keys(f"{path}: [[{self.table}]]", table, {*self._named()} - self.shared)
-        return self._by_param(top), list(map(self._by_param, tables))
+        with _said_of(path):
+            above = self._by_param(top)
+        origins = [f"{path}: [[{self.table}]] {n}{self._about(table)}" for n, table in enumerate(tables, 1)]
+        below = []
+        for origin, table in zip(origins, tables, strict=True):
+            _check_keys(origin, table, {*self._named()} - self.shared)
+            with _said_of(origin):
+                below.append(self._by_param(table))
+        return above, below, origins or [path]
+
+    def _about(self, table: Mapping[str, Any]) -> str:
+        """What a job's arguments are, as far as its table says."""
+        names = [param.name for param in self.params if isinstance(param, click.Argument)]
+        said = [str(table[name]) for name in names if name in table]
+        return f" ({' -> '.join(said)})" if said else ""
 
     def _environment(self, environment: Mapping[str, str]) -> dict[str, Any]:
         """The values that variables give. Raises UsageError for one with our prefix that nobody knows."""
@@ -105,11 +128,39 @@ def _typed(name: str, param: click.Parameter, value: Any) -> Any:
     values = value if isinstance(value, list) and several else [value]
     if any(isinstance(one, (list, dict)) for one in values):
         raise UsageError(f"{name} = {value!r}: {'texts are' if several else 'one value is'} meant here")
-    if isinstance(param.type, (Duration, click.types.StringParamType)):
-        for one in values:
-            if not isinstance(one, str):
-                raise UsageError(f"{name} = {one!r}: a text is meant here, in quotes")
+    if isinstance(param.type, click.types.StringParamType) and not all(isinstance(one, str) for one in values):
+        raise UsageError(f"{name} = {value!r}: a text is meant here, in quotes")
     return values if several else value
+
+
+def made(jobs: Sequence[dict[str, Any]], make: Callable[[dict[str, Any]], Made]) -> list[Made]:
+    """What `make` makes of each job of the command under way. A UsageError names the file and the job that it is about."""
+    found = []
+    for job, origin in zip(jobs, click.get_current_context().meta[_ORIGINS], strict=True):
+        with _said_of(origin):
+            found.append(make(job))
+    return found
+
+
+@contextmanager
+def _said_of(origin: str) -> Iterator[None]:
+    """Let an error say what it is about: a file, and a job in it."""
+    try:
+        yield
+    except (UsageError, click.UsageError) as error:
+        if not origin:
+            raise
+        text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        raise UsageError(f"{origin}: {text}") from error
+
+
+def _is_of_file(error: click.UsageError, context: click.Context, given: Mapping[str, Any]) -> bool:
+    """Whether an error is about what a file says, or lacks, and not about a flag or a variable."""
+    param = error.param if isinstance(error, click.BadParameter) else None
+    if param is None or param.name is None or isinstance(error, click.MissingParameter):
+        return True
+    source = context.get_parameter_source(param.name)
+    return source is click.core.ParameterSource.DEFAULT_MAP and param.name not in given
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -144,12 +195,24 @@ def _near(name: str, names: set[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
 
 
+def _address(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    from puller.service.web import parse_address
+
+    try:
+        if value is not None:
+            parse_address(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 service_options = together(
     click.option(
         "--config", metavar="FILE", help="A TOML file with settings, and with several jobs, each as a table of its own."
     ),
     click.option(
         "--listen",
+        callback=_address,
         metavar="HOST:PORT",
         help="Serve /healthz, /livez and /metrics there (as 127.0.0.1:9100; default: nowhere).",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from puller.errors import UsageError
+from puller.errors import Undecided, UsageError
 from puller.passwords import masked
 from puller.postgresql import is_address
 from puller.sqlitefile import is_database
@@ -26,7 +26,8 @@ _ENDINGS = {
 def form_of(path: str, kind: str | None) -> str:
     """Which form of target `path` asks for, given the dataset's kind where that is known.
 
-    What is there decides, then the name's ending, then the kind. Raises UsageError where they say nothing.
+    What is there decides, then the name's ending, then the kind. Raises UsageError where they say nothing, Undecided where
+    the kind may.
     """
     if is_address(path):
         return "postgres"
@@ -42,7 +43,7 @@ def form_of(path: str, kind: str | None) -> str:
         return "folder"
     if kind == "files":
         raise UsageError(f"{path}: this dataset is a folder of files; name a folder, or say --as folder")
-    raise UsageError(
+    raise (Undecided if kind is None else UsageError)(
         f"{path}: cannot tell what to make; name it *.db or *.sqlite (SQLite), *.jsonl (JSON Lines), *.csv, *.tsv or "
         "*.parquet, or use --as"
     )

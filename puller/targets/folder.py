@@ -184,7 +184,7 @@ class FolderTarget:
         return NotOurs(
             f"{self.where} is not empty and was not made by headwater; nothing was written. "
             "Use an empty folder, or --adopt to keep its other files and overwrite those the dataset names "
-            "(with --dry-run it only names them)"
+            "(`puller pull --adopt --dry-run` only names them)"
         )
 
     def records(self) -> Iterator[Run]:
@@ -255,7 +255,7 @@ class FolderTarget:
 
     def _damaged(self, error: Exception) -> TargetError:
         return TargetError(
-            f"the bookkeeping of {self.where} is damaged ({error}); delete {DATA}/ in it and pull with --adopt"
+            f"the bookkeeping of {self.where} is damaged ({error}); delete {DATA}/ in it and run `puller pull --adopt`"
         )
 
     def _stored(self, table: str) -> State | None:

@@ -168,7 +168,7 @@ class OneFileTarget(ABC):
                 [self.where],
             )
         if held is not None and not there and not opening.replace:
-            raise LocalEdits(f"{self.where} is gone; pull with --overwrite to write it again", [self.where])
+            raise LocalEdits(f"{self.where} is gone; run `puller pull --overwrite` to write it again", [self.where])
         return held
 
     def records(self) -> Iterator[Run]:
@@ -231,7 +231,7 @@ class OneFileTarget(ABC):
             return None
         except (OSError, msgspec.DecodeError) as error:
             raise TargetError(
-                f"the bookkeeping of {self.where} is damaged ({error}); delete {self._side} and pull with --adopt"
+                f"the bookkeeping of {self.where} is damaged ({error}); delete {self._side} and run `puller pull --adopt`"
             ) from error
         settled = [held for held in helds if not held.pending]
         if len(helds) == len(settled):

@@ -210,7 +210,7 @@ class SQLiteTarget:
             if "decode to UTF-8" in str(error):
                 raise LocalEdits(
                     f"{self.where} was changed since it was pulled: a text in it is no UTF-8; what was "
-                    "there was kept. Mend it, or pull with --overwrite",
+                    "there was kept. Mend it, or run `puller pull --overwrite`",
                     [self.where],
                 ) from error
             damaged = "malformed" in str(error) or "not a database" in str(error)

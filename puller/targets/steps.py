@@ -256,20 +256,20 @@ class StepWriter:
         if edited and not self._opening.overwrite:
             raise LocalEdits(
                 f"{len(edited)} of the files to be replaced were changed here since they were pulled "
-                f"({_names(edited)}); nothing was written. Move your changes away, or pull with --overwrite",
+                f"({_names(edited)}); nothing was written. Move your changes away, or run `puller pull --overwrite`",
                 edited,
             )
         replaced = [name for name in self._edits.blockers if self._holds_below(os.fsencode(name))]
         if replaced and not (self._opening.replace and self._opening.overwrite):
             raise LocalEdits(
                 f"folders of the dataset were replaced here by something else ({_names(replaced)}); nothing was "
-                "written. Move that away, or pull with --overwrite",
+                "written. Move that away, or run `puller pull --overwrite`",
                 replaced,
             )
         if foreign and not (self._opening.adopt or self._opening.overwrite):
             raise NotOurs(
                 f"{len(foreign)} paths of the dataset are taken by files that headwater did not write "
-                f"({_names(foreign)}); nothing was written. Move them away, or pull with --adopt to overwrite them"
+                f"({_names(foreign)}); nothing was written. Move them away, or run `puller pull --adopt` to overwrite them"
             )
         self._clear(foreign + edited)
         self._changes.overwritten = sorted({*edited, *foreign})

@@ -64,7 +64,7 @@ def check_edits(
     if missing and missing != list(made):
         raise LocalEdits(
             f"tables or columns of the dataset are gone from {where} ({', '.join(missing[:5])}); nothing was written. "
-            "To write all of them again: pull with --overwrite",
+            "To write all of them again: run `puller pull --overwrite`",
             missing,
         )
     if missing:
@@ -72,11 +72,11 @@ def check_edits(
     if added := extra():
         raise LocalEdits(
             f"{where} has columns that headwater did not make ({', '.join(added[:5])}), and their tables must be written "
-            "anew; nothing was written. Move them away, or pull with --overwrite",
+            "anew; nothing was written. Move them away, or run `puller pull --overwrite`",
             added,
         )
     if f"{checksum():032x}" != state.checksum:
         raise LocalEdits(
             f"rows of {where} were changed since they were pulled, and its tables must be written anew; nothing was "
-            "written. Move your changes away, or pull with --overwrite"
+            "written. Move your changes away, or run `puller pull --overwrite`"
         )

@@ -339,17 +339,20 @@ def test_an_interrupted_pull_keeps_the_old_state(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "puller.cli", "pull", tmp_path / "d", tmp_path / "c"], stderr=subprocess.PIPE
     )
-    while not (tmp_path / "c/.headwater/staging").exists():
+    while process.poll() is None and not (tmp_path / "c/.headwater/staging").exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert b"Traceback" not in err
-    if process.returncode != 0:
-        assert process.returncode == 130
+    new = tree(tmp_path / "s")
+    if process.returncode == 130:
         assert puller("verify", tmp_path / "c").status == 0
-        assert tree(tmp_path / "c") in (old, tree(tmp_path / "s"))
+        assert tree(tmp_path / "c") in (old, new)
+    else:  # the signal came when all was done, perhaps while the process was already ending
+        assert process.returncode in (0, -signal.SIGINT)
+        assert tree(tmp_path / "c") == new
     puller("pull", tmp_path / "d", tmp_path / "c")
-    assert tree(tmp_path / "c") == tree(tmp_path / "s")
+    assert tree(tmp_path / "c") == new
 
 
 def test_progress_on_a_terminal_only(data):

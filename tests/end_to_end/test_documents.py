@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from publisher.watch import meters as watch_meters
+from puller.follow import meters as follow_meters
+from puller.service.process import Service
+from puller.service.settings import Settings
+
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.S | re.M)
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
@@ -111,3 +116,15 @@ def test_architecture_names_every_module():
         for path in (ROOT / package).rglob("*.py"):
             if path.stem not in ("__init__", "base", "cli") and path.parent.name != "commands":
                 assert f"{path.stem}.py`" in text or f"`{path.stem}`" in text, path
+
+
+@pytest.mark.parametrize(("package", "meters"), [("puller", follow_meters.Meters), ("publisher", watch_meters.Meters)])
+def test_guides_list_all_metrics(package, meters):
+    service = Service(package, Settings())
+    meters(service.registry)
+    told = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
+        for metric in service.registry._metrics.values()
+    ]
+    guide = (ROOT / package / "GUIDE.md").read_text().splitlines()
+    assert [line for line in guide if line.startswith("| `headwater_")] == told

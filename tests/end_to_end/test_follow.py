@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,6 @@ from puller.follow.record import read
 from puller.pull import Options
 from puller.service.process import Service
 from puller.service.settings import Settings
-from puller.targets import open_target
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
 from tests.hostile_host import Reply, files, head, hostile
@@ -294,13 +294,59 @@ def test_a_local_edit_is_kept_and_told(tmp_path, source):
         change(source, a="theirs")
         one.poll()
         assert (tmp_path / "copy/a").read_text() == "mine"
-        assert "changed" in one.job.problems()[0]
+        assert f"run `puller pull --overwrite {tmp_path / 'd'} {tmp_path / 'copy'}`" in one.job.problems()[0]
         assert metric(one, "headwater_failures_total", error="LocalEdits") == 1
         assert metric(one, "headwater_lag_versions") == 1
         puller("verify", "--repair", tmp_path / "copy", check=None)
         one.poll()
         assert one.job.problems() == []
         assert tree(tmp_path / "copy") == tree(source)
+
+
+def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
+    """Told, with the exit code of a pull; what is only missing yet is waited for."""
+    rows, dest = tmp_path / "rows.jsonl", tmp_path / "rows"
+    rows.write_text('{"k": 1}\n')
+    publisher("publish", rows, dest, "--key", "k")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/file").write_text("theirs")
+    for status, told, *arguments in [
+        (2, "--atomic is for folders", "--atomic", dest, tmp_path / "c.db"),
+        (2, "cannot tell what to make", dest, tmp_path / "c.txt"),
+        (2, "cannot be kept in a folder", "--as", "folder", dest, tmp_path / "c"),
+        (2, "has no table 'x'", "--table", "x", dest, tmp_path / "c.db"),
+        (2, "not the folder of a dataset", rows, tmp_path / "c"),
+        (3, "`puller pull --adopt --dry-run ", tmp_path / "d", tmp_path / "others"),
+    ]:
+        ended = puller("follow", *arguments, check=status)
+        assert told in ended.err
+        assert "next attempt" not in ended.err
+    config = tmp_path / "follow.toml"
+    config.write_text(
+        f'[[follow]]\nurl = "{tmp_path}/d"\ntarget = "{tmp_path}/copy"\n'
+        f'[[follow]]\nurl = "{dest}"\ntarget = "{tmp_path}/c.db"\natomic = true\n'
+    )
+    ended = puller("follow", "--config", config, check=2)
+    assert f"follow.toml: [[follow]] 2 ({dest} -> {tmp_path}/c.db): " in ended.err
+    config.write_text(config.read_text().replace("c.db", "c.txt").replace("atomic = true", ""))
+    assert "cannot tell what to make" in puller("follow", "--config", config, check=2).err
+    assert tree(tmp_path / "others") == {"file": ("f", b"theirs")}
+    assert not (tmp_path / "c.db").exists()
+
+
+def test_what_was_followed_before_is_not_given_up(tmp_path, source):
+    """The host's dataset may become what it was."""
+    with following(tmp_path / "d", tmp_path / "copy") as one:
+        one.poll()
+    (tmp_path / "d").rename(tmp_path / "away")
+    (tmp_path / "d").write_text("no folder")
+    with following(tmp_path / "d", tmp_path / "copy") as one:
+        assert one.poll() > 0
+        assert "not the folder of a dataset" in one.job.failure.reason
+        (tmp_path / "d").unlink()
+        (tmp_path / "away").rename(tmp_path / "d")
+        one.poll()
+        assert one.job.problems() == []
 
 
 def test_parts_are_followed(tmp_path, source):
@@ -520,14 +566,17 @@ def test_nothing_is_left_where_nothing_was_ever_held(tmp_path, source):
     assert os.listdir(tmp_path / "empty") == []
 
 
-@pytest.mark.parametrize("polls", [100, pytest.param(2880, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("polls", [150, pytest.param(2880, marks=pytest.mark.slow)])
 def test_a_day_of_polls_leaks_nothing(tmp_path, source, nginx, polls):
-    """2,880 polls 30 s apart, a change after every fifty, an hourly unconditional one; nginx cuts connections now and then."""
+    """2,880 polls 30 s apart, a change after every fifty, an hourly unconditional one; nginx cuts connections now and then.
+
+    What leaks grows in each third of them, by something a poll; caches, pools and the memory of the system's allocator do not.
+    """
     (tmp_path / "d").rename(nginx.root / "d")
     clock = Clock()
     with following(f"{nginx.url}/d", tmp_path / "copy", Command("cat > /dev/null"), clock=clock) as one:
 
-        def run(count: int) -> tuple[int, int, int]:
+        def run(count: int) -> list[int]:
             for n in range(count):
                 if n % 50 == 0:
                     (source / "a").write_text(f"{clock.time}")
@@ -536,60 +585,27 @@ def test_a_day_of_polls_leaks_nothing(tmp_path, source, nginx, polls):
                 one.tell_hooks()
                 clock.time += 30
             gc.collect()
-            return len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects())
+            return [
+                len(os.listdir("/proc/self/fd")),
+                threading.active_count(),
+                len(gc.get_objects()),
+                sys.getallocatedblocks(),
+                resident(),
+            ]
 
-        descriptors, threads, objects = run(101)
-        before = resident()
-        after = run(polls)
-        assert after[:2] == (descriptors, threads)
-        assert after[2] - objects < polls // 2  # one object a poll would show; caches of the standard library fill up
-        assert resident() - before < 2 << 20
+        third = polls // 3
+        levels = [run(51), *(run(third) for _ in range(3))]
+        steps = [map(int.__sub__, after, before) for before, after in itertools.pairwise(levels)]
+        descriptors, threads, objects, blocks, memory = map(min, zip(*steps, strict=True))
+        assert max(descriptors, threads) <= 0
+        assert max(objects, blocks) < third
+        assert memory < 1 << 20
         assert tree(tmp_path / "copy") == tree(source)
         assert metric(one, "headwater_polls_total", result="failed") == 0
 
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_copy_is_whole_and_the_command_ran_for_it(tmp_path, seconds):
-    """kill -9 in a loop, while versions are published: a database is always one of them, without anybody's help."""
-    r = random.Random(seconds)
-    rows, dest, copy, ran = tmp_path / "rows.jsonl", tmp_path / "d", tmp_path / "copy.db", tmp_path / "ran"
-    published = set()
-
-    def publish() -> None:
-        rows.write_text("".join(f'{{"k": {n}, "v": {r.random()}}}\n' for n in range(r.randint(200, 2000))))
-        publisher("publish", rows, dest, "--key", "k", "--allow-shrink")
-        published.add(publisher("status", "--json", dest).json["checksum"])
-
-    publish()
-    arguments = ("--interval", "1s", "--exec", f"echo $HEADWATER_VERSION >> {ran}", dest, copy)
-    end = time.monotonic() + seconds
-    kills = 0
-    while time.monotonic() < end:
-        process = start(*arguments, HEADWATER_QUIET="1")
-        if r.random() < 0.7:
-            publish()
-        time.sleep(r.uniform(0.1, 0.7) if kills % 2 else r.uniform(0.7, 1.0))
-        process.kill()
-        process.communicate()
-        kills += 1
-        if copy.exists():
-            target = open_target(str(copy))
-            state = target.state()
-            assert state is None or (state.checksum in published and target.check().equals(state))
-            target.close()
-    last = publisher("status", "--json", dest).json["version"]
-    process = start(*arguments)
-    until(lambda: ran.exists() and ran.read_text().split()[-1:] == [str(last)])
-    process.terminate()
-    process.communicate(timeout=20)
-    assert puller("status", "--json", copy).json["version"] == last
-    versions = list(map(int, ran.read_text().split()))
-    assert versions == sorted(versions)
-    assert kills
 
 
 def test_a_postgresql_database_has_one_follower_for_as_long_as_that_is_connected(new_database, tmp_path):

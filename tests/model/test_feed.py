@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from puller import UNKNOWN, Feed, Replica
 from puller.wire.head import format_head, parse_head
-from tests.model.test_replica import Bytes, Files, Model, Tables
+from tests.model.test_replica import Bytes, Files, Model, Tables, exact
 
 
 def normal(state: dict) -> dict:
     """A column that is None is the same as none: an added one changes no row."""
     return {
-        key: repr({n: v for n, v in value.items() if v is not None} if isinstance(value, dict) else value)
+        key: exact({n: v for n, v in value.items() if v is not None} if isinstance(value, dict) else value)
         for key, value in state.items()
     }
 
@@ -62,7 +62,7 @@ class Consumer:
         assert self.last is None or self.last < bound
         self.last = bound
         if event.old is not UNKNOWN and (event.since is None or self.clean == event.since):
-            assert repr(self.mirror.get(event.key)) == repr(event.old)
+            assert exact(self.mirror.get(event.key)) == exact(event.old)
         if event.new is None:
             self.mirror.pop(event.key, None)
         else:

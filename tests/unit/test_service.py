@@ -16,14 +16,16 @@ from collections.abc import Callable
 import click
 import pytest
 
+from puller.console import Duration
 from puller.errors import TargetError, UsageError
 from puller.service.backoff import jittered, pause
 from puller.service.job import STALLED, Job, Stopped
-from puller.service.log import Log
+from puller.service.log import Log, about
 from puller.service.metrics import Registry
 from puller.service.notify import Notifier, without_systemd
 from puller.service.process import Service, write_atomically
 from puller.service.settings import ServiceCommand, Settings, service_options, settings
+from puller.service.settings import made as each_made
 from puller.service.web import parse_address
 
 
@@ -265,7 +267,7 @@ def test_a_fault_of_ours_ends_the_process(capfd):
 @click.argument("url")
 @click.option("--mirror", "mirrors", multiple=True)
 @click.option("--secret")
-@click.option("--interval", type=int)
+@click.option("--interval", type=Duration(1, 3600))
 @click.option("--adopt", is_flag=True)
 @service_options
 def command(jobs, **shared):
@@ -318,7 +320,7 @@ def test_flags_count_before_variables_before_the_file(tmp_path, monkeypatch):
     ("text", "arguments", "told"),
     [
         ("intervall = 3", (), "'intervall' is no setting here; did you mean interval?"),
-        ("[[job]]\nlisten = 'x'", (), "[[job]]: 'listen' is no setting here"),
+        ("[[job]]\nlisten = 'x'", (), "jobs.toml: [[job]] 1: 'listen' is no setting here"),
         ("[job]\nurl = 'x'", (), "write a job as [[job]]"),
         ("config = 'x'", (), "'config' is no setting"),
         ("[[job]]\nurl = 'x'", ("url",), "give one or the other"),
@@ -333,6 +335,63 @@ def test_slips_in_the_file_are_told(tmp_path, monkeypatch, text, arguments, told
     assert told in str(error.value)
 
 
+def test_what_is_made_of_a_job_may_find_slips_too(tmp_path, monkeypatch):
+    def make(job):
+        if job["url"] == "b":
+            raise UsageError("b cannot be")
+        return job["url"]
+
+    @click.command("run", cls=ServiceCommand, table="job")
+    @click.argument("url")
+    @service_options
+    def command(jobs, **shared):
+        return each_made(jobs, make)
+
+    path = tmp_path / "jobs.toml"
+    path.write_text("[[job]]\nurl = 'a'\n[[job]]\nurl = 'c'")
+    assert command.main(["--config", str(path)], standalone_mode=False) == ["a", "c"]
+    path.write_text("[[job]]\nurl = 'a'\n[[job]]\nurl = 'b'")
+    with pytest.raises(UsageError, match=r"jobs.toml: \[\[job\]\] 2 \(b\): b cannot be"):
+        command.main(["--config", str(path)], standalone_mode=False)
+    with pytest.raises(UsageError, match=r"^b cannot be"):
+        command.main(["b"], standalone_mode=False)
+    path.write_text("listen = ':80'")
+    with pytest.raises(click.BadParameter, match=r"^'there' is no address"):  # the flag's fault, not the file's
+        command.main(["--config", str(path), "--listen", "there", "a"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("30s", 30),
+        ("90", 90),
+        (7, 7),
+        ("2h", 7200),
+        ("1.5m", 90),
+        ("4w", 2419200),
+        ("0.2", 0.2),
+        (0.2, 0.2),
+        ("0.5s", 0.5),
+    ],
+)
+def test_spans_of_time(value, seconds):
+    found = Duration(0.05, fractions=True).convert(value, None, None)
+    assert (found, type(found)) == (seconds, type(seconds))
+
+
+@pytest.mark.parametrize("value", ["", "s", "0", "-1", "1 d", "7 days", "1e3", "1.5", 0.2, True, "5y", "٣s", "2d"])
+def test_what_is_no_span_of_time(value):
+    with pytest.raises(click.BadParameter):
+        Duration(1, 86400).convert(value, None, None)
+
+
+def test_a_name_is_said_once():
+    assert about("p.jsonl", "it is gone") == "p.jsonl: it is gone"
+    assert about("p.jsonl", "p.jsonl: line 3: no") == "p.jsonl: line 3: no"
+    assert about("/a/s", "/a/s/file cannot be read") == "/a/s/file cannot be read"
+    assert about("d", "damaged") == "d: damaged"
+
+
 def test_a_variable_that_nobody_knows_is_told(monkeypatch):
     with pytest.raises(UsageError, match="HEADWATER_INTERVALL is no setting here; did you mean HEADWATER_INTERVAL"):
         resolved(monkeypatch, "url", HEADWATER_INTERVALL="3")
@@ -341,8 +400,15 @@ def test_a_variable_that_nobody_knows_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[[job]]\nurl = ['x']", "one value is meant here"),
-        ("[[job]]\nurl = 7", "a text is meant here, in quotes"),
+        (
+            "[[job]]\nurl = 'x'\n[[job]]\nurl = ['x']",
+            "jobs.toml: [[job]] 2 (['x']): url = ['x']: one value is meant here",
+        ),
+        ("[[job]]\nurl = 7", "jobs.toml: [[job]] 1 (7): url = 7: a text is meant here, in quotes"),
+        ("adopt = [true]", "jobs.toml: adopt = [True]: one value is meant here"),
+        ("[[job]]\nurl = 'x'\ninterval = 'often'", "jobs.toml: [[job]] 1 (x): Invalid value for '--interval': 'often'"),
+        ("url = 'x'\ninterval = 0", "jobs.toml: Invalid value for '--interval': 0 is"),
+        ("listen = 'here'\n[[job]]\nurl = 'x'", "jobs.toml: [[job]] 1 (x): Invalid value for '--listen': 'here' is no"),
     ],
 )
 def test_values_of_another_type_are_told(tmp_path, monkeypatch, text, told):
