@@ -132,6 +132,14 @@ def has_triggers(db: psycopg.Connection[Any], name: str) -> bool:
     return one_text(db, query, (name,)) is not None
 
 
+def changed_by_triggers(form: Form) -> TargetError:
+    """What to raise where they did."""
+    return TargetError(
+        f"triggers of table {form.table.name!r} change the rows that are written to it; what was there was kept. Let them "
+        "leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
+    )
+
+
 def check_encoding(db: psycopg.Connection[Any], where: str) -> None:
     """Raise TargetError for a database that cannot keep every text."""
     encoding = one_text(db, "SHOW server_encoding")

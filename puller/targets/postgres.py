@@ -27,6 +27,7 @@ from puller.targets.pgtables import (
     OID,
     FollowerLock,
     bookkeeping,
+    changed_by_triggers,
     check_encoding,
     has_triggers,
     is_there,
@@ -483,7 +484,7 @@ class _Stage:
         if self._counts[0]:
             self._db.execute(self._form.upsert(self._rows))
             if has_triggers(self._db, self._form.table.name) and one_text(self._db, self._form.changed(self._rows)):
-                raise _changed_by_triggers(self._form)
+                raise changed_by_triggers(self._form)
 
 
 class _Load:
@@ -547,7 +548,7 @@ class _Load:
         db = self._db
         for name, checksum in self._sums.items():
             if sum(run_sum(*run) for run in pages(db, forms[name])) % MODULUS != checksum % MODULUS:
-                raise _changed_by_triggers(forms[name])
+                raise changed_by_triggers(forms[name])
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
@@ -574,13 +575,6 @@ class _Load:
                 db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
         for sql in grants:
             db.execute(sql)
-
-
-def _changed_by_triggers(form: Form) -> TargetError:
-    return TargetError(
-        f"triggers of table {form.table.name!r} change the rows that are written to it; what was there was kept. Let them "
-        "leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
-    )
 
 
 def _extends(old: Form, new: Form) -> bool:
