@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from puller.errors import UsageError
+from puller.passwords import masked
 
 CONNECTING = 10.0
 """Seconds that a host has, at most, to take a connection."""
@@ -76,13 +77,9 @@ class Pool:
         self._timeout = timeout
         self._host, self._port, self._secure = _origin(address)
         self._proxy = _proxy(address)
-        self._through = None if self._proxy is None else _origin(self._proxy)
+        self._through = None if self._proxy is None else _through(self._proxy, self._secure)
         self._to_proxy = {} if self._proxy is None else authorization(self._proxy, "Proxy-Authorization")
         self._context = _context() if self._secure or (self._through is not None and self._through[2]) else None
-        if self._secure and self._through is not None and self._through[2]:
-            raise UsageError(
-                f"{self._proxy}: a proxy that is itself reached by https is not supported for https addresses"
-            )
         self._idle: list[HTTPConnection] = []
         self._room = threading.BoundedSemaphore(most)
 
@@ -182,6 +179,22 @@ def _origin(url: str) -> tuple[str, int, bool]:
     if not parts.hostname:
         raise UsageError(f"{url} is not a proper address: it names no host")
     return parts.hostname, port, secure
+
+
+def _through(proxy: str, secure: bool) -> tuple[str, int, bool]:
+    """Host, port and TLS of a proxy. Raises UsageError for one that an address, reached by TLS or not, cannot be reached by."""
+    scheme = proxy.partition("://")[0].lower()
+    if scheme == "http" or (scheme == "https" and not secure):
+        return _origin(proxy)
+    what = (
+        "https addresses are not reached through a proxy that is itself reached by https"
+        if scheme == "https"
+        else (f"proxies of the kind {scheme}:// are not supported")
+    )
+    raise UsageError(
+        f"the proxy {masked(proxy)} cannot be used: {what}. Name one with http:// (HTTPS_PROXY, HTTP_PROXY), or the host "
+        "in NO_PROXY"
+    )
 
 
 def _context() -> ssl.SSLContext:

@@ -16,6 +16,7 @@ from publisher.sources.pgcatalogue import Relation, Skipped, read_query, read_ta
 from publisher.sources.sorting import Duplicate, Rows, Sorter
 from puller import postgresql
 from puller.errors import Invalid, SourceError, UsageError
+from puller.passwords import masked
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_INLINE, MAX_KEY, encode
 from puller.wire.keys import decode_key, encode_keys
@@ -62,7 +63,7 @@ class PostgresSource:
     ) -> None:
         if query is not None and not key:
             raise UsageError("--query takes --key COLUMN (repeatable): by what its rows are told apart")
-        self.where = postgresql.shown(address)
+        self.where = masked(address)
         self._address = address
         self._wanted = list(wanted)
         self._key = list(key)

@@ -122,6 +122,12 @@ class Form:
         action = f"DO UPDATE SET {update}" if update else "DO NOTHING"
         return f"INSERT INTO {self.at} ({columns}) SELECT {columns} FROM {staged} ON CONFLICT ({self.order}) {action}"
 
+    def changed(self, staged: str) -> str:
+        """SELECT of a staged row that does not lie in the table as it was staged."""
+        own, other = (", ".join(f"{at}.{name}::text" for name in self.columns) for at in "ts")
+        join = f"LEFT JOIN {self.at} AS t ON {self._same('s', self.key)}"
+        return f"SELECT true FROM {staged} AS s {join} WHERE ROW({own}) IS DISTINCT FROM ROW({other}) LIMIT 1"
+
     def remove(self, staged: str) -> str:
         """DELETE of the rows with staged keys."""
         return f"DELETE FROM {self.at} AS t USING {staged} AS s WHERE " + self._same("s", self.key)

@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from puller.errors import NotOurs
-from puller.postgresql import BOOKKEEPING, quote
+from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.pgforms import Form
-from puller.targets.pgtables import OID, is_there, lock_out_readers
+from puller.targets.pgtables import OID, changed_by_triggers, has_triggers, is_there, lock_out_readers, pages
+from puller.wire.checksum import MODULUS, run_sum
 
 if TYPE_CHECKING:
     import psycopg
@@ -66,6 +67,8 @@ class Stage:
             self._db.execute(self._form.remove(self._gone))
         if self._counts[0]:
             self._db.execute(self._form.upsert(self._rows))
+            if has_triggers(self._db, self._form.table.name) and one_text(self._db, self._form.changed(self._rows)):
+                raise changed_by_triggers(self._form)
 
 
 class _Copy:
@@ -114,6 +117,8 @@ class Load:
         self._made = made
         self._places: dict[str, str] = {}
         self._in_place: set[str] = set()
+        self._sums: dict[str, int] = {}
+        """Checksums of the rows that tables with triggers are given."""
         self._at: Form | None = None
         self._copy: _Copy | None = None
 
@@ -126,6 +131,8 @@ class Load:
             self._db.execute(f"DELETE FROM {form.at}")
             self._places[name] = form.at
             self._in_place.add(name)
+            if has_triggers(self._db, name):
+                self._sums[name] = 0
             return
         if there and old is None:
             raise NotOurs(f"{self._where} has a table {name} of its own; nothing was written")
@@ -141,6 +148,8 @@ class Load:
             name = form.table.name
             statement = form.copy(self._places[name], numbers, freeze=name not in self._in_place)
             self._at, self._copy = form, _Copy(self._db, statement)
+        if form.table.name in self._sums:
+            self._sums[form.table.name] += run_sum(keys, values)
         for n in range(0, len(keys), _ROWS):
             columns = form.full_columns(keys[n : n + _ROWS], values[n : n + _ROWS])
             self._copy.write(form.write(columns, numbers))
@@ -159,10 +168,17 @@ class Load:
         """Make keys and indexes, and let new tables take the places of old ones."""
         self._end()
         db = self._db
+        for name, checksum in self._sums.items():
+            if sum(run_sum(*run) for run in pages(db, forms[name])) % MODULUS != checksum % MODULUS:
+                raise changed_by_triggers(forms[name])
         for name, form in forms.items():
             if name not in self._in_place:
                 db.execute(form.add_key(self._places[name]))
-        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
+        gone = {
+            name: form.at
+            for name, form in self._made.items()
+            if self._places.get(name) != form.at and is_there(db, name)
+        }
         stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
         lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
         self._swap(gone, forms)

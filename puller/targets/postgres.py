@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from puller import postgresql
-from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.errors import Invalid, NotOurs, SchemaChanged, TargetError
 from puller.parts import tables_in
+from puller.passwords import masked
 from puller.postgresql import BOOKKEEPING, one_text, quote
-from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
 from puller.targets.pgload import Load, Stage, change_indexes, extends, index_changes
 from puller.targets.pgtables import (
     OID,
+    FollowerLock,
     bookkeeping,
     check_encoding,
     is_there,
@@ -71,7 +73,7 @@ class PostgresTarget:
     partial = None
 
     def __init__(self, address: str) -> None:
-        self.where = postgresql.shown(address)
+        self.where = masked(address)
         self._address = address
         self._db: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
@@ -108,7 +110,10 @@ class PostgresTarget:
         state = self._stored(db)
         if state is None:
             return {}
-        return forms_of(state.kind, tables_in(schema_of(schema_value(db)), state.parts), schema_name(db))
+        value = schema_value(db)
+        if value is None and state.kind == "table" and state.records:
+            raise TargetError(f"the bookkeeping of {self.where} has lost its schema; {_KEPT}. Pull into a new schema")
+        return forms_of(state.kind, tables_in(schema_of(value), state.parts), schema_name(db))
 
     def remember(self, state: State, was: State) -> None:
         db = self._open()
@@ -117,6 +122,10 @@ class PostgresTarget:
             held = self._stored(db)
             if held is not None and held.mark == was.mark:
                 store(db, "state", msgspec.msgpack.encode(state))
+
+    def lock_following(self) -> FollowerLock:
+        """Keep other followers away, also after this target was closed. Raises TargetError where there is one."""
+        return FollowerLock(self._address, self.where)
 
     def close(self) -> None:
         with self._lock:
@@ -194,16 +203,8 @@ class PostgresTarget:
                 yield keys, list(values)
 
     def check(self) -> Check:
-        check = Check(0, 0)
-        try:
-            with self.snapshot() as db, self.errors():
-                check.missing = self.missing(db, self.made(db))
-                for keys, values in self.records_of(db) if not check.missing else ():
-                    check.records += len(keys)
-                    check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
-        except LocalEdits as error:
-            check.differing += error.names
-        return check
+        with self.snapshot() as db, self.errors():
+            return check_all(self.records_of(db), self.missing(db, self.made(db)))
 
     @contextmanager
     def errors(self, kept: str = _KEPT) -> Iterator[None]:
@@ -226,18 +227,19 @@ class PostgresTarget:
     def _check_edits(self, db: psycopg.Connection[Any], state: State, made: dict[str, Form]) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
 
-        def extra() -> list[str]:
-            found = []
-            for form in made.values():
-                own = {column.name for column in form.table.columns}
-                names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
-                found += [f"{form.table.name}.{name}" for name in names if name not in own]
-            return found
-
         def checksum() -> int:
             return sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
 
-        check_edits(self.where, state, self.missing(db, made), made, extra, checksum)
+        check_edits(self.where, state, self.missing(db, made), made, lambda: self.extra_columns(db, made), checksum)
+
+    def extra_columns(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
+        """The columns of tables that headwater did not make."""
+        found = []
+        for form in made.values():
+            own = {column.name for column in form.table.columns}
+            names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
+            found += [f"{form.table.name}.{name}" for name in names if name not in own]
+        return found
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._db is None or self._db.closed:
@@ -302,6 +304,8 @@ class _Writer:
         self._forms = forms_of(opening.kind, [], self._at) if opening.kind == "bytes" else dict(made)
         self._value = schema_value(db)
         self._staged: dict[str, Stage] = {}
+        self._leaving: dict[str, Form] = {}
+        """Tables that are no more to be held: the stream deletes their rows, and the commit drops them."""
         self._load: Load | None = None
         if opening.replace:
             self._load = Load(target.where, target.missing, db, made)
@@ -310,7 +314,10 @@ class _Writer:
             for form in self._forms.values():
                 self._load.prepare(form)
         elif opening.kind == "table" and opening.parts != opening.parts_before:
-            raise SchemaChanged(f"other tables are to be held in {target.where}")
+            self._forms = self._forms_in(self._value)
+            self._leaving = {name: form for name, form in made.items() if name not in self._forms}
+            if target.extra_columns(db, self._leaving):
+                raise SchemaChanged(f"tables of {target.where} that are no more to be held have columns of their own")
 
     def end(self) -> None:
         """End a COPY under way."""
@@ -325,13 +332,15 @@ class _Writer:
             self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
             keys, values = keys[1:], values[1:]
         plain = whole(self._opening, keys, values)
-        for form, part, rest in parts_of(self._opening.kind, self._forms, keys, plain) if keys else ():
+        forms = self._forms | self._leaving
+        for form, part, rest in parts_of(self._opening.kind, forms, keys, plain) if keys else ():
             if self._load is not None:
                 self._load.add(form, part, rest)
                 before += [None] * len(part)
                 continue
             before += record_hashes(part, self._old(form, part))
-            self._stage(form).add(part, rest)
+            if form.table.name not in self._leaving:
+                self._stage(form).add(part, rest)
         return before
 
     def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
@@ -353,7 +362,8 @@ class _Writer:
             self._load.finish(self._forms)
         else:
             self._apply()
-        db.execute(f"CREATE TABLE IF NOT EXISTS {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
+        if not is_there(db, BOOKKEEPING):  # who may write all tables of a copy, but make none, can keep it up to date
+            db.execute(f"CREATE TABLE {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
         if self._value is not None:
             store(db, "schema", self._value)
         else:
@@ -380,20 +390,25 @@ class _Writer:
         """Take up a schema. Raises SchemaChanged where rows would have to be written anew."""
         if value is None:
             raise Invalid("the dataset deletes its schema")
-        forms = forms_of("table", tables_in(wire.decode_schema(value), self._opening.parts), self._at)
+        forms = self._forms_in(value)
+        if self._load is not None:
+            for form in forms.values():
+                self._load.prepare(form)
+        else:
+            for name in self._made.keys() - self._leaving.keys():
+                self._check_follows(self._made[name], forms.get(name))
+        self._forms, self._value = forms, value
+
+    def _forms_in(self, value: bytes | None) -> dict[str, Form]:
+        """The tables of a schema that are to be held. Raises NotOurs where something else has the name of one."""
+        forms = forms_of("table", tables_in(schema_of(value), self._opening.parts), self._at)
         for name, form in forms.items():
             if name not in self._made and is_there(self._db, form.table.name):
                 raise NotOurs(
                     f"{self._target.where} has a table {name} that headwater did not make; nothing was written. Rename it, "
                     "or use another schema (?options=-csearch_path=NAME)"
                 )
-        if self._load is not None:
-            for form in forms.values():
-                self._load.prepare(form)
-        else:
-            for name, form in self._made.items():
-                self._check_follows(form, forms.get(name))
-        self._forms, self._value = forms, value
+        return forms
 
     def _check_follows(self, old: Form, new: Form | None) -> None:
         """Raise SchemaChanged if a table cannot become another one by adding columns, and holds something."""
