@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from publisher.build import CHUNK_SIZE, Sink, TreeBuilder
-from puller.runs import Cursor, live, overlay
+from puller.runs import Cursor, live, merge
 from puller.tree import Leaf, Reader
 from puller.wire.codec import CHUNKS, DIFFS, MAX_RAW
-from puller.wire.nodes import Diff, Entry, Run, Tree
+from puller.wire.nodes import Diff, Entry, Run, Tree, Value
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 SHARE = 0.2
 """A new snapshot is due when the diffs since the last one come to more than this share of its bytes."""
+MOST = 8 * CHUNK_SIZE
+"""About how many bytes of a chunk that has grown are held while it is split."""
 
 
 def is_due(reader: Reader, snapshot: Tree, diffs: Sequence[Diff], sizes: dict[bytes, int]) -> bool:
@@ -49,21 +52,22 @@ def carry(
     large = Kept(snapshot)
     builder = TreeBuilder(sink, pool, leaf_size=MAX_RAW // 2)
     for leaf in reader.leaves(CHUNKS, snapshot):
-        touched = changes.take_below(leaf.upper)
+        touching = changes.parts_below(leaf.upper)
+        first = next(touching, None)
         large.see(leaf)
         joins = 0 < builder.size <= CHUNK_SIZE // 4
-        if not touched[0] and leaf.entry is not None and not joins:
+        if first is None and leaf.entry is not None and not joins:
             builder.keep(leaf.entry)
             large.keep(leaf.entry)
             continue
         if not joins:
             builder.start(leaf.lower)
         old = reader.leaf(CHUNKS, leaf)
-        for run in live([overlay([old, touched])] if touched[0] else [old]):
-            for part in split(run):
-                builder.add(*part)
-                if builder.size > CHUNK_SIZE // 2 and part[0][-1] != run[0][-1]:
-                    builder.cut()
+        touched = [] if first is None else [chain([first], touching)]
+        for n, part in enumerate(split(live(merge([[old], *touched])))):
+            if n and builder.size > CHUNK_SIZE // 2:
+                builder.cut()
+            builder.add(*part)
     tree = large.counted(builder.finish())
     return tree, builder.checksum
 
@@ -94,11 +98,25 @@ class Kept:
         return msgspec.structs.replace(tree, files=tree.files + files, bytes=tree.bytes + size)
 
 
-def split(run: Run) -> list[Run]:
-    """A run that has grown over twice the size of a chunk, in even parts; any other as it is."""
-    keys, values = run
-    total = sum(map(len, keys)) + sum(len(value) for value in values if isinstance(value, bytes))
-    if total <= 2 * CHUNK_SIZE:
-        return [run]
-    step = -(-len(keys) // round(total / CHUNK_SIZE))
+def split(runs: Iterable[Run]) -> Iterator[Run]:
+    """What became of a chunk: as it is, or in even parts where it has grown over twice the size of one.
+
+    However much it has grown, little of it is in memory at a time.
+    """
+    keys: list[bytes] = []
+    values: list[Value] = []
+    size = 0
+    for more_keys, more in runs:
+        keys += more_keys
+        values += more
+        size += sum(map(len, more_keys)) + sum(len(value) for value in more if isinstance(value, bytes))
+        if size >= MOST:
+            yield from _evenly(keys, values, size)
+            keys, values, size = [], [], 0
+    if keys:
+        yield from _evenly(keys, values, size)
+
+
+def _evenly(keys: list[bytes], values: list[Value], size: int) -> list[Run]:
+    step = len(keys) if size <= 2 * CHUNK_SIZE else -(-len(keys) // round(size / CHUNK_SIZE))
     return [(keys[n : n + step], values[n : n + step]) for n in range(0, len(keys), step)]

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import msgspec
 
-from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits, UsageError
+from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits
 from puller.partcopy import AtSnapshot, Extent
-from puller.parts import WHOLE, cut_all, ranges_of, tables_named, without
+from puller.parts import WHOLE, check_tables, cut_all, ranges_of, without
 from puller.plan import Plan, Way
 from puller.progress import Progress
 from puller.ranges import Ranges
@@ -271,12 +271,7 @@ class Step:
         if self.schema is None and self.state is not None:
             self.schema = next((values[0] for keys, values in self.target.records() if keys[0] == SCHEMA_KEY), None)
         schema = [] if self.schema is None else decode_schema(self.reader.whole(SCHEMA_KEY, self.schema))
-        there = [table.name for table in schema]
-        if unknown := [name for name in tables_named(self.extent.parts) if name not in there]:
-            raise UsageError(
-                f"the dataset {self.head.name!r} has no table {unknown[0]!r}; it has {', '.join(there) or 'none'}. "
-                "Nothing was changed"
-            )
+        check_tables(self.head.name, self.extent.parts, schema, kept="; nothing was changed")
 
     def _mismatch(self) -> HeadwaterError:
         way = self.chosen.way

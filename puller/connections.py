@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from puller.errors import UsageError
 from puller.fetch import origin
+from puller.passwords import masked
 
 CONNECTING = 10.0
 """Seconds that a host has, at most, to take a connection."""
@@ -77,13 +78,9 @@ class Pool:
         self._timeout = timeout
         self._host, self._port, self._secure = origin(address)
         self._proxy = _proxy(address)
-        self._through = None if self._proxy is None else origin(self._proxy)
+        self._through = None if self._proxy is None else _through(self._proxy, self._secure)
         self._to_proxy = {} if self._proxy is None else authorization(self._proxy, "Proxy-Authorization")
         self._context = _context() if self._secure or (self._through is not None and self._through[2]) else None
-        if self._secure and self._through is not None and self._through[2]:
-            raise UsageError(
-                f"{self._proxy}: a proxy that is itself reached by https is not supported for https addresses"
-            )
         self._idle: list[HTTPConnection] = []
         self._room = threading.BoundedSemaphore(most)
 
@@ -170,6 +167,22 @@ def _is_dropped(connection: HTTPConnection) -> bool:
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _through(proxy: str, secure: bool) -> tuple[str, int, bool]:
+    """Host, port and TLS of a proxy. Raises UsageError for one that an address, reached by TLS or not, cannot be reached by."""
+    scheme = proxy.partition("://")[0].lower()
+    if scheme == "http" or (scheme == "https" and not secure):
+        return origin(proxy)
+    what = (
+        "https addresses are not reached through a proxy that is itself reached by https"
+        if scheme == "https"
+        else (f"proxies of the kind {scheme}:// are not supported")
+    )
+    raise UsageError(
+        f"the proxy {masked(proxy)} cannot be used: {what}. Name one with http:// (HTTPS_PROXY, HTTP_PROXY), or the host "
+        "in NO_PROXY"
+    )
 
 
 def _context() -> ssl.SSLContext:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from puller.errors import HeadwaterError, LocalEdits, Untrusted
+from puller.passwords import masked
 from puller.progress import Progress, silent
 
 INTERRUPTED = 130
@@ -114,16 +115,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-_PASSWORDS = re.compile(r"(?i)(\w://[^/@\s:]*):[^/@\s]*@|(\b(?:ssl)?password=)[^&\s]+")
-
-
-def masked(text: str) -> str:
-    """Text without the passwords in the addresses that it names."""
-    if "@" not in text and "=" not in text:
-        return text
-    return _PASSWORDS.sub(lambda found: f"{found[1]}@" if found[1] else f"{found[2]}…", text)
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ from puller.durable import sync_folder
 from puller.errors import FetchError, NotFound, TargetError, Unavailable, UsageError
 from puller.fetch import open_fetcher
 from puller.mirrors import Health
+from puller.parts import WHOLE
 from puller.transitions import Again, Event, Host, Memory, Position, Transition, Trusting, Values
 from puller.trust import parse_given
 
@@ -157,6 +158,9 @@ class Feed:
         self._schema = self._memory.schema
         """The schema of a table at that position, where it is known."""
         self._next_schema = b""
+        self._parts = self._memory.parts
+        """The parts that were told of up to that position."""
+        self._next_parts = WHOLE
         self._over = False
         """All was told that HEAD led to, and nothing is to be waited for."""
         self._pace = 30.0
@@ -193,8 +197,10 @@ class Feed:
                 raise UsageError("only what was committed can be acknowledged")
             position = told if position is None else (position[0], position[1])
             if self._memory.position is None or position > self._memory.position:
-                schema = self._schema if position == told else b""
-                self._remember(msgspec.structs.replace(self._memory, position=position, schema=schema))
+                known = (self._schema, self._parts) if position == told else (b"", self._memory.parts)
+                self._remember(
+                    msgspec.structs.replace(self._memory, position=position, schema=known[0], parts=known[1])
+                )
 
     def _remember(self, memory: Memory) -> None:
         if memory != self._memory:
@@ -283,7 +289,7 @@ class Feed:
         self._pass_on()
         with self._remembering:
             known = self._memory
-            memory = msgspec.structs.replace(memory, position=known.position, schema=known.schema)
+            memory = msgspec.structs.replace(memory, position=known.position, schema=known.schema, parts=known.parts)
             self._remember(msgspec.structs.replace(memory, rests=self._health.dump()))
         if head is None:
             return None
@@ -304,6 +310,7 @@ class Feed:
         """The transition was taken to its end."""
         self._over = not self._follow
         self._schema = self._next_schema if self._transition is None else self._transition.schema
+        self._parts = self._next_parts
         self._drop()
 
     def _drop(self) -> None:

@@ -22,8 +22,11 @@ Touched = list[tuple[Leaf, list[bytes]]]
 class Version(Protocol):
     """A published version, and how its files are read."""
 
-    head: Head
-    reader: Reader
+    @property
+    def head(self) -> Head: ...
+
+    @property
+    def reader(self) -> Reader: ...
 
     @property
     def chain(self) -> list[Diff]:

@@ -121,6 +121,13 @@ def tables_named(parts: Parts) -> list[str]:
     return list(dict.fromkeys(_elements(prefix)[0] for prefix in parts))
 
 
+def check_tables(dataset: str, parts: Parts, schema: Iterable[Table], kept: str = "") -> None:
+    """Raise UsageError where parts name a table that a dataset's schema does not have; `kept` ends the message."""
+    there = [table.name for table in schema]
+    if unknown := [name for name in tables_named(parts) if name not in there]:
+        raise UsageError(f"{dataset} has no table {unknown[0]!r}; it has {', '.join(there) or 'none'}{kept}")
+
+
 def tables_in(schema: Iterable[Table], parts: Parts) -> list[Table]:
     """Those tables of a schema that parts name, whole or in part; all for the whole dataset."""
     if not parts:

@@ -32,17 +32,20 @@ from puller.errors import (
 )
 from puller.fetch import CONNECTIONS, THREADS, Fetcher, Patience, where
 from puller.heads import READ_AGAIN, Found, read_heads
+from puller.lookup import Finder
 from puller.mirrors import Health
 from puller.partcopy import Extent
 from puller.partial import Partial
-from puller.parts import named, parse
-from puller.plan import Plan, Reason, Way
+from puller.parts import check_tables, named, parse
+from puller.plan import Plan, Reason, Way, route
 from puller.progress import Progress, silent
 from puller.targets.base import Changes, State, Target
 from puller.tree import Reader
 from puller.trust import Pins, Staleness, staleness
-from puller.ways import CHANGES, Ways
+from puller.ways import CHANGES, Ways, read_diffs
 from puller.wire.head import Head
+from puller.wire.nodes import Diff
+from puller.wire.rows import SCHEMA_KEY, decode_schema
 
 MOST_ATTEMPTS = 8
 """Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
@@ -99,6 +102,11 @@ class Outcome:
     def changed(self) -> bool:
         """Whether the target moved."""
         return self.before != self.after
+
+    @property
+    def holds_none(self) -> bool:
+        """Whether parts are held in which there is no record; the schema of tables is none."""
+        return bool(self.parts) and self.records <= int(self.kind == "table")
 
 
 def pull(
@@ -202,6 +210,15 @@ def _check(target: Target, state: State) -> None:
             "then `puller verify --repair`, or run `puller pull --overwrite`",
             [*found.differing, *found.missing],
         )
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A published version, as `puller.lookup` takes it."""
+
+    head: Head
+    reader: Reader
+    chain: list[Diff]
 
 
 class _Pull:
@@ -339,6 +356,7 @@ class _Pull:
             return self._unchanged(Reason.CURRENT)
         chosen = self.ways.choose(head, state, extent, closed, costs_all=options.dry_run)
         if options.dry_run and not (options.adopt or options.overwrite):
+            self._check_tables(head, extent)
             return self._outcome(chosen, head, extent, Changes(), None)
         step = Step(
             reader=self.reader,
@@ -358,6 +376,16 @@ class _Pull:
         )
         changes, after = step.take(lambda: self._draft(head, tag))
         return self._outcome(chosen, head, extent, changes, after)
+
+    def _check_tables(self, head: Head, extent: Extent) -> None:
+        """Refuse parts of tables that there are not, as a step would. Raises UsageError."""
+        if head.kind != "table" or not extent.is_new or not extent.parts:
+            return
+        start = head.epoch, head.snapshot_version
+        chain = route(head.snapshot_version, head.version, read_diffs(self.reader, head, start)) or []
+        value = Finder().find(_Version(head, self.reader, chain), [SCHEMA_KEY]).get(SCHEMA_KEY)
+        schema = [] if value is None else decode_schema(self.reader.whole(SCHEMA_KEY, value))
+        check_tables(head.name, extent.parts, schema, kept="; nothing was changed")
 
     def _closed_for_parts(self, head: Head, newest: Head, extent: Extent) -> dict[Way, Reason]:
         """The ways that are closed because of the parts that are or were held. Raises Untrusted."""

@@ -12,7 +12,7 @@ from puller.events import Change, Watch, form_at
 from puller.fetch import open_fetcher
 from puller.forms import Form
 from puller.mirrors import Health
-from puller.postgresql import shown
+from puller.passwords import masked
 from puller.pull import Options, Outcome, pull
 from puller.targets import open_target
 from puller.targets.base import ReadableTarget, Reading, Target
@@ -378,7 +378,9 @@ class Replica(_Ranges):
         with ExitStack() as stack:
             with self._pulling:
                 self._for_reading()
-                options = Options(trust=self._trust, secret=self._secret, allow_expired=allow_expired)
+                options = Options(
+                    trust=self._trust, secret=self._secret, allow_expired=allow_expired, parts=self._parts
+                )
                 found = stack.enter_context(self._pulled(options, watched=watched))
             yield found
 
@@ -489,7 +491,7 @@ class Replica(_Ranges):
         return self._ask(lambda view: view.checksum)
 
     def __repr__(self) -> str:
-        return f"Replica({self.url!r}, {self.path and shown(self.path)!r})"
+        return f"Replica({self.url!r}, {self.path and masked(self.path)!r})"
 
     def __enter__(self) -> Self:
         return self

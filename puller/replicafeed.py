@@ -12,6 +12,7 @@ import msgspec
 from puller.errors import Distrust, Moved, Untrusted
 from puller.events import Watch, form_at
 from puller.feed import Feed
+from puller.parts import WHOLE
 from puller.transitions import BATCH, Again, Event, Position
 from puller.wire.rows import SCHEMA_KEY
 
@@ -55,7 +56,8 @@ class ReplicaFeed(Feed):
         self._replica = replica
         self._allow_expired = allow_expired
         if self._told is None and not anew:
-            self._told = self._held()[0]
+            self._told, held = self._held()
+            self._parts = WHOLE if held is None else held.parts
 
     def _held(self) -> tuple[Position | None, State | None]:
         """The position that the replica holds, and what it remembers."""
@@ -66,13 +68,19 @@ class ReplicaFeed(Feed):
     def _begin(self) -> Iterator[list[Event]] | None:
         try:
             told = self._told
-            if told is not None and self._held()[0] == told:
+            if told is not None and self._held()[0] == told and self._tells_what_is_held():
                 return self._watched(told)
             with self._replica.pulled(watched=False, allow_expired=self._allow_expired) as (outcome, _):
                 self._note(outcome.notes)
-            return self._all() if told is None else self._caught_up(told)
+            return self._all() if told is None or not self._tells_what_is_held() else self._caught_up(told)
         except Moved as error:
             raise Again(str(error)) from error
+
+    def _tells_what_is_held(self) -> bool:
+        """Whether the replica holds the parts that were told of; else all records are told anew."""
+        _, state = self._held()
+        self._next_parts = WHOLE if state is None else state.parts
+        return self._parts == self._next_parts
 
     def _note(self, notes: list[str]) -> None:
         for note in notes:
@@ -86,8 +94,8 @@ class ReplicaFeed(Feed):
             self._note(outcome.notes)
             self._learn()
             assert watch is not None
-            if outcome.before != told:
-                raise Again("another puller changed the replica in the meantime")
+            if outcome.before != told or not self._tells_what_is_held():
+                raise Again("another puller changed the replica in the meantime, or other parts are held now")
             if outcome.after == told:
                 return None
             return self._changes(stack.pop_all(), watch, told, outcome.after)
@@ -118,7 +126,7 @@ class ReplicaFeed(Feed):
                 if state is None:
                     raise Moved("what was pulled is gone")
                 self._learn()
-                ends = None, state.position
+                ends, self._next_parts = (None, state.position), state.parts
                 yield [Event("reset", *ends)]
                 form = form_at(reading)
                 self._next_schema = (reading.get(SCHEMA_KEY) or b"") if state.kind == "table" else b""
@@ -138,7 +146,7 @@ class ReplicaFeed(Feed):
         self._learn()
         if self._look() is None:
             return None
-        transition = self._host.transition(told, self._schema)
+        transition = self._host.transition(told, self._schema, self._parts)
         if transition.since is None:
             transition.close()
             return self._all()

@@ -40,14 +40,18 @@ class Cursor:
         """All further records with keys below `bound` (None: all there are)."""
         keys: list[bytes] = []
         values: list[Value] = []
-        while self.fill():
-            end = len(self._keys) if bound is None else bisect_left(self._keys, bound, self._at)
-            part = self._cut(end)
+        for part in self.parts_below(bound):
             keys += part[0]
             values += part[1]
-            if self._at < len(self._keys):
-                break
         return keys, values
+
+    def parts_below(self, bound: bytes | None) -> Iterator[Run]:
+        """The same, a part of a run at a time."""
+        while self.fill():
+            end = len(self._keys) if bound is None else bisect_left(self._keys, bound, self._at)
+            if end == self._at:
+                return
+            yield self._cut(end)
 
     def _cut(self, end: int) -> Run:
         start, self._at = self._at, end

@@ -30,6 +30,7 @@ from puller.errors import (
 from puller.fetch import CONNECTIONS, THREADS, Answer, Fetcher, Patience, where
 from puller.forms import Form, form_of, type_name
 from puller.heads import READ_AGAIN, key_sets, read_heads
+from puller.parts import WHOLE, Parts, ranges_of
 from puller.plan import route
 from puller.runs import bounded, live
 from puller.secret import unlock
@@ -106,6 +107,8 @@ class Memory(msgspec.Struct, frozen=True):
     position: Position | None = None
     schema: bytes = b""
     """The schema of a table at `position`, where it is known."""
+    parts: Parts = WHOLE
+    """The parts that were told of (`puller.parts`), where a replica holds only some."""
     pins: Pins = Pins()
     seen: tuple[int, int, int] | None = None
     """The newest HEAD that was accepted: epoch, version, time."""
@@ -236,15 +239,16 @@ class Host:
                 "--trust"
             )
 
-    def transition(self, since: Position | None, schema: bytes) -> Transition:
+    def transition(self, since: Position | None, schema: bytes, parts: Parts = WHOLE) -> Transition:
         """What leads from a position to the HEAD that was looked at last, opened up to its first records.
 
-        `schema` is that of a table at `since`, or empty. All records are told where diffs do not lead there, or where
-        the schema changed so that records mean something else though no diff names them.
+        `schema` is that of a table at `since`, or empty; `parts` are those that changes are told of. All records are told
+        where diffs do not lead there, or where the schema changed so that records mean something else though no diff
+        names them.
         """
         assert self._newest is not None
         head, cipher = self._newest
-        transition = Transition(self._fetcher, cipher, head, self._values, self._damaged)
+        transition = Transition(self._fetcher, cipher, head, self._values, self._damaged, parts)
         if since is None or since[0] != head.epoch or not transition.open_diffs(since, schema):
             transition.open_all()
         return transition
@@ -257,7 +261,7 @@ class Transition:
     """
 
     def __init__(
-        self, fetcher: Fetcher, cipher: Cipher | None, head: Head, values: Values, damaged: set[bytes]
+        self, fetcher: Fetcher, cipher: Cipher | None, head: Head, values: Values, damaged: set[bytes], parts: Parts
     ) -> None:
         self.position: Position = (head.epoch, head.version)
         self.since: Position | None = None
@@ -266,6 +270,7 @@ class Transition:
         self._head = head
         self._values = values
         self._damaged = damaged
+        self._within = ranges_of(head.kind, parts) if parts else None
         self._stack = ExitStack()
         pool = ThreadPoolExecutor(THREADS if fetcher.is_local else CONNECTIONS)
         self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -286,7 +291,7 @@ class Transition:
             way = route(since[1], head.version, listed) if since[1] <= head.version else None
             if way is None:
                 return False
-            runs = self._reader.merged([(DIFFS, diff.tree) for diff in way])
+            runs = self._reader.merged([(DIFFS, diff.tree) for diff in way], self._within)
             first = next(runs, ([], []))
             self.schema = b""
             if head.kind == "table":

@@ -61,7 +61,7 @@ class Writer:
         for group in groups:
             values = [records[k] for k in group]
             raw = (encode_leaf or nodes.encode_leaf)(group, values)
-            large = nodes.large_bytes(values)
+            large = sum(value.size for value in values if isinstance(value, nodes.Large))
             checksum = run_sum(group, values).to_bytes(16, "big")
             bound = group[0] if entries else b""
             entries.append(Entry(bound, self.put(area, raw), 0, len(group), large, checksum))

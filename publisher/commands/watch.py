@@ -105,7 +105,7 @@ def task_of(job: dict[str, Any]) -> Task:
     from publisher.watch.schedule import Times
     from publisher.watch.watcher import Task
     from puller.errors import UsageError
-    from puller.postgresql import shown
+    from puller.passwords import masked
     from puller.stores import open_store
 
     source, dest = job["source"], job["dest"]
@@ -114,7 +114,7 @@ def task_of(job: dict[str, Any]) -> Task:
     if source == "-":
         raise UsageError("standard input cannot be watched; give a file")
     if "://" in source and job["every"] is None:
-        raise UsageError(f"{shown(source)} can only be asked: say how often, with --every TIME")
+        raise UsageError(f"{masked(source)} can only be asked: say how often, with --every TIME")
     if job["every"] is not None and job["poll"] is not None:
         raise UsageError("--every and --poll exclude each other")
     check_apart(source, dest)
@@ -130,7 +130,7 @@ def task_of(job: dict[str, Any]) -> Task:
     every, poll, settle = job["every"], job["poll"], job["settle"]
     tick = IDLE if every or poll else SLOW
     return Task(
-        source=shown(source),
+        source=masked(source),
         dest=dest,
         name=default_name(dest),
         options=options,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from publisher.sources.base import Source
 from publisher.sources.statcache import StatCache, identity
 from puller.errors import SourceError, UsageError
-from puller.postgresql import is_address, shown
+from puller.passwords import masked
+from puller.postgresql import is_address
 from puller.sqlitefile import is_database
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _open_postgres(
 
     if not is_address(address):
         raise UsageError(
-            f"{shown(address)}: a PostgreSQL database is named by its address: postgresql://user@host/database"
+            f"{masked(address)}: a PostgreSQL database is named by its address: postgresql://user@host/database"
         )
     if query is None:
         source = PostgresSource(address, tables, key, schema, strict=strict)

@@ -19,6 +19,7 @@ import msgspec
 from publisher.sources.base import Report, Source, Unsorted, lazily
 from publisher.sources.sorting import Rows
 from puller.errors import HeadwaterError, SourceError
+from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Run
 
 LARGE = 32 << 20
@@ -98,7 +99,7 @@ class Apart:
                     return
                 self.report.bytes_read += len(data)
                 keys, values = _decode(data)
-                yield keys, lazily(values)
+                yield keys, values if len(data) <= MAX_INLINE else lazily(values)
         raise SourceError(f"the process that read {self.where} ended early; nothing was published. Try again")
 
     @contextlib.contextmanager
@@ -119,7 +120,7 @@ class Apart:
 def apart(source: Table) -> Source:
     """The source, in a process of its own where it is large and there are cores for two."""
     with contextlib.suppress(OSError):
-        if source.size() >= LARGE and sys.executable and (os.cpu_count() or 1) > 1:
+        if sys.executable and (os.cpu_count() or 1) > 1 and source.size() >= LARGE:
             return Apart(source)
     return source
 

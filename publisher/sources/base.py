@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from puller.wire.codec import MAX_INLINE
 from puller.wire.nodes import Run
+from puller.wire.rows import MAX_INDEXES
 
 if TYPE_CHECKING:
     from publisher.large import Stream
@@ -31,6 +32,15 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     private: int = 0
     """Files that not everybody may read."""
+
+
+def left_out_index(found: int, *, partial: bool, plain: bool) -> str | None:
+    """Why an index of a database's table is no part of a dataset, where `found` of the table's are; None: it is one."""
+    if partial:
+        return "it is an index of some rows only"
+    if not plain:
+        return "it is an index over more than plain columns"
+    return f"a dataset has at most {MAX_INDEXES} indexes a table" if found >= MAX_INDEXES else None
 
 
 class Source(Protocol):

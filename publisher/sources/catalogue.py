@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
 
+from publisher.sources.base import left_out_index
 from puller.errors import SourceError
 from puller.sqlitefile import quote
 from puller.wire import rows as wire
@@ -198,13 +199,7 @@ def _read_indexes(
         if origin == "pk":
             continue
         columns = [cid for _, cid, _ in db.execute(f"PRAGMA main.index_info({quote(name)})")]
-        why = None
-        if partial:
-            why = "it is an index of some rows only"
-        elif not places.keys() >= set(columns):
-            why = "it is an index over more than plain columns"
-        elif found >= wire.MAX_INDEXES:
-            why = f"a dataset has at most {wire.MAX_INDEXES} indexes a table"
+        why = left_out_index(found, partial=bool(partial), plain=places.keys() >= set(columns))
         if why is not None:
             skipped.append((f"{table}.{name}", why))
             continue

@@ -28,6 +28,8 @@ _LOOKED_AT = 50
 """Rows by which the delimiter is told."""
 _STEP, _BATCH, _BYTES = 64, 512, 1 << 20
 _NUMBERS = re.compile(r"(?:-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?\n)*")
+_EXACT = 15
+"""Characters of a whole number that a double holds, whatever they are."""
 _BOOLS = {"true": True, "false": False, "": None}
 _ALLOWED = {"int64": ("int64", "float64"), "float64": ("float64",), "bool": ("bool",), "text": ()}
 """What a column may be that was published with a type: never what is narrower, lest rows be rewritten to and fro."""
@@ -40,8 +42,9 @@ class DelimitedSource(RowsFile):
     are named by their numbers. Every row has as many fields. The delimiter is the one that cuts
     the first rows into the most fields, as many in each, or with `tabs` a tab.
 
-    Fields are text as written. With `detect`, a column whose fields all are whole numbers of 64 bits, numbers, or `true`
-    and `false` has that type, an empty field in it is nil, and a type that was published is never narrowed.
+    Fields are text as written. With `detect`, a column whose fields all are whole numbers of 64 bits, numbers (but for
+    whole ones that lose digits as doubles), or `true` and `false` has that type, an empty field in it is nil, and a type
+    that was published is never narrowed.
     """
 
     def __init__(
@@ -258,11 +261,12 @@ def _are_integers(cells: list[str]) -> bool:
 
 
 def _are_numbers(cells: list[str]) -> bool:
-    """Whether all are numbers as JSON has them, and finite."""
+    """Whether all are numbers as JSON has them, and finite; whole ones, such as a double holds to the last digit."""
     joined = "\n".join(cells) + "\n"
     if joined.count("\n") != len(cells) or not _NUMBERS.fullmatch(joined):
         return False
-    return all(map(math.isfinite, map(float, cells)))
+    whole = [cell for cell in cells if len(cell) > _EXACT and cell.lstrip("-").isdigit()]
+    return all(map(math.isfinite, map(float, cells))) and all(int(float(cell)) == int(cell) for cell in whole)
 
 
 def _are_bools(cells: list[str]) -> bool:

@@ -248,8 +248,8 @@ class ParquetSource(RowsFile):
             raise SourceError(f"{part.path}: more than {wire.MAX_COLUMNS:,} columns; nothing was published")
         if missing := [name for name in self._key if name not in names]:
             raise SourceError(
-                f"{part.path}: there is no column {missing[0]!r} for the key, but {', '.join(map(repr, names))[:200]}; nothing "
-                "was published"
+                f"{part.path}: there is no column {missing[0]!r} for the key, but "
+                f"{', '.join(map(repr, names))[:200] or 'none'}; nothing was published"
             )
         own = table_of(schema)
         shape = _Shape(names, arrow, [], own, [set() for _ in names])

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from publisher.sources.base import left_out_index
 from puller.errors import SourceError
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.wire import rows as wire
@@ -222,15 +223,10 @@ def _read_indexes(indexes: list[Any], table: str, places: dict[int, int], skippe
     for name, primary, unique, _, partial, expressions, columns, width, _, method in indexes:
         if primary:
             continue
-        why = None
-        if partial:
-            why = "it is an index of some rows only"
-        elif expressions or not places.keys() >= set(columns[:width]):
-            why = "it is an index over more than plain columns"
-        elif method != "btree":
+        plain = not expressions and places.keys() >= set(columns[:width])
+        why = left_out_index(found, partial=partial, plain=plain)
+        if why is None and method != "btree":
             why = f"it is an index of the method {method}"
-        elif found >= wire.MAX_INDEXES:
-            why = f"a dataset has at most {wire.MAX_INDEXES} indexes a table"
         if why is not None:
             skipped.append((f"{table}.{name}", why))
             continue

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from publisher.sources import sorting
+from publisher.sources.apart import LARGE
 from publisher.sources.base import Report, Unsorted, lazily
 from publisher.sources.catalogue import in_key_order, in_schema_order
 from publisher.sources.pgcatalogue import Relation, Skipped, read_query, read_tables
 from publisher.sources.sorting import Duplicate, Rows, Sorter
 from puller import postgresql
 from puller.errors import Invalid, SourceError, UsageError
+from puller.passwords import masked
 from puller.wire import rows as wire
-from puller.wire.codec import MAX_KEY, encode
+from puller.wire.codec import MAX_INLINE, MAX_KEY, encode
 from puller.wire.keys import decode_key, encode_keys
 from puller.wire.nodes import Run, is_ascending
 from puller.wire.rows import SCHEMA_KEY, Schema
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 _KEPT = "nothing was published"
 _MEMORY = "64MB"
 """What the server may take to sort a table that no index gives in key order; beyond, it uses its own disk."""
+
+_asked: set[str] = set()
+"""The databases whose size was asked for in this process."""
+_SHORT = MAX_INLINE // 4
+"""Bytes of COPY's text of which no row can be that is over 1 MiB in the dataset."""
 
 
 class PostgresSource:
@@ -55,7 +63,7 @@ class PostgresSource:
     ) -> None:
         if query is not None and not key:
             raise UsageError("--query takes --key COLUMN (repeatable): by what its rows are told apart")
-        self.where = postgresql.shown(address)
+        self.where = masked(address)
         self._address = address
         self._wanted = list(wanted)
         self._key = list(key)
@@ -66,10 +74,18 @@ class PostgresSource:
         self._memory = memory
         self._sorting: set[str] = set()
         self._tables: list[Relation] = []
+        self._has_long = False
         self.report = Report()
 
     def size(self) -> int:
-        """About how many bytes will be read, as the server expects."""
+        """About how many bytes will be read, as the server expects.
+
+        The first time, as many as a process of its own is worth, unless psycopg is loaded: to load it takes as long as to
+        start a process that does, and a publish is not to wait for both.
+        """
+        if self._address not in _asked and "psycopg" not in sys.modules:
+            _asked.add(self._address)
+            return LARGE
         with self._reading() as db:
             queries = [table.select(ordered=False) for table in self._survey(db)]
             plans = [postgresql.one_text(db, f"EXPLAIN (FORMAT JSON) {query}")[0]["Plan"] for query in queries]
@@ -88,7 +104,7 @@ class PostgresSource:
         with self._reading() as db:
             for table in in_key_order(self._survey(db)):
                 for keys, values in self._in_order(db, table):
-                    yield keys, lazily(values)
+                    yield keys, lazily(values) if self._has_long else values
 
     def lead(self) -> Run:
         value = wire.encode_schema([table.table for table in self._tables])
@@ -161,5 +177,6 @@ class PostgresSource:
                 raise SourceError(f"table {table.name!r} has a key of more than {MAX_KEY:,} bytes; {_KEPT}")
             if len(block) > wire.MAX_ROW and max(map(len, values)) > wire.MAX_ROW:
                 raise SourceError(f"table {table.name!r} has a row of over 256 MiB; {_KEPT}")
+            self._has_long = self._has_long or len(block) > _SHORT
             self.report.bytes_read += len(block)
             yield keys, values

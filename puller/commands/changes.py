@@ -81,7 +81,9 @@ class _Output:
     help="Remember in FILE how far the output got, and whom to trust: the next run goes on from there.",
 )
 @click.option(
-    "--target", metavar="TARGET", help="Pull into TARGET, a folder or a SQLite database, and tell old values, too."
+    "--target",
+    metavar="TARGET",
+    help="Pull into TARGET, a folder or a database (SQLite, PostgreSQL), and tell old values, too.",
 )
 @click.option("--follow", is_flag=True, help="Go on for ever: wait for new versions, and tell them.")
 @click.option(

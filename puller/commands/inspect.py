@@ -8,7 +8,8 @@ import click
 
 from puller.commands.options import as_option, staleness_option
 from puller.commands.telling import STALE, about_staleness, held, how_stale, trusted_fields
-from puller.console import EXIT_CODES, amount, common, console, masked, moment, rows_of
+from puller.console import EXIT_CODES, amount, common, console, moment, rows_of
+from puller.passwords import masked
 
 if TYPE_CHECKING:
     from puller.targets.base import State

@@ -27,6 +27,7 @@ from puller.commands.telling import (
     first_contact,
     held,
     how_stale,
+    nothing_there,
     trusted_fields,
 )
 from puller.console import (
@@ -36,12 +37,12 @@ from puller.console import (
     common,
     console,
     count,
-    masked,
     noun_of,
     rows_of,
     secret_option,
     size,
 )
+from puller.passwords import masked
 
 if TYPE_CHECKING:
     from puller.plan import Candidate, Plan
@@ -267,7 +268,7 @@ def _describe(outcome: Outcome, target: str, dry_run: bool) -> tuple[dict[str, A
     done = f"{changes.written:,} written, {changes.deleted:,} deleted"
     cost = f"{size(outcome.received)} in {count(outcome.requests, 'request')}"
     text = f"{target}: from {start} to {version} by {plan.way}: {done}, {cost}"
-    return fields, "\n".join([text, *first_contact(outcome, dry_run=dry_run)])
+    return fields, "\n".join([text, *nothing_there(outcome), *first_contact(outcome, dry_run=dry_run)])
 
 
 def _cost(way: Plan | Candidate) -> str:
@@ -332,7 +333,9 @@ def verify_command(
     out.warn_each("missing: ", check.missing)
     noun = noun_of(state.kind)
     found, expected = rows_of(check.records, state.kind), rows_of(state.records, state.kind)
-    what = "content differs" if found == expected else f"{found:,} {noun}s where {expected:,} belong"
+    what = check.unread or (
+        "content differs" if found == expected else f"{count(found, noun)} where {expected:,} belong"
+    )
     text = f"{target}: {count(found, noun)} equal {state.dataset} version {state.version}"
     repaired: dict[str, Any] = {}
     if not same and repair:
@@ -361,6 +364,7 @@ def verify_command(
         expected_checksum=state.checksum,
         differing=check.differing,
         missing=check.missing,
+        unread=check.unread or None,
         repaired=repaired or None,
         stale=stale,
     )

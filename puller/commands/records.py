@@ -64,7 +64,23 @@ def _opened(
         yield remote
 
 
-@click.command("get", epilog=EXIT_CODES)
+class _WithKeys(click.Command):
+    """A command whose arguments may begin with a minus, after `--`; says so where that was left out before a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name[1:2].isdigit():
+                raise click.UsageError(
+                    f"{error.option_name} looks like an option; put -- before URL where a part of a key begins with a minus: "
+                    f"{ctx.command_path} -- URL TABLE {error.option_name}",
+                    ctx,
+                ) from error
+            raise
+
+
+@click.command("get", cls=_WithKeys, epilog=EXIT_CODES)
 @click.argument("url")
 @click.argument("key", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE", help="Write the content to FILE, once all of it was verified.")
@@ -90,11 +106,13 @@ def get_command(
     of a dataset of kind bytes, whose value is printed as it is. It takes HEAD, an index, and the chunk and the leaves of
     diffs that can hold the record: each is verified, and HEAD as when pulling. A large file is printed as its verified
     pieces come; if they do not fit together in the end, the exit status says so. Exits with 1 if there is no such record.
+    Before a KEY that begins with a minus, and its URL, write --.
 
     \b
     Examples:
       puller get https://data.example.org/rules eu/vat.json
       puller get https://data.example.org/prices prices a1
+      puller get -- https://data.example.org/weather readings -5
       puller get -o vat.json --version 41 https://data.example.org/rules eu/vat.json
     """
     out = console(as_json, quiet, verbose)
@@ -257,9 +275,9 @@ def ls_command(
 
     with _opened(url, mirrors, number, trust, allow_expired, secret, quiet) as remote:
         kind = remote.head.kind
-        within = ranges_of(kind, parse(kind, prefix))
-        _check_named(remote, parse(kind, prefix))
-        for keys, values in remote.runs(within):
+        parts = parse(kind, prefix)
+        _check_named(remote, parts)
+        for keys, values in remote.runs(ranges_of(kind, parts)):
             start = int(kind == "table" and keys[0] == b"")
             _print([_listed(kind, keys[start:], values[start:], long=long, as_json=as_json)])
         _say_cost(remote, as_json, quiet, verbose)
@@ -267,12 +285,10 @@ def ls_command(
 
 
 def _check_named(remote: Remote, parts: Parts) -> None:
-    from puller.errors import UsageError
-    from puller.parts import tables_named
+    from puller.parts import check_tables
 
-    there = [table.name for table in remote.schema()] if parts and remote.head.kind == "table" else []
-    if there and (unknown := [name for name in tables_named(parts) if name not in there]):
-        raise UsageError(f"{remote.head.name} has no table {unknown[0]!r}; it has {', '.join(there)}")
+    if parts and remote.head.kind == "table":
+        check_tables(remote.head.name, parts, remote.schema())
 
 
 def _listed(kind: str, keys: list[bytes], values: list[Value], *, long: bool, as_json: bool) -> bytes:

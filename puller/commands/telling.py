@@ -54,6 +54,12 @@ def first_contact(outcome: Outcome | Mirrored, *, dry_run: bool = False) -> list
     ]
 
 
+def nothing_there(outcome: Outcome) -> list[str]:
+    """What is said of a copy of parts that came out empty."""
+    which = "this prefix" if len(outcome.parts) == 1 else "one of these prefixes"
+    return [f"  no record has {which} ({', '.join(outcome.parts)}); the copy is empty"] if outcome.holds_none else []
+
+
 def how_stale(state: State, most: int | None) -> Staleness | None:
     """Why what is held is stale now; None if it is not. `most`: of --max-staleness, in seconds."""
     import time

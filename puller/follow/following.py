@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
-from puller import postgresql
 from puller.console import count, size
-from puller.errors import FetchError, HeadwaterError, NotOurs, TargetError, UsageError
+from puller.errors import FetchError, HeadwaterError, NotOurs, TargetError, Unavailable, UsageError
 from puller.fetch import shown, where
 from puller.follow import record as records
 from puller.follow.hooks import Event, Hook, HookFailed
@@ -24,6 +24,7 @@ from puller.follow.noted import Changes, Noted
 from puller.follow.poller import Poller
 from puller.follow.record import Lock, Record
 from puller.follow.schedule import LONGEST, Schedule, good_for
+from puller.passwords import masked
 from puller.plan import Way
 from puller.pull import Options, Outcome
 from puller.service.backoff import Random, pause
@@ -33,6 +34,9 @@ from puller.service.process import Service
 from puller.targets import open_target
 from puller.targets.base import State, Target
 from puller.trust import staleness
+
+if TYPE_CHECKING:
+    from puller.targets.pgtables import FollowerLock
 
 INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
@@ -58,7 +62,7 @@ class Follow:
     @property
     def name(self) -> str:
         """The target, without a password."""
-        return postgresql.shown(self.target)
+        return masked(self.target)
 
 
 class _Told:
@@ -92,7 +96,7 @@ class Following:
         self._schedule = Schedule(random_)
         self._noted = Noted(lambda: service.busy.add(self.job.name), names=bool(follow.hooks))
         self._hooks = list(map(_Told, follow.hooks))
-        self._lock: Lock | None = None
+        self._lock: Lock | FollowerLock | None = None
         self._place: str | None = None
         self._record = Record()
         self._saved = False
@@ -116,7 +120,10 @@ class Following:
 
     def begin(self) -> None:
         """Look at what is held. Raises TargetError where somebody else follows the target, or it cannot be read."""
-        self._poller.look()
+        try:
+            self._poller.look()
+        except Unavailable as error:  # a database that starts with us, or later: polls ask again
+            self._log.warning(f"{self.follow.name}: {error}", target=self.follow.name)
         state = self._poller.state
         if state is not None:
             for told in self._hooks:
@@ -147,7 +154,7 @@ class Following:
         self._poller.close()
         if self._lock is not None:
             if self._poller.state is None and self._place is not None:
-                self._leave_no_trace(self._place, self._lock.path)
+                self._leave_no_trace(self._place, f"{self._place}.lock")
             self._lock.close()
 
     def _leave_no_trace(self, *paths: str) -> None:
@@ -185,15 +192,14 @@ class Following:
 
     def _own(self, target: Target) -> None:
         """Lock a target before it is used, and read what is remembered of it; again where it was taken away since."""
-        place = records.place_of(target)
-        if place is None:
-            return
         if self._lock is None or not self._lock.is_there():
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
-            self._lock, self._place = Lock(place, target.where), place
-            self._record, self._saved = records.read(place), False
+            self._lock, self._place = records.lock_of(target), records.place_of(target)
+            if self._place is None:
+                return
+            self._record, self._saved = records.read(self._place), False
             self._poller.health.load(self._record.rests)
             record, record.started = self._record, self._now()
             record.url, record.pid, record.host = where(self.follow.url), os.getpid(), socket.gethostname()
@@ -273,6 +279,9 @@ class Following:
             self._show(state)
         if outcome.plan.way is Way.NOTHING:
             return
+        if outcome.holds_none:
+            parts = ", ".join(outcome.parts)
+            self._log.warning(f"{target}: no record is in the parts {parts}; the copy is empty", target=target)
         requests, received = (
             after - was
             for after, was in zip((self._poller.fetcher.requests, self._poller.fetcher.received), before, strict=True)

@@ -7,13 +7,16 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from puller.errors import TargetError
 from puller.service.process import write_atomically
 from puller.targets.base import State, Target
+
+if TYPE_CHECKING:
+    from puller.targets.pgtables import FollowerLock
 
 Position = tuple[int, int]
 
@@ -91,6 +94,16 @@ class Lock:
     def close(self) -> None:
         """Let go."""
         os.close(self._file)
+
+
+def lock_of(target: Target) -> Lock | FollowerLock | None:
+    """Lock a target against other followers. Raises TargetError where there is one. None: it needs no lock."""
+    place = place_of(target)
+    if place is not None:
+        return Lock(place, target.where)
+    take = getattr(target, "lock_following", None)
+    lock: FollowerLock | None = None if take is None else take()
+    return lock
 
 
 def is_followed(path: str) -> bool:

@@ -71,7 +71,8 @@ class Log:
             pass  # nobody reads any more; the work goes on
 
     def _as_json(self, level: str, message: str, fields: Mapping[str, Any]) -> str:
-        from puller.console import json_line, masked
+        from puller.console import json_line
+        from puller.passwords import masked
 
         return f"{json_line({'time': self._time(), 'level': level, 'message': masked(message), **fields})}\n"
 

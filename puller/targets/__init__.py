@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from puller.errors import Undecided, UsageError
-from puller.postgresql import is_address, shown
+from puller.passwords import masked
+from puller.postgresql import is_address
 from puller.sqlitefile import is_database
 from puller.targets.base import Target
 
@@ -61,10 +62,10 @@ def open_target(
         raise UsageError(f"{path}: a target is a file, a folder, or a database at postgresql://user@host/database")
     form = form or form_of(path, kind)
     if atomic and form != "folder":
-        raise UsageError(f"{shown(path)}: --atomic is for folders; a database or a file changes all at once anyway")
+        raise UsageError(f"{masked(path)}: --atomic is for folders; a database or a file changes all at once anyway")
     target = _folder(path, atomic, keep) if form == "folder" else _make(path, form)
     if kind is not None and kind not in target.kinds:
-        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({shown(path)})")
+        raise UsageError(f"a dataset of kind {kind} cannot be kept in a {form} target ({masked(path)})")
     return target
 
 

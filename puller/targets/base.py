@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from puller.errors import Invalid, Moved
+from puller.errors import Invalid, LocalEdits, Moved
 from puller.trust import Pins
-from puller.wire.checksum import Hash
+from puller.wire.checksum import MODULUS, Hash, run_sum
 from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
 
@@ -199,11 +199,26 @@ class Check:
     records: int
     differing: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unread: str = ""
+    """Why not all that is there could be read, where that is so: then checksum and number are of the rest."""
 
     def equals(self, state: State) -> bool:
         """Whether what is there is what was pulled."""
         same = (f"{self.checksum:032x}", self.records) == (state.checksum, state.records)
         return same and not self.differing and not self.missing
+
+
+def check_all(records: Iterable[Run], missing: list[str]) -> Check:
+    """What reading all records finds; nothing is read where something is `missing`, by its name."""
+    check = Check(0, 0, missing=missing, unread="not all of it is there" if missing else "")
+    try:
+        for keys, values in records if not missing else ():
+            check.records += len(keys)
+            check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
+    except LocalEdits as error:
+        check.differing += error.names
+        check.unread = f"it cannot be read to its end ({error.__cause__ or error})"
+    return check
 
 
 class Target(Protocol):

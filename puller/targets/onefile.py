@@ -22,9 +22,9 @@ from puller.durable import sync_folder
 from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
 from puller.parts import Parts, tables_in
 from puller.runs import Cursor, live, overlay
-from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum
+from puller.wire.checksum import Hash, record_hashes
 from puller.wire.keys import decode_key
 from puller.wire.nodes import Run, Value
 from puller.wire.rows import SCHEMA_KEY, Table
@@ -202,18 +202,9 @@ class OneFileTarget(ABC):
         return tables[0]
 
     def check(self) -> Check:
-        check = Check(0, 0)
-        if not os.path.lexists(self._path):
-            check.missing.append(self.where)
-            return check
-        try:
-            for keys, values in self.records():
-                check.records += len(keys)
-                check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
-        except LocalEdits:
-            check.differing.append(self.where)
+        check = check_all(self.records(), [] if os.path.lexists(self._path) else [self.where])
         held = self._held()
-        if held is not None and not check.differing and not self._is(held):
+        if held is not None and not (check.differing or check.missing) and not self._is(held):
             check.differing.append(self.where)  # the same rows, in other bytes: the next step would refuse them
         return check
 

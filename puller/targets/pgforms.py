@@ -43,7 +43,10 @@ _LONGEST = 63
 """Bytes of the longest name that PostgreSQL keeps; it cuts others."""
 _encode_lines = msgspec.json.Encoder().encode_lines
 _CONTROL = re.compile(rb"\\u00([0-9a-f]{2})")
-_SHORT = ((b"\\n", b"\n"), (b"\\t", b"\t"), (b"\\r", b"\r"), (b"\\b", b"\b"), (b"\\f", b"\f"))
+_BETWEEN = re.compile(rb"\]\n\[")
+"""What stands between rows; to replace it by this takes half as long as by bytes.replace."""
+_ESCAPE = re.compile(rb'\\[^"]')
+_SHORT = {b"\\n": b"\n", b"\\t": b"\t", b"\\r": b"\r", b"\\b": b"\b", b"\\f": b"\f"}
 Rows = tuple[list[bytes], list[bytes]]
 
 
@@ -119,6 +122,12 @@ class Form:
         action = f"DO UPDATE SET {update}" if update else "DO NOTHING"
         return f"INSERT INTO {self.at} ({columns}) SELECT {columns} FROM {staged} ON CONFLICT ({self.order}) {action}"
 
+    def changed(self, staged: str) -> str:
+        """SELECT of a staged row that does not lie in the table as it was staged."""
+        own, other = (", ".join(f"{at}.{name}::text" for name in self.columns) for at in "ts")
+        join = f"LEFT JOIN {self.at} AS t ON {self._same('s', self.key)}"
+        return f"SELECT true FROM {staged} AS s {join} WHERE ROW({own}) IS DISTINCT FROM ROW({other}) LIMIT 1"
+
     def remove(self, staged: str) -> str:
         """DELETE of the rows with staged keys."""
         return f"DELETE FROM {self.at} AS t USING {staged} AS s WHERE " + self._same("s", self.key)
@@ -190,17 +199,17 @@ class Form:
         """COPY's text (`copy`) of some columns of rows. Raises TargetError for values that PostgreSQL cannot hold."""
         cells = [self._convert(number, column) for number, column in zip(numbers, columns, strict=True)]
         data: bytes = _encode_lines(list(zip(*cells, strict=True)))
-        data = data[1:-2].replace(b"]\n[", b"\n") + b"\n"
-        if b"\\" not in data:
+        data = _BETWEEN.sub(b"\n", data[1:-2]) + b"\n"
+        if _ESCAPE.search(data) is None:  # what is escaped, if anything, are quotes
             return data
         data = data.replace(b"\\\\", b"\0")  # JSON has no such byte; what begins with a backslash now is an escape
-        for escape, plain in _SHORT:
-            if escape in data:
-                data = data.replace(escape, plain)
-        if b"\\u" in data:
-            if b"\\u0000" in data:
-                raise self._zero(columns, numbers)
-            data = _CONTROL.sub(_control, data)
+        for escape in set(_ESCAPE.findall(data)):
+            if escape == b"\\u":
+                if b"\\u0000" in data:
+                    raise self._zero(columns, numbers)
+                data = _CONTROL.sub(_control, data)
+            else:
+                data = data.replace(escape, _SHORT[escape])
         return data.replace(b"\0", b"\\\\")
 
     def copy(self, at: str, numbers: Sequence[int], *, freeze: bool = False) -> str:

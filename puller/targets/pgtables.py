@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -30,6 +32,11 @@ _MOMENT, _AGAIN, _TRIES = "200ms", 0.5, 60
 OID = """(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = current_schema() AND c.relname = %s)"""
 """A table by its name. The catalogue is asked: to_regclass may not yet know what another puller just committed."""
+_HOLDER = """
+SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
+    AND (classid::bigint << 32) | objid::bigint = hashtextextended(%s, 0)
+"""
 
 
 def pages(
@@ -78,7 +85,10 @@ def schema_name(db: psycopg.Connection[Any]) -> str:
     name = one_text(db, "SELECT current_schema()")
     if name is None:
         path = one_text(db, "SHOW search_path")
-        raise TargetError(f"the search path ({path}) leads to no schema; nothing was written. Make one: CREATE SCHEMA")
+        raise TargetError(
+            f"the search path ({path}) leads to no schema that this user may use; nothing was written. Make one (CREATE SCHEMA), "
+            "or give the user USAGE and CREATE on it"
+        )
     return str(name)
 
 
@@ -116,6 +126,20 @@ def is_there(db: psycopg.Connection[Any], name: str) -> bool:
     return one_text(db, f"SELECT {OID}", (name,)) is not None
 
 
+def has_triggers(db: psycopg.Connection[Any], name: str) -> bool:
+    """Whether somebody gave a table triggers, which may change what is written to it."""
+    query = f"SELECT true FROM pg_trigger WHERE tgrelid = {OID} AND NOT tgisinternal AND tgenabled <> 'D' LIMIT 1"
+    return one_text(db, query, (name,)) is not None
+
+
+def changed_by_triggers(form: Form) -> TargetError:
+    """What to raise where they did."""
+    return TargetError(
+        f"triggers of table {form.table.name!r} change the rows that are written to it; what was there was kept. Let them "
+        "leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
+    )
+
+
 def check_encoding(db: psycopg.Connection[Any], where: str) -> None:
     """Raise TargetError for a database that cannot keep every text."""
     encoding = one_text(db, "SHOW server_encoding")
@@ -129,6 +153,43 @@ def lock_out(db: psycopg.Connection[Any]) -> None:
     """Keep other pullers of the schema away until the transaction ends."""
     db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
     db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"headwater {schema_name(db)}",))
+
+
+class FollowerLock:
+    """Keeps a second follower of a schema away, as long as its connection lasts."""
+
+    def __init__(self, address: str, where: str) -> None:
+        """Raises TargetError where another follower has it."""
+        self._db = postgresql.connect(address)
+        try:
+            with postgresql.errors(address, TargetError, "nothing was written"):
+                self._take(where)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _take(self, where: str) -> None:
+        db, name = self._db, f"headwater-follower {schema_name(self._db)}"
+        db.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
+        if not one_text(db, "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (name,)):
+            who = one_text(db, _HOLDER, (name,))
+            raise TargetError(f"{where} is followed already, by {who or 'another process'}; nothing was written")
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        db.execute("SELECT set_config('application_name', %s, false)", (who,))
+
+    def is_there(self) -> bool:
+        """Whether the connection, and with it the lock, still lasts."""
+        import psycopg
+
+        try:
+            self._db.execute("SELECT")
+        except psycopg.Error:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go."""
+        self._db.close()
 
 
 def lock(db: psycopg.Connection[Any], tables: list[str], mode: str) -> None:

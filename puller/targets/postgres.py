@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from puller import postgresql
-from puller.errors import Invalid, LocalEdits, NotOurs, SchemaChanged, TargetError
+from puller.errors import Invalid, NotOurs, SchemaChanged, TargetError
 from puller.parts import tables_in
+from puller.passwords import masked
 from puller.postgresql import BOOKKEEPING, one_text, quote
-from puller.targets.base import Changes, Check, Opening, State, check_held, count, whole
+from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
+from puller.targets.pgload import Load, Stage, change_indexes, extends, index_changes
 from puller.targets.pgtables import (
     OID,
+    FollowerLock,
     bookkeeping,
     check_encoding,
     is_there,
@@ -60,12 +63,6 @@ SELECT attname, format_type(atttypid, atttypmod), array_position(i.indkey::int2[
 LEFT JOIN pg_index i ON i.indrelid = attrelid AND i.indisprimary
 WHERE attrelid = {OID} AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
-_GRANTS = f"""
-SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
-    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
-    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
-"""
 
 
 class PostgresTarget:
@@ -76,7 +73,7 @@ class PostgresTarget:
     partial = None
 
     def __init__(self, address: str) -> None:
-        self.where = postgresql.shown(address)
+        self.where = masked(address)
         self._address = address
         self._db: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
@@ -113,7 +110,10 @@ class PostgresTarget:
         state = self._stored(db)
         if state is None:
             return {}
-        return forms_of(state.kind, tables_in(schema_of(schema_value(db)), state.parts), schema_name(db))
+        value = schema_value(db)
+        if value is None and state.kind == "table" and state.records:
+            raise TargetError(f"the bookkeeping of {self.where} has lost its schema; {_KEPT}. Pull into a new schema")
+        return forms_of(state.kind, tables_in(schema_of(value), state.parts), schema_name(db))
 
     def remember(self, state: State, was: State) -> None:
         db = self._open()
@@ -122,6 +122,10 @@ class PostgresTarget:
             held = self._stored(db)
             if held is not None and held.mark == was.mark:
                 store(db, "state", msgspec.msgpack.encode(state))
+
+    def lock_following(self) -> FollowerLock:
+        """Keep other followers away, also after this target was closed. Raises TargetError where there is one."""
+        return FollowerLock(self._address, self.where)
 
     def close(self) -> None:
         with self._lock:
@@ -199,16 +203,8 @@ class PostgresTarget:
                 yield keys, list(values)
 
     def check(self) -> Check:
-        check = Check(0, 0)
-        try:
-            with self.snapshot() as db, self.errors():
-                check.missing = self.missing(db, self.made(db))
-                for keys, values in self.records_of(db) if not check.missing else ():
-                    check.records += len(keys)
-                    check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
-        except LocalEdits as error:
-            check.differing += error.names
-        return check
+        with self.snapshot() as db, self.errors():
+            return check_all(self.records_of(db), self.missing(db, self.made(db)))
 
     @contextmanager
     def errors(self, kept: str = _KEPT) -> Iterator[None]:
@@ -231,18 +227,19 @@ class PostgresTarget:
     def _check_edits(self, db: psycopg.Connection[Any], state: State, made: dict[str, Form]) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
 
-        def extra() -> list[str]:
-            found = []
-            for form in made.values():
-                own = {column.name for column in form.table.columns}
-                names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
-                found += [f"{form.table.name}.{name}" for name in names if name not in own]
-            return found
-
         def checksum() -> int:
             return sum(run_sum(keys, values) for keys, values in self.records_of(db)) % MODULUS
 
-        check_edits(self.where, state, self.missing(db, made), made, extra, checksum)
+        check_edits(self.where, state, self.missing(db, made), made, lambda: self.extra_columns(db, made), checksum)
+
+    def extra_columns(self, db: psycopg.Connection[Any], made: dict[str, Form]) -> list[str]:
+        """The columns of tables that headwater did not make."""
+        found = []
+        for form in made.values():
+            own = {column.name for column in form.table.columns}
+            names = [name for name, _, _ in db.execute(_COLUMNS, (form.table.name,))]
+            found += [f"{form.table.name}.{name}" for name in names if name not in own]
+        return found
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._db is None or self._db.closed:
@@ -306,16 +303,21 @@ class _Writer:
         self._at = schema_name(db)
         self._forms = forms_of(opening.kind, [], self._at) if opening.kind == "bytes" else dict(made)
         self._value = schema_value(db)
-        self._staged: dict[str, _Stage] = {}
-        self._load: _Load | None = None
+        self._staged: dict[str, Stage] = {}
+        self._leaving: dict[str, Form] = {}
+        """Tables that are no more to be held: the stream deletes their rows, and the commit drops them."""
+        self._load: Load | None = None
         if opening.replace:
-            self._load = _Load(target, db, made)
+            self._load = Load(target.where, target.missing, db, made)
             if opening.kind == "table":
                 self._forms, self._value = {}, None
             for form in self._forms.values():
                 self._load.prepare(form)
         elif opening.kind == "table" and opening.parts != opening.parts_before:
-            raise SchemaChanged(f"other tables are to be held in {target.where}")
+            self._forms = self._forms_in(self._value)
+            self._leaving = {name: form for name, form in made.items() if name not in self._forms}
+            if target.extra_columns(db, self._leaving):
+                raise SchemaChanged(f"tables of {target.where} that are no more to be held have columns of their own")
 
     def end(self) -> None:
         """End a COPY under way."""
@@ -330,13 +332,15 @@ class _Writer:
             self._change_schema(whole(self._opening, keys[:1], values[:1])[0])
             keys, values = keys[1:], values[1:]
         plain = whole(self._opening, keys, values)
-        for form, part, rest in parts_of(self._opening.kind, self._forms, keys, plain) if keys else ():
+        forms = self._forms | self._leaving
+        for form, part, rest in parts_of(self._opening.kind, forms, keys, plain) if keys else ():
             if self._load is not None:
                 self._load.add(form, part, rest)
                 before += [None] * len(part)
                 continue
             before += record_hashes(part, self._old(form, part))
-            self._stage(form).add(part, rest)
+            if form.table.name not in self._leaving:
+                self._stage(form).add(part, rest)
         return before
 
     def held(self) -> Iterator[tuple[list[bytes], list[Hash]]]:
@@ -358,7 +362,8 @@ class _Writer:
             self._load.finish(self._forms)
         else:
             self._apply()
-        db.execute(f"CREATE TABLE IF NOT EXISTS {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
+        if not is_there(db, BOOKKEEPING):  # who may write all tables of a copy, but make none, can keep it up to date
+            db.execute(f"CREATE TABLE {bookkeeping(db)} (name text PRIMARY KEY, value bytea NOT NULL)")
         if self._value is not None:
             store(db, "schema", self._value)
         else:
@@ -375,34 +380,39 @@ class _Writer:
             return [None] * len(keys)
         return look_up(self._db, self._opening.kind, {form.table.name: made}, keys)
 
-    def _stage(self, form: Form) -> _Stage:
+    def _stage(self, form: Form) -> Stage:
         name = form.table.name
         if name not in self._staged:
-            self._staged[name] = _Stage(self._db, form, len(self._staged))
+            self._staged[name] = Stage(self._db, form, len(self._staged))
         return self._staged[name]
 
     def _change_schema(self, value: bytes | None) -> None:
         """Take up a schema. Raises SchemaChanged where rows would have to be written anew."""
         if value is None:
             raise Invalid("the dataset deletes its schema")
-        forms = forms_of("table", tables_in(wire.decode_schema(value), self._opening.parts), self._at)
+        forms = self._forms_in(value)
+        if self._load is not None:
+            for form in forms.values():
+                self._load.prepare(form)
+        else:
+            for name in self._made.keys() - self._leaving.keys():
+                self._check_follows(self._made[name], forms.get(name))
+        self._forms, self._value = forms, value
+
+    def _forms_in(self, value: bytes | None) -> dict[str, Form]:
+        """The tables of a schema that are to be held. Raises NotOurs where something else has the name of one."""
+        forms = forms_of("table", tables_in(schema_of(value), self._opening.parts), self._at)
         for name, form in forms.items():
             if name not in self._made and is_there(self._db, form.table.name):
                 raise NotOurs(
                     f"{self._target.where} has a table {name} that headwater did not make; nothing was written. Rename it, "
                     "or use another schema (?options=-csearch_path=NAME)"
                 )
-        if self._load is not None:
-            for form in forms.values():
-                self._load.prepare(form)
-        else:
-            for name, form in self._made.items():
-                self._check_follows(form, forms.get(name))
-        self._forms, self._value = forms, value
+        return forms
 
     def _check_follows(self, old: Form, new: Form | None) -> None:
         """Raise SchemaChanged if a table cannot become another one by adding columns, and holds something."""
-        if new is not None and _extends(old, new):
+        if new is not None and extends(old, new):
             return
         if one_text(self._db, f"SELECT true FROM {old.at} LIMIT 1"):
             what = "goes" if new is None else "gets another form"
@@ -411,7 +421,7 @@ class _Writer:
     def _apply(self) -> None:
         """Bring the tables to the new state. What makes readers wait comes first, and only then the rows: a commit is near."""
         db, forms = self._db, self._forms
-        kept = {name: form for name, form in self._made.items() if name in forms and _extends(form, forms[name])}
+        kept = {name: form for name, form in self._made.items() if name in forms and extends(form, forms[name])}
         gone = [form for name, form in self._made.items() if name not in kept]
         longer = [name for name in kept if len(kept[name].columns) < len(forms[name].columns)]
         stale = {name: index_changes(form, forms[name]) for name, form in kept.items()}
@@ -428,143 +438,3 @@ class _Writer:
         for stage in self._staged.values():
             stage.apply()
         change_indexes(db, forms, stale)
-
-
-class _Stage:
-    """The changes of a table, in temporary tables until the step is complete."""
-
-    def __init__(self, db: psycopg.Connection[Any], form: Form, number: int) -> None:
-        self._db = db
-        self._form = form
-        self._rows, self._gone = f"pg_temp._headwater_rows_{number}", f"pg_temp._headwater_gone_{number}"
-        for name in (self._rows, self._gone):
-            db.execute(form.create(name).replace("CREATE TABLE", "CREATE TEMPORARY TABLE", 1) + " ON COMMIT DROP")
-        self._counts = [0, 0]
-
-    def add(self, keys: list[bytes], values: list[bytes | None]) -> None:
-        """Take changes; None deletes."""
-        if None in values:
-            gone = [key for key, value in zip(keys, values, strict=True) if value is None]
-            heads = [list(cells) for cells in zip(*self._form.heads(gone), strict=True)]
-            self._copy(self._gone, heads, self._form.table.key)
-            self._counts[1] += len(gone)
-            pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
-            keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        if keys:
-            columns = self._form.full_columns(keys, values)  # type: ignore[arg-type]
-            self._copy(self._rows, columns, range(len(columns)))
-            self._counts[0] += len(keys)
-
-    def _copy(self, at: str, columns: list[Any], numbers: Sequence[int]) -> None:
-        with self._db.cursor().copy(self._form.copy(at, numbers)) as copy:
-            copy.write(self._form.write(columns, numbers))
-
-    def apply(self) -> None:
-        """Change the table."""
-        if self._counts[1]:
-            self._db.execute(f"ANALYZE {self._gone}")
-            self._db.execute(self._form.remove(self._gone))
-        if self._counts[0]:
-            self._db.execute(self._form.upsert(self._rows))
-
-
-class _Load:
-    """Writes whole tables: where there is one of the same form, in place; else beside it, to take its place at the end."""
-
-    def __init__(self, target: PostgresTarget, db: psycopg.Connection[Any], made: dict[str, Form]) -> None:
-        self._target = target
-        self._db = db
-        self._made = made
-        self._places: dict[str, str] = {}
-        self._in_place: set[str] = set()
-        self._at: Form | None = None
-        self._copy: Any = None
-        self._stack = ExitStack()
-
-    def prepare(self, form: Form) -> None:
-        """Make room for a table."""
-        name, old = form.table.name, self._made.get(form.table.name)
-        there = is_there(self._db, form.table.name)
-        same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
-        if same and not self._target.missing(self._db, {name: form}):
-            self._db.execute(f"DELETE FROM {form.at}")
-            self._places[name] = form.at
-            self._in_place.add(name)
-            return
-        if there and old is None:
-            raise NotOurs(f"{self._target.where} has a table {name} of its own; nothing was written")
-        schema = form.at.removesuffix(quote(name))
-        self._places[name] = f"{schema}{quote(f'{BOOKKEEPING}_{len(self._places)}')}" if there else form.at
-        self._db.execute(form.create(self._places[name]))
-
-    def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
-        """Take rows of a table, after all of the tables before it."""
-        columns = form.full_columns(keys, values)
-        if self._at is not form:
-            self._end()
-            name = form.table.name
-            statement = form.copy(self._places[name], range(len(columns)), freeze=name not in self._in_place)
-            self._copy = self._stack.enter_context(self._db.cursor().copy(statement))
-            self._at = form
-        self._copy.write(form.write(columns, range(len(columns))))
-
-    def _end(self) -> None:
-        self._at = self._copy = None
-        self._stack.close()
-
-    def abandon(self) -> None:
-        """End a COPY under way; what it brought is rolled back."""
-        with suppress(Exception):
-            self._stack.__exit__(GeneratorExit, GeneratorExit(), None)
-
-    def finish(self, forms: dict[str, Form]) -> None:
-        """Make keys and indexes, and let new tables take the places of old ones."""
-        self._end()
-        db = self._db
-        for name, form in forms.items():
-            if name not in self._in_place:
-                db.execute(form.add_key(self._places[name]))
-        gone = {name: form.at for name, form in self._made.items() if name not in self._in_place and is_there(db, name)}
-        stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
-        lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
-        self._swap(gone, forms)
-        change_indexes(db, forms, stale)
-
-    def _swap(self, gone: dict[str, str], forms: dict[str, Form]) -> None:
-        """Drop old tables, and give new ones their names and what others were granted on the old ones."""
-        db = self._db
-        grants = [
-            sql for name, at in gone.items() if name in forms for (sql,) in db.execute(_GRANTS, (at, name)).fetchall()
-        ]
-        for at in gone.values():
-            db.execute(f"DROP TABLE {at}")
-        for name, form in forms.items():
-            if self._places[name] != form.at:
-                db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
-        for sql in grants:
-            db.execute(sql)
-
-
-def _extends(old: Form, new: Form) -> bool:
-    """Whether a table becomes another one by adding columns."""
-    columns = new.table.columns[: len(old.table.columns)]
-    return (old.table.columns, old.table.key) == (columns, new.table.key)
-
-
-def index_changes(old: Form, new: Form) -> tuple[list[str], list[str]]:
-    """The names of the indexes that go, and the statements that make those that come."""
-    before, after = old.indexes(), new.indexes()
-    return (
-        [name for name, statement in before.items() if after.get(name) != statement],
-        [statement for name, statement in after.items() if before.get(name) != statement],
-    )
-
-
-def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes: dict[str, Any]) -> None:
-    """Drop and make indexes: of tables that stay as their `changes` say, of new ones all."""
-    for old, _ in changes.values():
-        for index in old:
-            db.execute(f"DROP INDEX IF EXISTS {index}")
-    for name, form in forms.items():
-        for statement in changes[name][1] if name in changes else form.indexes().values():
-            db.execute(statement)

@@ -12,7 +12,7 @@ import msgspec
 
 from puller.errors import LocalEdits, NotOurs, TargetError
 from puller.parts import WHOLE
-from puller.targets.base import Check, Opening, State, check_held
+from puller.targets.base import Check, Opening, State, check_all, check_held
 from puller.targets.reading import Connections
 from puller.targets.sqliteforms import BOOKKEEPING, Form
 from puller.targets.sqlitetables import (
@@ -31,7 +31,6 @@ from puller.targets.sqlitetables import (
 from puller.targets.sqlitewriter import Writer
 from puller.targets.tables import check_edits, decode_state
 from puller.wire import rows as wire
-from puller.wire.checksum import MODULUS, run_sum
 from puller.wire.nodes import Run
 from puller.wire.rows import SCHEMA_KEY
 
@@ -148,18 +147,8 @@ class SQLiteTarget:
                 yield from records_held(db, state.kind, lambda: tables)
 
     def check(self) -> Check:
-        check = Check(0, 0)
         with self.errors():
-            check.missing = self.missing()
-        if check.missing:
-            return check
-        try:
-            for keys, values in self.records():
-                check.records += len(keys)
-                check.checksum = (check.checksum + run_sum(keys, values)) % MODULUS
-        except LocalEdits as error:
-            check.differing += error.names
-        return check
+            return check_all(self.records(), self.missing())
 
     def _check_edits(self, state: State) -> None:
         """Raise LocalEdits if replacing everything would lose something."""

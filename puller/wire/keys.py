@@ -121,17 +121,8 @@ def decode_key(key: bytes) -> tuple[str, tuple[Scalar, ...]]:
 def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
     """The primary keys in the keys of one table's rows, which ascend."""
     prefix = encode_element(table)
-    head = prefix + _TEXT_TAG
-    size = len(head)
-    if keys and keys[0].startswith(head) and keys[-1].startswith(head):
-        zeros = b"".join(keys).count(0) == len(keys) * (head.count(0) + 1)
-        if zeros and set(map(itemgetter(-1), keys)) == {0}:
-            try:
-                return [(key[size:-1].decode(),) for key in keys]
-            except UnicodeDecodeError as error:
-                raise Invalid("a text in a key is not UTF-8") from error
-    if (numbers := _decode_integers(prefix, keys)) is not None:
-        return numbers
+    if (column := _decode_column(prefix, keys)) is not None:
+        return list(zip(column))
     rows = []
     for key in keys:
         name, values = decode_key(key)
@@ -141,11 +132,35 @@ def decode_keys(table: str, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]]:
     return rows
 
 
-def _decode_integers(prefix: bytes, keys: Sequence[bytes]) -> list[tuple[Scalar, ...]] | None:
-    """Keys of one integer each, all above 0 and of the same number of bytes; None for others.
+def decode_key_columns(table: str, keys: Sequence[bytes], width: int) -> list[Sequence[Scalar]]:
+    """The columns of the primary key in the keys of one table's rows, which ascend; there are `width`."""
+    if width == 1 and (column := _decode_column(encode_element(table), keys)) is not None:
+        return [column]
+    rows = decode_keys(table, keys)
+    if set(map(len, rows)) - {width}:
+        raise Invalid(f"table {table!r} has a key with a wrong number of values")
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _decode_column(prefix: bytes, keys: Sequence[bytes]) -> list[Scalar] | None:
+    """The values in keys of one each, all texts without a zero or all integers of one size; None for others.
 
     The keys ascend: what the first and the last one begin with, all do.
     """
+    head = prefix + _TEXT_TAG
+    size = len(head)
+    if keys and keys[0].startswith(head) and keys[-1].startswith(head):
+        zeros = b"".join(keys).count(0) == len(keys) * (head.count(0) + 1)
+        if zeros and set(map(itemgetter(-1), keys)) == {0}:
+            try:
+                return [key[size:-1].decode() for key in keys]
+            except UnicodeDecodeError as error:
+                raise Invalid("a text in a key is not UTF-8") from error
+    return _decode_integers(prefix, keys)
+
+
+def _decode_integers(prefix: bytes, keys: Sequence[bytes]) -> list[Scalar] | None:
+    """The integers in keys of one each, all above 0 and of the same number of bytes; None for others."""
     start = len(prefix)
     size = keys[0][start] - _ZERO if keys and keys[0][start:] else 0
     head = prefix + keys[0][start : start + 1] if 1 <= size <= 8 else b""
@@ -154,8 +169,8 @@ def _decode_integers(prefix: bytes, keys: Sequence[bytes]) -> list[tuple[Scalar,
     if set(map(len, keys)) != {len(head) + size} or keys[0][len(head)] == 0:
         return None
     digits = map(itemgetter(slice(len(head), None)), keys)
-    numbers: list[int] = list(map(int.from_bytes, digits, repeat("big")))  # type: ignore[arg-type]
-    return list(zip(numbers)) if numbers[-1] <= INT_MAX else None
+    numbers: list[Scalar] = list(map(int.from_bytes, digits, repeat("big")))  # type: ignore[arg-type]
+    return numbers if int.from_bytes(keys[-1][len(head) :], "big") <= INT_MAX else None
 
 
 def table_range(table: str) -> tuple[bytes, bytes]:

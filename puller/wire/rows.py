@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from puller.errors import Invalid
 from puller.wire.codec import MAX_KEY, decoder, encode
-from puller.wire.keys import INT_MAX, INT_MIN, decode_keys, encode_element, encode_keys, table_range
+from puller.wire.keys import INT_MAX, INT_MIN, decode_key_columns, encode_element, encode_keys, table_range
 
 SCHEMA_KEY = b""
 JSON_EXT = 1
@@ -33,6 +34,13 @@ _ALLOWED: dict[str, frozenset[type]] = {
     "any": frozenset({int, float, str, bytes, bool, Json}),
 }
 _OF_TYPE: dict[type, str] = {int: "int64", float: "float64", str: "text", bytes: "blob", bool: "bool", Json: "json"}
+_DECODED: dict[str, Any] = {
+    "int64": Annotated[int, msgspec.Meta(le=INT_MAX)],
+    "float64": float,
+    "text": str,
+    "blob": bytes,
+    "bool": bool,
+}
 _NAN = struct.pack(">d", float("nan"))
 
 
@@ -130,11 +138,14 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
 
     Raises Invalid unless every row is canonical and of the columns' types (SPEC 9.3).
     """
+    columns = [table.columns[n] for n in table.value_columns]
     joined = _array_header(len(values)) + b"".join(values)
+    found = _decode_typed(columns, values, joined)
+    if found is not None:
+        return found
     rows: list[tuple[Any, ...]] = _decode_rows(joined)
     if list(map(encode, rows)) != list(values):
         raise Invalid(f"table {table.name!r} has a row that is not in its shortest form")
-    columns = [table.columns[n] for n in table.value_columns]
     width = len(columns)
     lengths = set(map(len, rows))
     if lengths != {width}:
@@ -146,9 +157,35 @@ def decode_columns(table: Table, values: Sequence[bytes]) -> list[Sequence[Any]]
     elif width and None in map(itemgetter(-1), rows):
         raise Invalid(f"table {table.name!r} has a row that ends in nil")
     cells: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * width
-    for column, found in zip(columns, cells, strict=True):
-        check_cells(column, found)
+    for column, one in zip(columns, cells, strict=True):
+        check_cells(column, one)
     return cells
+
+
+def _decode_typed(columns: list[Column], values: Sequence[bytes], joined: bytes) -> list[Sequence[Any]] | None:
+    """The columns of rows that all have the last one, as nearly always; the decoder checks their types. None: look closely."""
+    try:
+        rows = _row_decoder(tuple(column.type for column in columns))(joined)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if not columns or not rows or list(map(encode, rows)) != values:
+        return None
+    cells: list[Sequence[Any]] = list(zip(*rows, strict=True))
+    if None in cells[-1]:
+        return None
+    for column, one in zip(columns, cells, strict=True):
+        if column.type not in _DECODED:
+            check_cells(column, one)
+        elif column.type == "float64":
+            _check_nans(column, one)
+    return cells
+
+
+@lru_cache
+def _row_decoder(types: tuple[str, ...]) -> Callable[[bytes], list[tuple[Any, ...]]]:
+    """Decodes rows with a value, or nil, for each of the types; integers become floats, which shows when encoded again."""
+    fields = tuple(_DECODED.get(type_, Any) | None for type_ in types)
+    return msgspec.msgpack.Decoder(list[tuple[fields]]).decode  # type: ignore[valid-type]
 
 
 def check_cells(column: Column, cells: Sequence[Any]) -> None:
@@ -161,11 +198,20 @@ def check_cells(column: Column, cells: Sequence[Any]) -> None:
         return
     if int in types and max(filter(_is_integer, cells) if None in cells or len(types) > 1 else cells) > INT_MAX:
         raise Invalid(f"column {column.name!r} holds an integer beyond 64 bits")
-    if float in types and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
-        raise Invalid(f"column {column.name!r} holds a NaN of a form that is not canonical")
+    if types == {float}:
+        _check_nans(column, cells)
+    elif float in types:
+        _check_nans(column, [cell for cell in cells if type(cell) is float])
     for cell in cells if Json in types else ():
         if type(cell) is Json and (cell.code != JSON_EXT or not _is_text(cell.data)):
             raise Invalid(f"column {column.name!r} holds an extension that is not JSON text")
+
+
+def _check_nans(column: Column, cells: Sequence[float | None]) -> None:
+    """Raise Invalid for a NaN, among floats and nils, that is not the canonical one. A sum tells whether there may be any."""
+    total = sum(filter(None, cells))
+    if total != total and any(cell != cell and struct.pack(">d", cell) != _NAN for cell in cells):
+        raise Invalid(f"column {column.name!r} holds a NaN of a form that is not canonical")
 
 
 def _is_integer(value: Any) -> bool:
@@ -221,11 +267,8 @@ def full_rows(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> l
 
 def full_columns(table: Table, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Sequence[Any]]:
     """All columns of rows of one table, whose keys ascend, in column order."""
-    heads = decode_keys(table.name, keys)
-    if set(map(len, heads)) - {len(table.key)}:
-        raise Invalid(f"table {table.name!r} has a key with a wrong number of values")
     columns: list[Sequence[Any]] = [()] * len(table.columns)
-    for n, cells in zip(table.key, zip(*heads, strict=True), strict=True) if heads else ():
+    for n, cells in zip(table.key, decode_key_columns(table.name, keys, len(table.key)), strict=True):
         check_cells(table.columns[n], cells)
         columns[n] = cells
     for n, column in zip(table.value_columns, decode_columns(table, values), strict=True):

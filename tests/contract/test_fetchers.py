@@ -422,9 +422,14 @@ def test_https_through_a_proxy(tls, monkeypatch):
     denied = HttpFetcher("https://denied.invalid")
     with pytest.raises(Unavailable, match="the proxy does not let it through"):
         denied.fetch_head(None)
-    monkeypatch.setenv("https_proxy", "https://127.0.0.1:9")
-    with pytest.raises(UsageError, match="reached by https is not supported"):
-        HttpFetcher(url)
+    for bad, why in (
+        ("https://me:gehe1m@127.0.0.1:9", "itself reached by https"),
+        ("socks5://h:9", "kind socks5:// are not"),
+    ):
+        monkeypatch.setenv("https_proxy", bad)
+        with pytest.raises(UsageError, match=f"{why}.*Name one with http://") as told:
+            HttpFetcher(url)
+        assert "gehe1m" not in str(told.value)
     for one in (fetcher, denied):
         one.close()
     proxy.shutdown()

@@ -166,3 +166,13 @@ def test_a_folder_of_json_lines_is_a_table_each(tmp_path):
     puller("pull", tmp_path / "d", tmp_path / "copy.db")
     with sqlite3.connect(tmp_path / "copy.db") as db:
         assert db.execute("SELECT * FROM b").fetchall() == [("x", "[1]")]
+
+
+def test_a_copy_that_cannot_be_read_is_not_said_to_hold_fewer_rows(copy):
+    copy.write_bytes(copy.read_bytes() + b'7,"cut sho')
+    told = puller("verify", copy, check=6)
+    assert "it cannot be read to its end (a line is not a row of table 't'" in told.out
+    assert " belong" not in told.out
+    copy.unlink()
+    told = puller("verify", copy, check=6)
+    assert "version 1: not all of it is there." in told.out

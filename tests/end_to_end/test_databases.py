@@ -22,6 +22,7 @@ from puller.errors import SourceError, UsageError
 from puller.wire import rows as wire
 from puller.wire.keys import decode_key
 from tests.conftest import publisher, puller
+from tests.end_to_end.test_large import run as measured
 from tests.plain import publish_source, runs_of
 
 
@@ -448,3 +449,24 @@ def test_a_table_that_comes_with_a_patch(tmp_path):
     publish_source(path, tmp_path / "d")
     assert "by patch" in puller("pull", tmp_path / "d", copy).out
     assert inserts(copy) == inserts(path)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_what_one_publish_adds(tmp_path):
+    """The rows that are added are more than any chunk or diff has room for, and all of them follow one row."""
+    source = database(tmp_path / "a.db", "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, note TEXT)")
+    add = """
+    INSERT INTO t WITH RECURSIVE c(n) AS (SELECT {} UNION ALL SELECT n + 1 FROM c WHERE n < {})
+    SELECT n, 'product number ' || n, lower(hex(randomblob(40))) FROM c
+    """
+    peaks = []
+    for first, last in ((1, 1000), (1001, 800_000)):
+        database(source, add.format(first, last))
+        for words in (
+            ("publisher.cli", "publish", source, tmp_path / "d", "--unsigned"),
+            ("puller.cli", "pull", tmp_path / "d", tmp_path / "copy.db"),
+        ):
+            peaks.append(measured(*words))
+    assert max(peaks) < 300, peaks
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as db:
+        assert db.execute("SELECT count(*) FROM t").fetchone() == (800_000,)

@@ -68,6 +68,16 @@ def test_types_are_detected_when_asked_and_never_narrowed(tmp_path):
     )  # fmt: skip
 
 
+def test_whole_numbers_that_a_double_does_not_hold_stay_text(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "id,n,x\n18446744073709551616,9007199254740993,1e22\n18446744073709551617,0.5,100000000000000000000\n"
+    )
+    kinds, rows = read_table(source(path, detect=True))
+    assert kinds == {"id": "text", "n": "text", "x": "float64"}
+    assert rows == [("18446744073709551616", "9007199254740993", 1e22), ("18446744073709551617", "0.5", 1e20)]
+
+
 @pytest.mark.parametrize(("content", "said"), [
     (b"id,v\n1,2\n2\n", "a.csv:3: this row has not 2 fields"),
     (b'id,v\n1,"a\nb"\n\n2,3,4\n', "a.csv:5: this row has not 2 fields"),

@@ -65,6 +65,29 @@ def test_where_it_begins(data):
         next(feed)
 
 
+def test_of_a_copy_of_parts_these_are_told_whoever_pulled_it_and_all_of_them_where_others_are_held(data, tmp_path):
+    copy, state = str(tmp_path / "copy.db"), str(tmp_path / "state")
+
+    def feed(parts=None):
+        with Replica(str(data), copy, parts=parts) as replica, replica.feed(state, follow=False) as feed:
+            found = [(event.type, event.key, event.new) for event in feed]
+            if found:
+                feed.ack()
+            return found
+
+    assert feed(["a"]) == [("reset", None, None), ("change", b"a", b"1"), ("commit", None, None)]
+    publish(data, {b"a": b"2", b"c": b"4"}, 4)
+    with Replica(str(data), copy) as replica:
+        replica.pull()
+    assert feed() == [("change", b"a", b"2"), ("commit", None, None)]  # by diffs, which name c as well
+    with Replica(str(data), copy, parts=["a", "c"]) as replica:
+        replica.pull()
+    assert feed() == [("reset", None, None), ("change", b"a", b"2"), ("change", b"c", b"4"), ("commit", None, None)]
+    publish(data, {b"a": b"2", b"c": b"5"}, 5)
+    assert feed(["c"]) == [("reset", None, None), ("change", b"c", b"5"), ("commit", None, None)]
+    assert feed() == []
+
+
 def test_all_is_told_anew_where_no_diffs_lead_on(data, tmp_path):
     state = str(tmp_path / "state")
     with Feed(str(data), state=state, follow=False) as feed:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from puller.errors import TargetError
 from puller.follow.following import Follow, Following
 from puller.follow.hooks import Command, WebHook
 from puller.follow.meters import Meters
@@ -32,6 +33,7 @@ from puller.service.settings import Settings
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
 from tests.hostile_host import Reply, files, head, hostile
+from tests.plain import publish_records
 
 
 class Clock:
@@ -604,3 +606,33 @@ def test_a_day_of_polls_leaks_nothing(tmp_path, source, nginx, polls):
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_postgresql_database_has_one_follower_for_as_long_as_that_is_connected(new_database, tmp_path):
+    copy, root = new_database(), tmp_path / "d"
+    publish_records(root, "bytes", {b"k": b"1"})
+    name = f"process {os.getpid()} on {socket.gethostname()}"
+    with following(root, copy.url) as one:
+        one.poll()
+        with pytest.raises(TargetError, match=f"is followed already, by {name}"), following(root, copy.url):
+            pass
+        assert (
+            len(copy.rows(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'"))
+            == 1
+        )
+        publish_records(root, "bytes", {b"k": b"2"})
+        with following(root, copy.url) as two:
+            one.poll()
+            assert "is followed already" in one.job.failure.reason
+            assert copy.rows("SELECT value FROM records") == [(b"1",)]
+            two.poll()
+        one.poll()
+        assert one.job.failure is None
+        assert copy.rows("SELECT value FROM records") == [(b"2",)]
+
+
+def test_a_database_that_is_not_there_yet_is_waited_for(tmp_path):
+    publish_records(tmp_path / "d", "bytes", {b"k": b"1"})
+    with following(tmp_path / "d", f"postgresql://me@127.0.0.1:{free_port()}/x") as one:
+        one.poll()
+        assert "cannot be reached" in one.job.failure.reason

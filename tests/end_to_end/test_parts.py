@@ -206,6 +206,12 @@ def test_some_tables_of_a_database(tmp_path):
     assert "no table 'price'; it has prices, stock, other" in wrong.err
     assert not copy.exists()
     assert "has no tables" not in wrong.err
+    planned = puller("pull", "--dry-run", "--table", "price", dest, copy, check=2)
+    assert planned.err == wrong.err
+    puller("pull", "--dry-run", "--table", "prices", dest, copy)
+    none = puller("pull", "--prefix", '["stock", "nowhere"]', dest, copy)
+    assert 'no record has this prefix (["stock","nowhere"]); the copy is empty' in none.out
+    assert tables(copy) == {"stock"}
     puller("pull", "--table", "prices", "--prefix", '["stock", "eu"]', dest, copy)
     assert tables(copy) == {"prices", "stock"}
     assert rows(copy, "prices") == rows(source, "prices")
@@ -256,6 +262,8 @@ def test_a_table_as_json_lines(tmp_path):
     assert puller("get", "--json", dest, "stock", "uk", 7).json["row"]["value"] == "stock 7"
     assert "stock uk 99 is not in 'd' version 1" in puller("get", dest, "stock", "uk", 99, check=1).err
     assert "is no int64" in puller("get", dest, "stock", "uk", "x", check=2).err
+    assert "put -- before URL" in puller("get", dest, "stock", "uk", -7, check=2).err
+    assert "stock uk -7 is not in" in puller("get", "--", dest, "stock", "uk", -7, check=1).err
     assert "named by: stock shop n" in puller("get", dest, "stock", "uk", check=2).err
     assert puller("ls", "-q", dest, '["prices","uk"]').out.splitlines()[:2] == ["prices\tuk\t0", "prices\tuk\t1"]
     assert puller("ls", dest, "price", check=2).err.endswith("no table 'price'; it has prices, stock, other\n")

@@ -18,15 +18,26 @@ from publisher.publish import Options as PublishOptions
 from publisher.publish import publish
 from publisher.sources import open_source
 from publisher.sources.postgres import PostgresSource
-from puller.errors import HeadwaterError, Invalid, LocalEdits, NotOurs, SourceError, TargetError, UsageError
+from puller.errors import (
+    HeadwaterError,
+    Invalid,
+    LocalEdits,
+    NotOurs,
+    SourceError,
+    TargetError,
+    Unavailable,
+    UsageError,
+)
 from puller.fetch import open_fetcher
-from puller.postgresql import TextRows, shown
+from puller.passwords import masked
+from puller.postgresql import TextRows
 from puller.pull import Options, pull
 from puller.replica import Replica
 from puller.stores import open_store
 from puller.targets import open_target
+from puller.targets.base import Opening
 from puller.wire.keys import encode_key
-from puller.wire.rows import Column, Index, Json, Table, encode_schema
+from puller.wire.rows import Column, Index, Json, Table, encode_rows, encode_schema
 from tests.conftest import publisher, puller
 from tests.contract.test_targets import t
 from tests.end_to_end.test_databases import read
@@ -310,7 +321,10 @@ def test_passwords_are_nowhere(database, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     url = database.url.replace("postgres@", f"postgres:{secret}@") + f"&password={secret}"
     database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
-    assert secret not in shown(url)
+    assert masked(url) == f"{database.url}&password=…".replace("postgres@", "postgres:gehe1m@").replace(
+        f":{secret}", ""
+    )
+    assert secret not in masked(f"postgresql://me:a@{secret}@127.0.0.1/x?sslpassword={secret}#")
     told = [
         publisher("publish", url, tmp_path / "d", "--unsigned", "--verbose"),
         publisher("publish", url.replace("host=", "host=/nowhere,"), tmp_path / "d", check=None),
@@ -351,6 +365,100 @@ def test_edits_are_found_and_kept_until_told(database, new_database, tmp_path):
     pull_to(tmp_path / "d", copy.url, overwrite=True)
     assert inserts(copy) == inserts(database)
     assert copy.rows("SELECT has_table_privilege('pg_monitor', 'rows', 'SELECT')") == [(True,)]
+    copy.run("DROP TABLE rows")
+    pull_to(tmp_path / "d", copy.url)
+    assert inserts(copy) == inserts(database)
+
+
+@pytest.mark.slow
+def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path):
+    database.run(
+        ROWS,
+        "INSERT INTO rows SELECT n, n, n FROM generate_series(1, 50) n",
+        "CREATE TABLE other AS SELECT 1 AS id",
+        "ALTER TABLE other ADD PRIMARY KEY (id)",
+    )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+
+    def trigger(body):
+        copy.run(
+            f"CREATE OR REPLACE FUNCTION {copy.schema}.t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body} RETURN NEW; END'",
+            "CREATE OR REPLACE TRIGGER t BEFORE INSERT OR UPDATE ON rows FOR EACH ROW EXECUTE FUNCTION t()",
+        )
+
+    database.run("UPDATE rows SET name = 'theirs' WHERE id = 7")
+    publish_to(tmp_path / "d", database)
+    for body in ("NEW.name = upper(NEW.name);", "IF NEW.id = 7 THEN RETURN NULL; END IF;"):
+        trigger(body)
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+                pull_to(tmp_path / "d", copy.url, **options)
+    trigger("")
+    assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
+    assert inserts(copy) == inserts(database)
+    database.run("ALTER TABLE other ALTER id TYPE text")  # which takes all of the state
+    publish_to(tmp_path / "d", database)
+    trigger("NEW.name = upper(NEW.name);")
+    with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+        pull_to(tmp_path / "d", copy.url)
+    copy.run("ALTER TABLE rows DISABLE TRIGGER t")
+    assert pull_to(tmp_path / "d", copy.url).plan.way == "bootstrap"
+    assert inserts(copy) == inserts(database)
+
+
+def test_other_parts_leave_those_that_stay_as_they_are(database, new_database, tmp_path):
+    for name in ("prices", "stock", "other"):
+        database.run(
+            f"CREATE TABLE {name} (shop text, n integer, v text, PRIMARY KEY (shop, n))",
+            f"INSERT INTO {name} SELECT shop, n, '{name} ' || n FROM generate_series(1, 30) n, unnest(ARRAY['eu', 'uk']) shop",
+        )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+
+    def rows(name, where="true"):
+        return database.rows(f"SELECT * FROM {name} WHERE {where} ORDER BY shop, n")
+
+    def held(name):
+        return copy.rows(f"SELECT * FROM {name} ORDER BY shop, n")
+
+    def change(*parts):
+        """Hold other parts; the way, and which tables there are then."""
+        outcome = pull_to(tmp_path / "d", copy.url, parts=parts)
+        target = open_target(copy.url, "table")
+        assert target.check().equals(target.state())
+        target.close()
+        names = copy.rows(
+            "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
+        )
+        return str(outcome.plan.way), {name for (name,) in names} - {"_headwater"}
+
+    assert change(("prices",), ("stock", "eu")) == ("bootstrap", {"prices", "stock"})
+    kept = copy.rows("SELECT oid, relfilenode FROM pg_class WHERE oid = 'stock'::regclass")
+    assert change(("stock",), ("other", "uk")) == ("resync", {"stock", "other"})
+    assert (held("stock"), held("other")) == (rows("stock"), rows("other", "shop = 'uk'"))
+    database.run(
+        "UPDATE stock SET v = 'new' WHERE n < 5", "ALTER TABLE prices ADD COLUMN w integer", "DELETE FROM other"
+    )
+    publish_to(tmp_path / "d", database)
+    assert change(("stock", "uk"), ("prices",)) == ("resync", {"stock", "prices"})
+    assert (held("stock"), held("prices")) == (rows("stock", "shop = 'uk'"), rows("prices"))
+    assert kept == copy.rows("SELECT oid, relfilenode FROM pg_class WHERE oid = 'stock'::regclass")
+    copy.run("ALTER TABLE prices ADD COLUMN mine text")
+    with pytest.raises(LocalEdits, match=r"prices\.mine"):
+        change(("stock",))
+    copy.run("ALTER TABLE prices DROP COLUMN mine", "CREATE TABLE other (mine integer)")
+    with pytest.raises(NotOurs, match="has a table other that headwater did not make"):
+        change()
+    assert (held("stock"), held("prices")) == (rows("stock", "shop = 'uk'"), rows("prices"))
+    copy.run("DROP TABLE other", "UPDATE prices SET v = 'mine' WHERE n = 1")
+    with pytest.raises(LocalEdits):
+        change()
+    pull_to(tmp_path / "d", copy.url, parts=(), overwrite=True)
+    assert [held(name) for name in ("prices", "stock", "other")] == [
+        rows(name) for name in ("prices", "stock", "other")
+    ]
 
 
 def test_what_postgresql_cannot_hold_is_refused_by_name(database, tmp_path):
@@ -442,6 +550,72 @@ def test_another_puller_waits_its_turn(database, new_database, tmp_path):
         thread.join()
     assert inserts(copy) == inserts(database)
     assert puller("verify", copy.url)
+
+
+def test_a_connection_that_breaks_while_rows_are_written(database, new_database):
+    """Rows go to the server from another thread; what happens there is told, and nothing is left of them."""
+    copy = new_database()
+    target = open_target(copy.url, "table")
+    table = Table("t", [Column("k", "int64"), Column("v", "text")], [0])
+    opening = Opening("table", replace=True, time=1, large=lambda key, value: iter(()))
+    with (
+        pytest.raises(Unavailable, match=r"the connection .* broke: .*; what was there was kept"),
+        target.writer(opening) as writer,
+    ):
+        writer.put([b""], [encode_schema([table])], [None])
+        for n in range(1, 1000):
+            keys = [encode_key("t", [n * 10_000 + i]) for i in range(5000)]
+            writer.put(keys, [encode_rows([["x" * 200]], 1)[0]] * 5000, [None] * 5000)
+            if n == 3:
+                database.rows(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headwater'"
+                )
+    target.close()
+    assert copy.rows("SELECT to_regclass('t'), to_regclass('_headwater')") == [(None, None)]
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks_is_told_in_one_line(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows SELECT n, repeat(md5(n::text), 8), n FROM generate_series(1, 200000) n")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    command = [sys.executable, "-m", "puller.cli", "pull", str(tmp_path / "d"), copy.url]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not copy.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'headwater' AND "
+        f"state = 'active' AND query LIKE 'COPY \"{copy.schema}\"%'"
+    ):
+        assert process.poll() is None
+    _, told = process.communicate()
+    assert (process.returncode, told.count("\n"), told[:26]) == (4, 1, "error: the connection to p")
+    assert copy.rows("SELECT to_regclass('rows'), to_regclass('_headwater')") == [(None, None)]
+
+
+@pytest.mark.slow
+def test_who_may_write_the_tables_of_a_copy_need_not_be_allowed_to_make_any(database, new_database, tmp_path):
+    database.run(ROWS, "INSERT INTO rows VALUES (1, 'a', 1)")
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    role = f"role_{copy.schema}"
+    url = copy.url.replace("postgres@", f"{role}@")
+    with copy.connect() as db:
+        db.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            assert "give the user USAGE and CREATE" in puller("pull", tmp_path / "d", url, check=1).err
+            pull_to(tmp_path / "d", copy.url)
+            db.execute(f"GRANT USAGE ON SCHEMA {copy.schema} TO {role}")
+            assert "permission denied for table _headwater" in puller("status", url, check=1).err
+            db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {copy.schema} TO {role}")
+            database.run("UPDATE rows SET name = 'b'")
+            publish_to(tmp_path / "d", database)
+            puller("pull", tmp_path / "d", url)
+            assert inserts(copy) == inserts(database)
+            database.run("ALTER TABLE rows ADD COLUMN more text", "UPDATE rows SET more = 'x'")
+            publish_to(tmp_path / "d", database)
+            assert "must be owner of table rows" in puller("pull", tmp_path / "d", url, check=1).err
+        finally:
+            db.execute(f"DROP OWNED BY {role}")
+            db.execute(f"DROP ROLE {role}")
 
 
 @pytest.mark.slow

@@ -182,7 +182,24 @@ def test_large_values_in_chunks_that_stay_are_counted(pool):
 
 def test_splitting_is_even():
     run = ([b"%04d" % n for n in range(1000)], [bytes(5000)] * 1000)
-    parts = split(run)
+    parts = list(split([run]))
     assert [k for part in parts for k in part[0]] == run[0]
     sizes = [sum(map(len, values)) for _, values in parts]
     assert max(sizes) - min(sizes) < 0.4 * build.CHUNK_SIZE
+
+
+def test_what_grew_is_split_as_it_comes():
+    taken = 0
+
+    def runs():
+        nonlocal taken
+        for n in range(200):
+            taken += 1
+            yield [b"%08d" % (100 * n + i) for i in range(100)], [bytes(5000)] * 100
+
+    keys: list[bytes] = []
+    for part in split(runs()):
+        keys += part[0]
+        assert 500_000 * taken - 5000 * len(keys) < snapshots.MOST + build.CHUNK_SIZE
+        assert 0.5 * build.CHUNK_SIZE < 5000 * len(part[0]) <= 2 * build.CHUNK_SIZE
+    assert keys == [b"%08d" % n for n in range(20_000)]

@@ -68,7 +68,19 @@ def test_pure_modules_do_no_io(name):
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
         *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
-        *("trust", "secret", "stores", "s3", "doctor", "sqlitefile", "postgresql", "arrow", "progress", "service"),
+        *(
+            "trust",
+            "secret",
+            "stores",
+            "s3",
+            "doctor",
+            "sqlitefile",
+            "passwords",
+            "postgresql",
+            "arrow",
+            "progress",
+            "service",
+        ),
     )
     used = {n.split(".")[1] for n in imports(path) if n.startswith("puller.")}
     assert used <= set(allowed), used

@@ -1,0 +1,224 @@
+"""How rows get into the tables of a PostgreSQL target: changes staged in temporary tables, or whole tables by COPY."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from puller.errors import NotOurs
+from puller.postgresql import BOOKKEEPING, one_text, quote
+from puller.targets.pgforms import Form
+from puller.targets.pgtables import OID, changed_by_triggers, has_triggers, is_there, lock_out_readers, pages
+from puller.wire.checksum import MODULUS, run_sum
+
+if TYPE_CHECKING:
+    import psycopg
+
+_GRANTS = f"""
+SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, %s::text,
+    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class, aclexplode(relacl) WHERE oid = {OID} AND grantee <> relowner
+"""
+_AHEAD = 4 << 20
+"""Bytes of rows that may wait for the server while the next ones are made."""
+_ROWS = 4096
+"""Rows that are made into text at a time: they stay in a core's cache."""
+
+Missing = Callable[[Any, dict[str, Form]], list[str]]
+
+
+class Stage:
+    """The changes of a table, in temporary tables until the step is complete."""
+
+    def __init__(self, db: psycopg.Connection[Any], form: Form, number: int) -> None:
+        self._db = db
+        self._form = form
+        self._rows, self._gone = f"pg_temp._headwater_rows_{number}", f"pg_temp._headwater_gone_{number}"
+        for name in (self._rows, self._gone):
+            db.execute(form.create(name).replace("CREATE TABLE", "CREATE TEMPORARY TABLE", 1) + " ON COMMIT DROP")
+        self._counts = [0, 0]
+
+    def add(self, keys: list[bytes], values: list[bytes | None]) -> None:
+        """Take changes; None deletes."""
+        if None in values:
+            gone = [key for key, value in zip(keys, values, strict=True) if value is None]
+            heads = [list(cells) for cells in zip(*self._form.heads(gone), strict=True)]
+            self._copy(self._gone, heads, self._form.table.key)
+            self._counts[1] += len(gone)
+            pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+            keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        if keys:
+            columns = self._form.full_columns(keys, values)  # type: ignore[arg-type]
+            self._copy(self._rows, columns, range(len(columns)))
+            self._counts[0] += len(keys)
+
+    def _copy(self, at: str, columns: list[Any], numbers: Sequence[int]) -> None:
+        with self._db.cursor().copy(self._form.copy(at, numbers)) as copy:
+            copy.write(self._form.write(columns, numbers))
+
+    def apply(self) -> None:
+        """Change the table."""
+        if self._counts[1]:
+            self._db.execute(f"ANALYZE {self._gone}")
+            self._db.execute(self._form.remove(self._gone))
+        if self._counts[0]:
+            self._db.execute(self._form.upsert(self._rows))
+            if has_triggers(self._db, self._form.table.name) and one_text(self._db, self._form.changed(self._rows)):
+                raise changed_by_triggers(self._form)
+
+
+class _Copy:
+    """A COPY under way. A thread of its own hands rows to the server, which takes some in while the next are made."""
+
+    def __init__(self, db: psycopg.Connection[Any], statement: str) -> None:
+        self._context = db.cursor().copy(statement)
+        self._copy = self._context.__enter__()
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Take rows; raises what the server said of earlier ones."""
+        self._waiting.append((len(data), self._thread.submit(self._copy.write, data)))
+        self._size += len(data)
+        self._wait(_AHEAD)
+
+    def end(self) -> None:
+        """Return once the server has taken all rows."""
+        self._wait(0)
+        self._thread.shutdown()
+        self._context.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        """Have the server forget them."""
+        self._thread.shutdown(cancel_futures=True)
+        with suppress(Exception):
+            self._context.__exit__(GeneratorExit, GeneratorExit(), None)
+
+    def _wait(self, most: int) -> None:
+        while self._size > most:
+            size, sent = self._waiting.popleft()
+            sent.result()
+            self._size -= size
+
+
+class Load:
+    """Writes whole tables: where there is one of the same form, in place; else beside it, to take its place at the end."""
+
+    def __init__(self, where: str, missing: Missing, db: psycopg.Connection[Any], made: dict[str, Form]) -> None:
+        """`where` is the target's; `missing` says what of some tables is not there."""
+        self._where = where
+        self._missing = missing
+        self._db = db
+        self._made = made
+        self._places: dict[str, str] = {}
+        self._in_place: set[str] = set()
+        self._sums: dict[str, int] = {}
+        """Checksums of the rows that tables with triggers are given."""
+        self._at: Form | None = None
+        self._copy: _Copy | None = None
+
+    def prepare(self, form: Form) -> None:
+        """Make room for a table."""
+        name, old = form.table.name, self._made.get(form.table.name)
+        there = is_there(self._db, form.table.name)
+        same = old is not None and (old.table.columns, old.table.key) == (form.table.columns, form.table.key)
+        if same and not self._missing(self._db, {name: form}):
+            self._db.execute(f"DELETE FROM {form.at}")
+            self._places[name] = form.at
+            self._in_place.add(name)
+            if has_triggers(self._db, name):
+                self._sums[name] = 0
+            return
+        if there and old is None:
+            raise NotOurs(f"{self._where} has a table {name} of its own; nothing was written")
+        schema = form.at.removesuffix(quote(name))
+        self._places[name] = f"{schema}{quote(f'{BOOKKEEPING}_{len(self._places)}')}" if there else form.at
+        self._db.execute(form.create(self._places[name]))
+
+    def add(self, form: Form, keys: list[bytes], values: list[bytes]) -> None:
+        """Take rows of a table, after all of the tables before it."""
+        numbers = range(len(form.table.columns))
+        if self._copy is None or self._at is not form:
+            self._end()
+            name = form.table.name
+            statement = form.copy(self._places[name], numbers, freeze=name not in self._in_place)
+            self._at, self._copy = form, _Copy(self._db, statement)
+        if form.table.name in self._sums:
+            self._sums[form.table.name] += run_sum(keys, values)
+        for n in range(0, len(keys), _ROWS):
+            columns = form.full_columns(keys[n : n + _ROWS], values[n : n + _ROWS])
+            self._copy.write(form.write(columns, numbers))
+
+    def _end(self) -> None:
+        if self._copy is not None:
+            self._copy.end()
+        self._at = self._copy = None
+
+    def abandon(self) -> None:
+        """End a COPY under way; what it brought is rolled back."""
+        if self._copy is not None:
+            self._copy.abandon()
+
+    def finish(self, forms: dict[str, Form]) -> None:
+        """Make keys and indexes, and let new tables take the places of old ones."""
+        self._end()
+        db = self._db
+        for name, checksum in self._sums.items():
+            if sum(run_sum(*run) for run in pages(db, forms[name])) % MODULUS != checksum % MODULUS:
+                raise changed_by_triggers(forms[name])
+        for name, form in forms.items():
+            if name not in self._in_place:
+                db.execute(form.add_key(self._places[name]))
+        gone = {
+            name: form.at
+            for name, form in self._made.items()
+            if self._places.get(name) != form.at and is_there(db, name)
+        }
+        stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
+        lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
+        self._swap(gone, forms)
+        change_indexes(db, forms, stale)
+
+    def _swap(self, gone: dict[str, str], forms: dict[str, Form]) -> None:
+        """Drop old tables, and give new ones their names and what others were granted on the old ones."""
+        db = self._db
+        grants = [
+            sql for name, at in gone.items() if name in forms for (sql,) in db.execute(_GRANTS, (at, name)).fetchall()
+        ]
+        for at in gone.values():
+            db.execute(f"DROP TABLE {at}")
+        for name, form in forms.items():
+            if self._places[name] != form.at:
+                db.execute(f"ALTER TABLE {self._places[name]} RENAME TO {quote(name)}")
+        for sql in grants:
+            db.execute(sql)
+
+
+def extends(old: Form, new: Form) -> bool:
+    """Whether a table becomes another one by adding columns."""
+    columns = new.table.columns[: len(old.table.columns)]
+    return (old.table.columns, old.table.key) == (columns, new.table.key)
+
+
+def index_changes(old: Form, new: Form) -> tuple[list[str], list[str]]:
+    """The names of the indexes that go, and the statements that make those that come."""
+    before, after = old.indexes(), new.indexes()
+    return (
+        [name for name, statement in before.items() if after.get(name) != statement],
+        [statement for name, statement in after.items() if before.get(name) != statement],
+    )
+
+
+def change_indexes(db: psycopg.Connection[Any], forms: dict[str, Form], changes: dict[str, Any]) -> None:
+    """Drop and make indexes: of tables that stay as their `changes` say, of new ones all."""
+    for old, _ in changes.values():
+        for index in old:
+            db.execute(f"DROP INDEX IF EXISTS {index}")
+    for name, form in forms.items():
+        for statement in changes[name][1] if name in changes else form.indexes().values():
+            db.execute(statement)
