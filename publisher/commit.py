@@ -76,17 +76,17 @@ def follow(
                 "published. Publish the whole state to a new folder"
             )
         snapshot = (diff.b, tree)
-    new = [diff, *widen(diff.b, diff, snapshot[1].bytes, was.nearby, was.reader, diffs, pool)]
+    new = [diff, *widen(diff, snapshot[1].bytes, [*was.log.diffs, *was.head.diffs], was.reader, diffs, pool)]
 
     def put(part: Log) -> Ref:
         return diffs.put(nodes.encode_log(part), of_log(part))
 
-    log = grow(retained(was, [] if carried else was.chain, now()), new, put)
+    log, filed, ref = Log([*was.log.diffs, *new], was.log.segments), was.filed, head.log
     listed = choose_listed(log.diffs)
-    made = _next_head(was, checksum, records, snapshot, listed, head.log, (interval, keep), now)
-    filed = was.filed
-    if is_log_due(log, filed, made.diffs, alone=len(new) == 1):
-        filed, ref = log, put(log)
+    made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
+    if is_log_due(log, filed, made.diffs, alone=len(new) == 1 and not carried):
+        filed = log = grow(retained(log, was, [] if carried else was.chain, now()), put)
+        listed, ref = choose_listed(log.diffs), put(log)
         made = _next_head(was, checksum, records, snapshot, listed, ref, (interval, keep), now)
     return Next(made, log, filed, new, carried)
 

@@ -58,7 +58,7 @@ def open_dataset(
     if kind not in (None, "bytes", "table"):
         raise _no_batches(kind)
     store = open_store(dest, single_writer=single_writer, kept=copies_of(dest) if cache else None)
-    keyring = Keyring(None if signing_key is None else read_key(signing_key))
+    keyring = None if unsigned else Keyring(None if signing_key is None else read_key(signing_key))
     head = read_head(store)[0]
     if head is None:
         if kind is None:
@@ -66,7 +66,7 @@ def open_dataset(
         default = os.path.basename(os.path.abspath(dest.removeprefix("file://")))
         try:
             how: dict[str, Any] = {"interval": interval or INTERVAL, "secret": secret, "encrypt": encrypt}
-            head = create(store, name or default, kind, keyring=None if unsigned else keyring, **how).head
+            head = create(store, name or default, kind, keyring=keyring, **how).head
         except Refused:
             head = read_head(store)[0]
             if head is None:

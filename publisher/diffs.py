@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,37 +26,44 @@ LISTED = (8, 4)
 SIGNATURES = 2
 """HEAD has room for the lines of so many Ed25519 signatures by keys that are called like the dataset, and to expire."""
 
-Find = Callable[[int, int], list[Diff]]
-"""Gives diffs that lead from one version to another, those just made included, and perhaps more."""
+
+def due(version: int) -> tuple[int, int] | None:
+    """The diff (a, b] that is due at `version` beside the one from the version before: one at most, so that no version
+    writes many files.
+
+    Diffs that are 4 wide end at multiples of 4, and are made there; those 16 wide end at multiples of 16, and are made a
+    version later; of 64, two; and so on, past the multiples of 4. Near the beginning of history, they begin at version 1.
+    """
+    width, lag = BASE, 0
+    while width <= version - lag:
+        if version % width == lag:
+            return max(version - lag - width, 1), version - lag
+        width, lag = width * BASE, lag + 1 + ((lag + 1) % BASE == 0)
+    return None
 
 
 def widen(
-    version: int, last: Diff, most: int, find: Find, reader: Reader, sink: Sink, pool: ThreadPoolExecutor
+    last: Diff, most: int, known: Sequence[Diff], reader: Reader, sink: Sink, pool: ThreadPoolExecutor
 ) -> list[Diff]:
-    """The diffs that are due at `version` beside `last`, the one from the version before.
+    """The diff that is due at the version of `last`, made from narrower ones among it and those that are `known`.
 
-    At multiples of 4 that is the one from the version 4 before, at multiples of 16 the one from 16 before, and so on;
-    near the beginning of history, the one from version 1. A level is left out, with all above it, where narrower diffs
-    do not lead over its width any more, or where they cost more than `most`, the bytes of the snapshot.
+    It is left out where these do not lead over its width any more, or where they cost more than `most`, the bytes of the
+    snapshot.
     """
-    made = [last]
-    width = BASE
-    while version % width == 0:
-        start = max(version - width, 1)
-        narrower = [d for d in find(start, version) if d.b - d.a < width]
-        way = route(start, version, [*narrower, *made])
-        if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
-            break
-        builder = TreeBuilder(sink, pool)
-        for keys, values in reader.merged([(DIFFS, diff.tree) for diff in way]):
-            builder.add(keys, values)
-        tree = builder.finish()
-        # What a reader has to fetch for large values is known for single versions only; merged, it is no more.
-        files, size = (sum(hints) for hints in zip(*((d.tree.files, d.tree.bytes) for d in way), strict=True))
-        tree = msgspec.structs.replace(tree, files=min(tree.files, files), bytes=min(tree.bytes, size))
-        made.append(Diff(start, version, tree))
-        width *= BASE
-    return made[1:]
+    ends = due(last.b)
+    if ends is None:
+        return []
+    way = route(*ends, [diff for diff in [*known, last] if diff.b - diff.a < ends[1] - ends[0]])
+    if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
+        return []
+    builder = TreeBuilder(sink, pool)
+    for keys, values in reader.merged([(DIFFS, diff.tree) for diff in way]):
+        builder.add(keys, values)
+    tree = builder.finish()
+    # What a reader has to fetch for large values is known for single versions only; merged, it is no more.
+    files, size = (sum(hints) for hints in zip(*((d.tree.files, d.tree.bytes) for d in way), strict=True))
+    tree = msgspec.structs.replace(tree, files=min(tree.files, files), bytes=min(tree.bytes, size))
+    return [Diff(*ends, tree)]
 
 
 def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:

@@ -20,22 +20,23 @@ T = TypeVar("T", Diff, Segment)
 K = TypeVar("K", bound=Hashable)
 
 
-def grow(log: Log, new: Iterable[Diff], put: Callable[[Log], Ref]) -> Log:
-    """The log with further diffs; what gets too long for it is handed to `put`, oldest first.
+def grow(log: Log, put: Callable[[Log], Ref]) -> Log:
+    """The log for a new file of it: the oldest part of what is too long for that is handed to `put`.
 
-    Diffs of different widths never share a segment: a reader far behind wants narrow ones near its ends only.
+    Only one part, so that no version writes many files; there are more new files than parts. Diffs of different widths
+    never share a segment: a reader far behind wants narrow ones near its ends only.
     """
-    diffs, segments = [*log.diffs, *new], list(log.segments)
-    for width, group in _classes(diffs, lambda d: d.b - d.a).items():
-        while len(group) >= 2 * DIFFS_KEPT:
-            old, group = group[:DIFFS_KEPT], group[DIFFS_KEPT:]
-            segments.append(Segment(old[0].a, old[-1].b, width, put(Log(old, []))))
-            diffs = _without(diffs, old)
-    while (full := _full(segments)) is not None:
-        segments = _without(segments, full)
-        widest = max(s.widest for s in full)
-        segments.append(Segment(min(s.a for s in full), max(s.b for s in full), widest, put(Log([], full))))
-    return Log(diffs, segments)
+    for width, group in _classes(log.diffs, lambda d: d.b - d.a).items():
+        if len(group) >= 2 * DIFFS_KEPT:
+            old = group[:DIFFS_KEPT]
+            segment = Segment(old[0].a, old[-1].b, width, put(Log(old, [])))
+            return Log(_without(log.diffs, old), [*log.segments, segment])
+    full = _full(log.segments)
+    if full is None:
+        return log
+    widest = max(s.widest for s in full)
+    segment = Segment(min(s.a for s in full), max(s.b for s in full), widest, put(Log([], full)))
+    return Log(log.diffs, [*_without(log.segments, full), segment])
 
 
 def shorten(log: Log, version: int, needed: Iterable[Diff]) -> Log:
@@ -47,13 +48,11 @@ def shorten(log: Log, version: int, needed: Iterable[Diff]) -> Log:
 def is_due(log: Log, filed: Log, listed: Sequence[Diff], *, alone: bool) -> bool:
     """Whether the log needs a new file: what the last one says, with what HEAD lists, is not all of it, or too much.
 
-    One that would be due soon is written where the version's own diff is `alone`, without wider ones: no version writes many
-    files then.
+    One that would be due soon is written where the version's own diff is `alone`, without a wider one: no version writes
+    many files then.
     """
-    old, new = set(filed.diffs), set(log.diffs)
-    if filed.segments != log.segments or not old <= new <= old.union(listed):
-        return True
-    return alone and len(old) > 0 and len(new - old) > BEYOND
+    beyond = set(log.diffs).difference(filed.diffs)
+    return not beyond.issubset(listed) or (alone and bool(filed.diffs) and len(beyond) > BEYOND)
 
 
 def _full(segments: list[Segment]) -> list[Segment] | None:

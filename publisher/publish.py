@@ -166,10 +166,11 @@ def create(
 
 def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
     """The first HEAD, its bytes, and how it is signed; its key set is in the store then."""
-    if keyring is None:
-        return first, format_head(first), None
-    from publisher.signing import begin
+    from publisher.signing import begin, begin_unsigned
 
+    if keyring is None:
+        begin_unsigned(store, first.name)
+        return first, format_head(first), None
     signing = begin(store, first.name, keyring, first.time)
     first = msgspec.structs.replace(first, trust=1)
     return first, signing.sign(first), signing

@@ -109,8 +109,15 @@ class Published:
 
     @cached_property
     def signing(self) -> Signing | None:
-        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted."""
+        """How the next version is signed; None where the dataset is not. Raises NoKey or Untrusted.
+
+        Untrusted is also raised where HEAD is not signed and should be, if there is a `keyring`.
+        """
         if self.head.trust == 0:
+            if self.keyring is not None:
+                from publisher.signing import check_unsigned
+
+                check_unsigned(self.store, self.head, self.keyring)
             return None
         from publisher.signing import signing_of
 
@@ -146,11 +153,9 @@ class Published:
         diffs = [*self.head.diffs, *self._known]
         if (way := route(start, end, diffs)) is not None:
             return way
+        if (way := route(start, end, [*diffs, *self.log.diffs])) is not None:
+            return way
         return route(start, end, self.reader.search(self.log, start, end, diffs))
-
-    def nearby(self, start: int, end: int) -> list[Diff]:
-        """The diffs between two versions close to HEAD's that HEAD or the log lists."""
-        return [*self.head.diffs, *self.reader.listed(self.log, start, end)]
 
     @property
     def _trees(self) -> list[tuple[str, Tree]]:

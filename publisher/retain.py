@@ -14,16 +14,17 @@ EVERY = 16
 """Versions between two looks at how old the diffs are, each of which reads a few superseded HEADs."""
 
 
-def retained(was: Published, needed: Iterable[Diff], now: float) -> Log:
-    """The log, without the diffs that no version needs which can still be pulled, if HEAD has `keep`.
+def retained(log: Log, was: Published, needed: Iterable[Diff], now: float) -> Log:
+    """The log of the next version, without the diffs that no version needs which can still be pulled, if HEAD has `keep`.
 
     Those in `needed` stay: they lead on from the snapshot. Files are collected only once no version within the promise
-    names them, so whoever has read an older log finds all that it lists.
+    names them, so whoever has read an older log finds all that it lists. Not every log that is written is looked at.
     """
     head = was.head
-    if head.keep is None or (head.version + 1) % EVERY:
-        return was.log
-    return shorten(was.log, _oldest(was, now - head.keep), needed)
+    last = max((diff.b for diff in was.filed.diffs), default=0)
+    if head.keep is None or (head.version + 1) // EVERY == last // EVERY:
+        return log
+    return shorten(log, _oldest(was, now - head.keep), needed)
 
 
 def _oldest(was: Published, since: float) -> int:

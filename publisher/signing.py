@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from publisher.keys import Keyring, SigningKey
-from puller.errors import Conflict, Invalid, NoKey, NotFound, Untrusted
+from publisher.sources.statcache import cache_folder, identity
+from puller.errors import Conflict, Distrust, Invalid, NoKey, NotFound, Untrusted
 from puller.stores.base import Store
 from puller.trust import Signed, check_head, check_step, load, read_key_set
 from puller.wire.head import MAX_WRITTEN, Head, format_head, key_set_path
@@ -46,7 +48,46 @@ def signing_of(store: Store, head: Head, data: bytes, keyring: Keyring | None) -
     signed = read_key_set(store.get, head.trust, head.name)
     key = (keyring or Keyring()).need(signed.keys.keys, f"the dataset {head.name!r} in {store.where} is signed, which")
     check_head(head, data, signed.keys)
+    _note_signed(store, head.name)
     return Signing(signed, key)
+
+
+def check_unsigned(store: Store, head: Head, keyring: Keyring) -> None:
+    """Raise Untrusted where `head` is not signed, though it should be: somebody may have put it in the place of one that was.
+
+    It should be if a private key was given, or if this machine published a signed HEAD there before, as far as it remembers.
+    """
+    if keyring.given is None and not os.path.exists(_note_of(store, head.name)):
+        return
+    why = "a private key was given" if keyring.given is not None else "versions published from here were signed"
+    raise Untrusted(
+        Distrust.UNSIGNED,
+        f"HEAD of {head.name!r} in {store.where} is not signed, although {why}; nothing was published. If somebody replaced it, "
+        "put the signed one back (a mirror has it, or the store's own older versions; superseded ones are below heads/). "
+        "If the dataset is not meant to be signed: --unsigned",
+    )
+
+
+def begin_unsigned(store: Store, name: str) -> None:
+    """Take it that a dataset which is created is not signed, whatever stood there before."""
+    with contextlib.suppress(OSError):
+        os.unlink(_note_of(store, name))
+
+
+def _note_signed(store: Store, name: str) -> None:
+    """Remember, as far as files can be written here, that a dataset is signed."""
+    path = _note_of(store, name)
+    if not os.path.exists(path):
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(path, "wb"):
+                pass
+
+
+def _note_of(store: Store, name: str) -> str:
+    """The file that is there once a dataset was found to be signed."""
+    digest = hashlib.sha256(os.fsencode(identity(store.where, name))).hexdigest()
+    return os.path.join(cache_folder() or os.devnull, "signed", digest)
 
 
 def begin(store: Store, name: str, keyring: Keyring, now: int, epoch: int = 1) -> Signing:
@@ -66,6 +107,7 @@ def begin(store: Store, name: str, keyring: Keyring, now: int, epoch: int = 1) -
                 os.unlink(made)
             left = store.get(path)
         else:
+            _note_signed(store, name)
             return Signing(signed, key, made)
     signed = load(left, path)
     if (signed.keys.name, signed.keys.number, signed.keys.epoch) != (name, 1, epoch):

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from puller.errors import UsageError
+from puller.fetch import origin
 from puller.passwords import masked
 
 CONNECTING = 10.0
@@ -75,7 +76,7 @@ class Pool:
     def __init__(self, address: str, most: int, timeout: float) -> None:
         """Raises UsageError where the address, or that of the proxy, makes no sense. Nothing is sent yet."""
         self._timeout = timeout
-        self._host, self._port, self._secure = _origin(address)
+        self._host, self._port, self._secure = origin(address)
         self._proxy = _proxy(address)
         self._through = None if self._proxy is None else _through(self._proxy, self._secure)
         self._to_proxy = {} if self._proxy is None else authorization(self._proxy, "Proxy-Authorization")
@@ -168,24 +169,11 @@ def _is_dropped(connection: HTTPConnection) -> bool:
     return bool(poll.poll(0))
 
 
-def _origin(url: str) -> tuple[str, int, bool]:
-    """Host, port, and whether it is reached by TLS."""
-    try:
-        parts = urlsplit(url)
-        secure = {"http": False, "https": True}[parts.scheme]
-        port = parts.port or (443 if secure else 80)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"{url} is not a proper address: {error}") from error
-    if not parts.hostname:
-        raise UsageError(f"{url} is not a proper address: it names no host")
-    return parts.hostname, port, secure
-
-
 def _through(proxy: str, secure: bool) -> tuple[str, int, bool]:
     """Host, port and TLS of a proxy. Raises UsageError for one that an address, reached by TLS or not, cannot be reached by."""
     scheme = proxy.partition("://")[0].lower()
     if scheme == "http" or (scheme == "https" and not secure):
-        return _origin(proxy)
+        return origin(proxy)
     what = (
         "https addresses are not reached through a proxy that is itself reached by https"
         if scheme == "https"

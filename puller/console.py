@@ -189,6 +189,7 @@ def run(main: click.Command, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is done is done: from here on it would only be a traceback
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    gc.freeze()  # the process ends: nobody needs all that it loaded to be looked through once more
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -244,11 +244,22 @@ class Patience:
 
 
 def split(address: str) -> SplitResult:
-    """The parts of an address. Raises UsageError where it has none."""
+    """The parts of an address. Raises UsageError where it has none, or its port is no number."""
     try:
-        return urlsplit(address)
+        parts = urlsplit(address)
+        _ = parts.port
     except ValueError as error:
         raise UsageError(f"{address} is not a proper address: {error}") from error
+    return parts
+
+
+def origin(url: str) -> tuple[str, int, bool]:
+    """Host and port of an http or https address, and whether it is reached by TLS. Raises UsageError for any other."""
+    parts = split(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{url} is not a proper address: it names no host that is reached by http or https")
+    secure = parts.scheme == "https"
+    return parts.hostname, parts.port or (443 if secure else 80), secure
 
 
 def shown(address: str) -> str:

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from puller.wire.graph import Node
 
 BUDGET = 32 * 1024 * 1024
-"""Raw bytes of files that a stream may have under way at once."""
+"""Bytes of files that a stream may have under way at once: stored ones while they are fetched, raw ones after that."""
 
-MOST = 32
-"""Files that a stream may have under way at once."""
+MOST = 64
+"""Files that a stream may have under way at once: more than there are connections, so that none has to wait for work."""
 
 NEAR = 4
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
@@ -56,16 +56,25 @@ S = TypeVar("S")
 
 
 def ahead(
-    pool: ThreadPoolExecutor, items: Iterator[S], work: Callable[[S], T], size: Callable[[S], int], budget: int = BUDGET
+    pool: ThreadPoolExecutor,
+    items: Iterator[S],
+    work: Callable[[S], T],
+    size: Callable[[S], int],
+    budget: int = BUDGET,
+    *,
+    eager: bool = False,
 ) -> Iterator[tuple[S, T]]:
-    """Run `work` over `items` in the pool, in order, as many at once as the budget allows (at least one)."""
+    """Run `work` over `items` in the pool, in order, as many at once as the budget allows (at least one).
+
+    `eager`: what is done is given at once, before further items are asked for, which may take long to come.
+    """
     queue: deque[tuple[S, Future[T]]] = deque()
     used = 0
     try:
         for item in items:
             queue.append((item, pool.submit(work, item)))
             used += size(item)
-            while used > budget or len(queue) > MOST:
+            while queue and (used > budget or len(queue) > MOST or (eager and queue[0][1].done())):
                 done, future = queue.popleft()
                 used -= size(done)
                 yield done, future.result()
@@ -181,9 +190,12 @@ class Reader:
             self.partial.keep(ref, data)
         return data
 
-    def frame(self, area: str, ref: Ref) -> bytes:
-        """The frame in a file (SPEC 4.1), decrypted where the dataset is encrypted (SPEC 11.3)."""
-        stored = self.stored(area, ref)
+    def frame(self, area: str, ref: Ref, stored: bytes | None = None) -> bytes:
+        """The frame in a file (SPEC 4.1), decrypted where the dataset is encrypted (SPEC 11.3).
+
+        `stored` are its stored bytes, as `stored` gives them, where they are at hand.
+        """
+        stored = self.stored(area, ref) if stored is None else stored
         if self.cipher is None:
             return stored
         try:
@@ -191,9 +203,9 @@ class Reader:
         except Corrupt as error:
             raise Corrupt(f"{path_of(area, ref.sha256)}: {error}; nothing of it was used") from error
 
-    def load(self, area: str, ref: Ref) -> bytes:
+    def load(self, area: str, ref: Ref, stored: bytes | None = None) -> bytes:
         """The raw bytes of a file."""
-        return decompress(self.frame(area, ref), ref.raw)
+        return decompress(self.frame(area, ref, stored), ref.raw)
 
     def leaves(self, area: str, tree: Tree, within: Sequence[Bounds] | None = None) -> Iterator[Leaf]:
         """The leaves of a tree in key order; its indexes are read on the way. None without keys `within` some ranges."""
@@ -279,9 +291,9 @@ class Reader:
                 assert below.entry is not None
                 yield from self._proven(below, below.entry.level, within)
 
-    def cut_leaf(self, area: str, leaf: Leaf, within: Sequence[Bounds] | None) -> Run:
+    def cut_leaf(self, area: str, leaf: Leaf, within: Sequence[Bounds] | None, stored: bytes | None = None) -> Run:
         """The records of one leaf within some ranges. Of a chunk that is cut, `cuts` has then what they come to."""
-        run = self.leaf(area, leaf)
+        run = self.leaf(area, leaf, stored)
         if within is None:
             return run
         run = cut(*run, within)
@@ -289,13 +301,36 @@ class Reader:
             self.cuts[leaf.ref.sha256] = len(run[0]), run_sum(*run)
         return run
 
-    def leaf(self, area: str, leaf: Leaf) -> Run:
+    def leaf(self, area: str, leaf: Leaf, stored: bytes | None = None) -> Run:
         """The records of one leaf."""
         deletions = area == DIFFS
-        run = nodes.decode_leaf(self.load(area, leaf.ref), lower=leaf.lower, upper=leaf.upper, deletions=deletions)
+        run = nodes.decode_leaf(
+            self.load(area, leaf.ref, stored), lower=leaf.lower, upper=leaf.upper, deletions=deletions
+        )
         if leaf.entry is not None and leaf.entry.records != len(run[0]):
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
+
+    def fetched(self, area: str, leaves: Iterator[Leaf], budget: int = BUDGET) -> Iterator[tuple[Leaf, bytes]]:
+        """The stored bytes of leaves, in order, fetched ahead."""
+        return ahead(self.pool, leaves, lambda leaf: self.stored(area, leaf.ref), lambda leaf: leaf.ref.stored, budget)
+
+    def staged(
+        self, area: str, leaves: Iterator[Leaf], decode: Callable[[Leaf, bytes], T], budget: int = BUDGET
+    ) -> Iterator[tuple[Leaf, T]]:
+        """What `decode` makes of leaves and their stored bytes, in order.
+
+        Fetching goes on while they are decoded and used: it waits for the network, and only stored bytes lie waiting.
+        """
+        found = ahead(
+            self.pool,
+            self.fetched(area, leaves, budget),
+            lambda item: decode(*item),
+            lambda item: item[0].ref.raw,
+            budget,
+            eager=True,
+        )
+        return ((leaf, result) for (leaf, _), result in found)
 
     def runs(
         self, area: str, tree: Tree, budget: int = BUDGET, within: Sequence[Bounds] | None = None
@@ -306,8 +341,8 @@ class Reader:
         """
         leaves = self.leaves(area, tree, within)
         try:
-            for _, run in ahead(
-                self.pool, leaves, lambda leaf: self.cut_leaf(area, leaf, within), lambda leaf: leaf.ref.raw, budget
+            for _, run in self.staged(
+                area, leaves, lambda leaf, stored: self.cut_leaf(area, leaf, within, stored), budget
             ):
                 if run[0]:
                     yield run
@@ -335,10 +370,10 @@ class Reader:
         Raises Stale where they are not those.
         """
 
-        def load(leaf: Leaf) -> nodes.PatchLeaf:
-            return nodes.decode_patch(self.load(DIFFS, leaf.ref), lower=leaf.lower, upper=leaf.upper)
+        def decode(leaf: Leaf, stored: bytes) -> nodes.PatchLeaf:
+            return nodes.decode_patch(self.load(DIFFS, leaf.ref, stored), lower=leaf.lower, upper=leaf.upper)
 
-        for _, leaf in ahead(self.pool, self.leaves(DIFFS, tree), load, lambda leaf: leaf.ref.raw):
+        for _, leaf in self.staged(DIFFS, self.leaves(DIFFS, tree), decode):
             dictionary = nodes.patch_dictionary(values(leaf.keys))
             found = leaf.values(dictionary) if len(dictionary) <= nodes.MAX_PATCH else None
             if found is None:

@@ -25,7 +25,9 @@ signing_option = click.option(
 )
 
 
-unsigned_option = click.option("--unsigned", is_flag=True, help="Do not sign a dataset that is created.")
+unsigned_option = click.option(
+    "--unsigned", is_flag=True, help="Do not sign a dataset that is created; go on with one that is not signed."
+)
 
 
 root_option = together(

@@ -21,7 +21,6 @@ from publisher.commands.telling import (
     about_secret,
     describe,
     fields_of,
-    find_keyring,
     key_fields,
     keyring_or_none,
 )
@@ -246,6 +245,7 @@ def publish_command(
 @click.argument("dest")
 @click.option("--to", "version", type=click.IntRange(1), required=True, help="The version whose state is to come back.")
 @signing_option
+@unsigned_option
 @secret_option
 @single_writer_option
 @max_age_option
@@ -255,6 +255,7 @@ def revert_command(
     dest: str,
     version: int,
     signing_key: str | None,
+    unsigned: bool,
     secret: str | None,
     single_writer: bool,
     max_age: int | None,
@@ -275,7 +276,8 @@ def revert_command(
 
     out = console(as_json, quiet, verbose)
     store = open_store(dest, single_writer=single_writer, max_age=max_age)
-    outcome = revert(store, version, secret=secret, keyring=find_keyring(signing_key))
+    keyring = keyring_or_none(signing_key, unsigned=unsigned)
+    outcome = revert(store, version, secret=secret, keyring=keyring)
     fields, text = describe(outcome, dest, dry_run=False)
     out.result(text, **fields, reverted_to=version)
 

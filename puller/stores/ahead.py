@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from puller.errors import Invalid
 from puller.stores.base import Listed, Store, Token
 from puller.wire.codec import CHUNKS, DIFFS
 
@@ -15,6 +16,8 @@ BUDGET = 64 << 20
 """Bytes of files that may be under way at once."""
 RECENT = 16 << 20
 """Bytes of diffs and logs that are remembered: the next version's are merged from them."""
+CHUNKS_KEPT = 8 << 20
+"""Bytes of chunks that are put and kept for the next process: those that a small change writes anew."""
 IDLE = 1.0
 """Seconds after which a thread that has nothing to do ends."""
 
@@ -31,7 +34,8 @@ class Ahead:
     """Puts at once return; `flush` waits for them, and raises what went wrong with one. Threads come as they are needed.
 
     The threads are daemons: a publisher that is interrupted ends, whatever is still under way. What is in `kept` is not
-    got again, and what is got, and diffs that are put, are kept there.
+    got again, and what is got, and diffs and some chunks that are put, are kept there; `flush` looks whether the store still
+    has what was taken from it, a file at a time.
     """
 
     def __init__(self, inner: Store, threads: int, budget: int = BUDGET, kept: Keep | None = None) -> None:
@@ -50,6 +54,10 @@ class Ahead:
         self._bytes = 0
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._recent_bytes = 0
+        self._chunk_bytes = 0
+        self._puts = 0
+        self._unseen: set[str] = set()
+        """What was taken from `kept` since HEAD was read, and not seen in the store."""
         self._running = 0
         self._idle = 0
         self._error: BaseException | None = None
@@ -70,7 +78,11 @@ class Ahead:
 
     def _kept_copy(self, path: str) -> bytes | None:
         name = self._name(path)
-        return None if self._kept is None or name is None else self._kept.get(name)
+        data = None if self._kept is None or name is None else self._kept.get(name)
+        if data is not None and name == path:
+            with self._changed:
+                self._unseen.add(path)
+        return data
 
     def _keep(self, path: str, data: bytes) -> None:
         name = self._name(path)
@@ -97,6 +109,8 @@ class Ahead:
                 self._changed.wait()
             self._raise()
             self.written += len(data)
+            self._puts += 1
+            self._unseen.discard(path)
             if path in self._under_way:
                 return
             self._under_way[path] = data
@@ -107,7 +121,9 @@ class Ahead:
                 self._running += 1
                 threading.Thread(target=self._work, daemon=True).start()
             self._changed.notify_all()
-        if path.startswith(f"{DIFFS}/"):
+            self._chunk_bytes += len(data) if path.startswith(f"{CHUNKS}/") else 0
+            kept = path.startswith(f"{DIFFS}/") or self._chunk_bytes <= CHUNKS_KEPT
+        if kept:
             self._keep(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -121,11 +137,34 @@ class Ahead:
             while self._under_way and self._error is None:
                 self._changed.wait()
             self._raise()
+        self._look()
         self._inner.flush()
+
+    def _look(self) -> None:
+        """See that one of the files is in the store that were taken from `kept`, each time another one.
+
+        Where several files were put, those were requests enough. Raises Invalid where one is missing, which is put back.
+        """
+        with self._changed:
+            unseen = sorted(self._unseen) if self._puts <= 2 else []
+        if not unseen:
+            return
+        path = unseen[int(self._head or "0", 16) % len(unseen)]
+        data = self._kept_copy(path)
+        if data is None or self._inner.size_of(path) is not None:
+            return
+        self._inner.put(path, data)
+        raise Invalid(
+            f"{path} was missing in {self.where}, though HEAD needs it. It was put back from the copy on this "
+            "machine; nothing was published. See who removes files there, let `publisher fsck` find what else is missing, "
+            "and publish again"
+        )
 
     def read_head(self) -> tuple[bytes, Token]:
         with self._changed:
             self._error = None
+            self._puts = 0
+            self._unseen = set()
         data, token = self._inner.read_head()
         self._head = hashlib.sha256(data).hexdigest()
         return data, token

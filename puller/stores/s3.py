@@ -62,8 +62,8 @@ class S3Store:
         self._takes_checksums = True
         self._lock = threading.Lock()
         self._began: float | None = None
-        self._names: set[str] = set()
-        """What was put since HEAD was read."""
+        self._old: set[str] = set()
+        """What was put since HEAD was read though it was there, or may have been, and could be collected as an old file."""
 
     def get(self, path: str) -> bytes:
         data = self._read(path)
@@ -82,11 +82,14 @@ class S3Store:
             return None
 
     def put(self, path: str, data: bytes) -> None:
-        self._kept(lambda: self._send(path, data))
+        lasting = path.startswith((f"{CHUNKS}/", f"{DIFFS}/"))
+        if self._single or not lasting or not self._kept(lambda: self._created(path, data)):
+            if lasting:
+                with self._lock:
+                    self._old.add(path)
+            self._kept(lambda: self._send(path, data))
         with self._lock:
             self.written += len(data)
-            if path.startswith((f"{CHUNKS}/", f"{DIFFS}/")):
-                self._names.add(path)
 
     def create(self, path: str, data: bytes) -> bool:
         if self._single:
@@ -99,22 +102,23 @@ class S3Store:
         return self._kept(lambda: self._created(path, data))
 
     def flush(self) -> None:
-        """See that nothing of what was put was collected since: it may be the name of an old file.
+        """See that nothing of what was put over an old file was collected since.
 
-        What was put is too young for a collection that begins later. Raises Conflict: all is to be put again.
+        That is too young for a collection that begins later. What was not there before is safe from all: no collection
+        sends the deletion of a file twice. Raises Conflict: all is to be put again.
         """
-        if self._began is None or not self._names:
+        if self._began is None or not self._old:
             return
         if self._last_collected() < self._began - SKEW:
             return
         with ThreadPoolExecutor(self.threads) as pool:
-            if None in pool.map(self.size_of, self._names):
+            if None in pool.map(self.size_of, self._old):
                 raise Conflict(f"files were collected in {self.where} that are needed again")
 
     def read_head(self) -> tuple[bytes, Token]:
         data, answer = again(lambda: self._place.read(HEAD), ATTEMPTS)
         self._began = date_of(answer)
-        self._names = set()
+        self._old = set()
         noted = max_age_of(answer.get("CacheControl") or "")
         self._noted_age = MAX_AGE if noted is None else noted
         self._noted_single = _MARK in {name.lower() for name in answer.get("Metadata") or ()}
@@ -148,11 +152,7 @@ class S3Store:
         return again(self._place.date, ATTEMPTS)
 
     def delete(self, path: str) -> None:
-        def remove() -> None:
-            with contextlib.suppress(NotFound):
-                self._place.send("delete_object", path)
-
-        self._kept(remove)
+        self._kept(lambda: self._remove_one(path))
 
     def collect(self, paths: Sequence[str], before: float, unless: Callable[[], bool] | None = None) -> set[str]:
         gone: set[str] = set()
@@ -165,8 +165,7 @@ class S3Store:
             for start in range(0, len(old), MOST_REMOVED):
                 check_in_time()
                 part = old[start : start + MOST_REMOVED]
-                failed = self._kept(lambda part=part: self._remove(part))  # type: ignore[misc]
-                gone.update(set(part).difference(failed))
+                gone.update(set(part).difference(self._remove(part)))
         return gone
 
     def _written_before(self, wanted: set[str], before: float) -> Sequence[str]:
@@ -182,15 +181,22 @@ class S3Store:
         return old
 
     def _remove(self, paths: Sequence[str]) -> set[str]:
-        """Delete files; return those that could not be."""
+        """Delete files; return those that could not be.
+
+        It is sent once: what is sent again may meet a file that was put in between, and that `flush` does not look for.
+        """
         try:
             return self._place.remove(paths)
         except Refusal as error:
             if error.status not in (400, 405, 501):
-                raise
+                raise self._unwritten(error) from error
         with ThreadPoolExecutor(self.threads) as pool:  # the service deletes one at a time only
-            list(pool.map(self.delete, paths))
+            list(pool.map(self._remove_one, paths))
         return set()
+
+    def _remove_one(self, path: str) -> None:
+        with contextlib.suppress(NotFound):
+            self._place.send("delete_object", path)
 
     @contextmanager
     def _collecting(self) -> Iterator[Callable[[], None]]:

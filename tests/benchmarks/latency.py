@@ -23,21 +23,22 @@ from tests.benchmarks.run import DATA, PUBLISHER, PULLER, compare
 from tests.conftest import free_port, start_cache, start_nginx
 
 FETCH = """
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from puller.fetch import CONNECTIONS, open_fetcher
 from puller.heads import read_heads
-from puller.tree import Reader, ahead
+from puller.tree import Reader
 fetcher = open_fetcher(sys.argv[1])
 head = read_heads(sys.argv[1], fetcher, None)[0][0]
 with ThreadPoolExecutor(CONNECTIONS) as pool:
     reader = Reader(fetcher, pool)
-    leaves = (leaf.ref for leaf in reader.leaves("chunks", head.snapshot))
-    found = ahead(pool, leaves, lambda ref: reader.stored("chunks", ref), lambda ref: ref.raw)
+    found = reader.fetched("chunks", reader.leaves("chunks", head.snapshot))
     print(sum(len(data) for _, data in found))
 fetcher.close()
+gc.freeze()
 """
-"""All files of the snapshot, in the order and with the budget of a pull, each checked against its name."""
+"""All files of the snapshot, in the order and with the budget of a pull, each checked against its name; ended as commands are."""
 READ = 1 << 18
 AHEAD = 1 << 24
 """Bytes that one direction of a connection may hold back."""

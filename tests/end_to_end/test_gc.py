@@ -343,12 +343,13 @@ def test_a_bucket(bucket, monkeypatch):
 
 @pytest.mark.slow
 def test_what_a_killed_collector_had_sent_may_arrive_late(bucket, monkeypatch):
-    """A publisher that read HEAD after a collector was killed looks for its files once nobody waits for that any more."""
+    """A publisher that read HEAD after a collector was killed looks for old files once nobody waits for that any more."""
     monkeypatch.setattr("puller.stores.s3.HOLD", 4)
     monkeypatch.setattr("puller.stores.s3.SKEW", 0)
     dest = f"{bucket.url}/data"
     publish_records(dest, "bytes", rows(1, 10))
     store = S3Store(dest, connections=4)
+    store.put("chunks/aa/late.zst", b"x")
     store._note(b"running", store._collection()[2])
     time.sleep(1.5)
     store.read_head()
@@ -356,6 +357,7 @@ def test_what_a_killed_collector_had_sent_may_arrive_late(bucket, monkeypatch):
         store.put("chunks/aa/late.zst", b"x")
         if late:
             store.delete("chunks/aa/late.zst")
+        store.put("chunks/aa/new.zst", b"x")
         with pytest.raises(Conflict) if late else nullcontext():
             store.flush()
 

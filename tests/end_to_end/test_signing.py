@@ -60,6 +60,26 @@ def test_creating_makes_the_key_and_says_so(data):
     assert not [path for path in (data / "d").rglob("*") if path.is_file() and b"PRIVATE" in path.read_bytes()]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_an_unsigned_head_in_the_place_of_a_signed_one_is_not_built_upon(data, monkeypatch, known):
+    """What tells is that this machine published signed versions there, or that it was given a key to sign with."""
+    (private,) = (data / "config/headwater/keys").iterdir()
+    head = data / "d/HEAD"
+    text = head.read_text().partition("\n\n")[0].replace('"trust":1', '"trust":0')
+    head.write_text(f"{text}\n\n")
+    if not known:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(data / "another machine"))
+    before = folder(data)
+    (data / "s/a").write_text("two")
+    key = () if known else ("--signing-key", private)
+    refused = publisher("publish", data / "s", data / "d", *key, check=5)
+    assert "is not signed, although" in refused.err
+    assert "--unsigned" in refused.err
+    assert folder(data) == before
+    assert publisher("publish", "--json", data / "s", data / "d", "--unsigned").json["version"] == 2
+    assert puller("pull", "-q", data / "d", data / "copy").status == 0
+
+
 def test_openssl_verifies_head_and_key_set(data, tmp_path):
     change(data)
     (vkey,) = shown(data)["keys"]
