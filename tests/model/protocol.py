@@ -12,7 +12,8 @@ step, so each state is also that of a crash there; whoever runs again after a cr
 publishers' intents, the collections, the pulls, what is sent again, and how many ticks a collection takes.
 
 A folder has a lock: a file's age is looked at in the moment it is removed. A bucket has none: who collects says so in a file,
-lists once more, and removes by that listing; what is sent may arrive late; publishers ask before they swap.
+lists once more, and removes by that listing; what is sent may arrive late; publishers that put what was there before ask
+before they swap.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ OF_BUCKETS = (
     "waits_and_does_not_look",
     "ends_after_an_error",
     "forgets_the_killed",
+    "removes_twice",
+    "takes_old_files_for_new",
 )
 """Mutations of what buckets need."""
 
@@ -92,6 +95,8 @@ class Publisher(NamedTuple):
     elapsed: int = 0
     sends: int = 1
     reading: int = ABSENT
+    old: bool = False
+    """Whether the file that it put into a bucket was there before."""
 
 
 class Collector(NamedTuple):
@@ -303,7 +308,7 @@ class _Model:
     def _with(self, state: State, n: int, publisher: Publisher, step: int) -> State:
         """The state with a publisher at another step; what no longer matters of it is forgotten."""
         if step >= DONE:
-            publisher = publisher._replace(base=0, elapsed=0, sends=0, reading=ABSENT)
+            publisher = publisher._replace(base=0, elapsed=0, sends=0, reading=ABSENT, old=False)
         return state._replace(publishers=_put(state.publishers, n, publisher._replace(step=step)))
 
     def _publisher(self, state: State, n: int, p: Publisher) -> Iterator[Step]:
@@ -325,8 +330,9 @@ class _Model:
                     yield "finds no name", self._with(state, n, p, OFF)
                     return
             name = p.chunk * self.bound.values + self._value(p)
-            there = self.mutation == "reuses_what_seems_to_be_there" and state.files[name] != ABSENT
-            if not there:
+            there = state.files[name] != ABSENT
+            p = p._replace(old=there and self.bound.bucket and self.mutation != "takes_old_files_for_new")
+            if not there or self.mutation != "reuses_what_seems_to_be_there":
                 state = state._replace(files=_put(state.files, name, 0))
             step = SWAP if self.mutation == "archives_after_the_swap" else ARCHIVE
             step = FLUSH if self.bound.bucket and self.mutation != "never_asks" else step
@@ -346,8 +352,11 @@ class _Model:
             yield "reads what became of its swap", self._resolve(state, n, p)
 
     def _flush(self, state: State, n: int, p: Publisher) -> Iterator[Step]:
-        """Ask whether files are being removed, or were since HEAD was read."""
+        """Ask whether files are being removed, or were since HEAD was read; what was new when it was put is no old file."""
         mark = state.mark
+        if not p.old:
+            yield "may swap", self._with(state, n, p, ARCHIVE)
+            return
         if mark is not None and mark.running and mark.age <= HOLD:
             return  # it waits
         held = HOLD if mark is not None and mark.running and self.mutation != "forgets_the_killed" else 0
@@ -481,6 +490,9 @@ class _Model:
                 state._replace(files=_put(state.files, name, ABSENT), collector=rest),
             )
             late = state.mark._replace(late=state.mark.late | 1 << name)
+            if self.mutation == "removes_twice":
+                removed = state._replace(files=_put(state.files, name, ABSENT), collector=rest, mark=late)
+                yield f"removes file {name}, and sends it again", removed
             after = rest if self.mutation == "ends_after_an_error" else None
             yield f"sends a removal of file {name} and hears nothing", state._replace(collector=after, mark=late)
         else:
