@@ -13,18 +13,10 @@ import pytest
 from tests.conftest import publisher, puller, tree
 
 
-@pytest.fixture(scope="session")
-def stdlib(tmp_path_factory) -> Path:
-    """The standard library folder of the running Python; installed packages, which may lie in it, are left out."""
-    copy = tmp_path_factory.mktemp("stdlib") / "lib"
-    leave = shutil.ignore_patterns("site-packages", "dist-packages")
-    shutil.copytree(sysconfig.get_paths()["stdlib"], copy, symlinks=True, ignore=leave)
-    return copy
-
-
-def test_standard_library_over_nginx(stdlib, nginx, tmp_path):
+def test_standard_library_over_nginx(nginx, tmp_path):
     source = tmp_path / "lib"
-    shutil.copytree(stdlib, source, symlinks=True)
+    leave = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__")
+    shutil.copytree(sysconfig.get_paths()["stdlib"], source, symlinks=True, ignore=leave)
     copy = tmp_path / "copy"
     publisher("publish", source, nginx.root / "lib")
     first = puller("pull", "--json", f"{nginx.url}/lib", copy).json

@@ -43,10 +43,10 @@ def history(tmp_path_factory):
     """A dataset with many versions, and its states."""
     r = random.Random(5)
     store = open_store(str(tmp_path_factory.mktemp("levels") / "data"))
-    state = {b"%06d" % r.randrange(10**6): r.randbytes(100) for _ in range(8000)}
+    state = {b"%06d" % r.randrange(10**6): r.randbytes(100) for _ in range(4000)}
     states = [{}]
     for _ in range(VERSIONS):
-        for key in r.sample(sorted(state), 40):
+        for key in r.sample(sorted(state), 20):
             if r.random() < 0.2:
                 del state[key]
             else:
