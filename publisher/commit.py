@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.published import Published, read_head, uptime
+from publisher.published import Published, read_head
+from puller.clock import uptime
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, Unavailable, UsageError
 from puller.stores.base import SUPERSEDED, Store, Token, Unclear
 from puller.wire import nodes

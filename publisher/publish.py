@@ -25,8 +25,9 @@ from publisher.commit import (
     swap,
 )
 from publisher.encrypt import check_encrypted, new_locks
-from publisher.published import Published, read_head, uptime
+from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
+from puller.clock import uptime
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, Unavailable, UsageError
 from puller.progress import Progress, silent
 from puller.runs import Cursor

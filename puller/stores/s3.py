@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from puller.clock import uptime
 from puller.errors import Conflict, FetchError, NotFound, Refused, Unavailable
 from puller.fetch import again
 from puller.s3 import Place, Refusal, date_of
@@ -163,9 +164,8 @@ class S3Store:
                 return gone
             old = self._written_before(set(paths), before)
             for start in range(0, len(old), MOST_REMOVED):
-                check_in_time()
                 part = old[start : start + MOST_REMOVED]
-                gone.update(set(part).difference(self._remove(part)))
+                gone.update(set(part).difference(self._remove(part, check_in_time)))
         return gone
 
     def _written_before(self, wanted: set[str], before: float) -> Sequence[str]:
@@ -180,18 +180,24 @@ class S3Store:
                 old.append(path)
         return old
 
-    def _remove(self, paths: Sequence[str]) -> set[str]:
-        """Delete files; return those that could not be.
+    def _remove(self, paths: Sequence[str], check_in_time: Callable[[], None]) -> set[str]:
+        """Delete files; return those that could not be. `check_in_time` raises where nothing may be sent any more.
 
         It is sent once: what is sent again may meet a file that was put in between, and that `flush` does not look for.
         """
+        check_in_time()
         try:
             return self._place.remove(paths)
         except Refusal as error:
             if error.status not in (400, 405, 501):
                 raise self._unwritten(error) from error
+
+        def remove_in_time(path: str) -> None:
+            check_in_time()
+            self._remove_one(path)
+
         with ThreadPoolExecutor(self.threads) as pool:  # the service deletes one at a time only
-            list(pool.map(self._remove_one, paths))
+            list(pool.map(remove_in_time, paths))
         return set()
 
     def _remove_one(self, path: str) -> None:
@@ -204,10 +210,10 @@ class S3Store:
         state, _, token = self._collection()
         if state == b"running":
             raise StoreError(f"somebody else removes files in {self.where} at this time; run this again later")
-        began = time.monotonic()
+        began = uptime()
 
         def check_in_time() -> None:
-            if time.monotonic() - began > HOLD / 2:
+            if uptime() - began > HOLD / 2:
                 raise StoreError(f"removing files in {self.where} took too long; what is left is for the next run")
 
         token = self._note(b"running", token)
