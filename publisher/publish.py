@@ -146,6 +146,7 @@ def create(
 
     `secret` and `encrypt`: see `Options`.
     """
+    began = uptime()
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
@@ -159,7 +160,7 @@ def create(
     first, data, signing = _signed(store, first, keyring)
     store.flush()
     try:
-        place(store, token, first, data)
+        place(store, token, first, data, began)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
     return Created(first, kept, signing)
@@ -313,7 +314,7 @@ class _Publish:
         check_in_time(self.store, began)
         self.store.flush()
         head = outcome.head
-        place(self.store, token, head, data)
+        place(self.store, token, head, data, began)
         self._remember(source, head)
         return outcome
 
