@@ -117,9 +117,10 @@ class S3Store:
                 raise Conflict(f"files were collected in {self.where} that are needed again")
 
     def read_head(self) -> tuple[bytes, Token]:
+        with self._lock:
+            self._old = set()
         data, answer = again(lambda: self._place.read(HEAD), ATTEMPTS)
         self._began = date_of(answer)
-        self._old = set()
         noted = max_age_of(answer.get("CacheControl") or "")
         self._noted_age = MAX_AGE if noted is None else noted
         self._noted_single = _MARK in {name.lower() for name in answer.get("Metadata") or ()}
