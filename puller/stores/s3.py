@@ -225,7 +225,21 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if token == ABSENT else {"IfMatch": token}
         data = state + b" " + os.urandom(8).hex().encode() + b"\n"
         more = {} if self._single else condition
-        return self._kept(lambda: self._send(COLLECTING, data, CacheControl="no-store", **more))
+        return self._kept(lambda: self._say(data, more))
+
+    def _say(self, data: bytes, condition: dict[str, str]) -> Token:
+        """Write `.collecting`. A refusal may be due to an earlier attempt whose answer got lost: `data` is like no other."""
+        try:
+            return self._send(COLLECTING, data, CacheControl="no-store", **condition)
+        except Refusal as error:
+            if error.status not in (409, 412):
+                raise
+            found, answer = self._place.read(COLLECTING)
+            if found == data:
+                return self._tag(answer)
+            if error.status == 409:
+                raise Unavailable(str(error)) from error
+            raise
 
     def _collection(self) -> tuple[bytes, float, Token]:
         """Whether files are being removed (`running`), until when they may have been, or since when they are, and the token.
