@@ -127,6 +127,10 @@ def swap(was: Published, new: Next) -> Published:
                 "Two histories were mixed in this folder"
             )
     data, token = place(store, was.token, new.head, was.sign(new.head), was.began)
+    if was.signing is None and was.keyring is None:
+        from publisher.signing import note_unsigned
+
+        note_unsigned(store, head.name)
     head = parse_head(data)
     head = head if was.cipher is None else was.cipher.unseal(head)
     return was.succeeded(head, data, token, new)

@@ -168,10 +168,10 @@ def create(
 
 def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
     """The first HEAD, its bytes, and how it is signed; its key set is in the store then."""
-    from publisher.signing import begin, begin_unsigned
+    from publisher.signing import begin, note_unsigned
 
     if keyring is None:
-        begin_unsigned(store, first.name)
+        note_unsigned(store, first.name)
         return first, format_head(first), None
     signing = begin(store, first.name, keyring, first.time)
     first = msgspec.structs.replace(first, trust=1)
