@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from publisher.published import Published, read_head, uptime
+from publisher.published import Published, read_head
+from puller.clock import uptime
 from puller.errors import ChecksumMismatch, Conflict, HeadwaterError, Invalid, NotFound, Unavailable, UsageError
 from puller.stores.base import SUPERSEDED, Store, Token, Unclear
 from puller.wire import nodes
@@ -125,7 +126,11 @@ def swap(was: Published, new: Next) -> Published:
                 f"{path} in {store.where} is not the HEAD that stands there; nothing was published. "
                 "Two histories were mixed in this folder"
             )
-    data, token = place(store, was.token, new.head, was.sign(new.head))
+    data, token = place(store, was.token, new.head, was.sign(new.head), was.began)
+    if was.signing is None and was.keyring is None:
+        from publisher.signing import note_unsigned
+
+        note_unsigned(store, head.name)
     head = parse_head(data)
     head = head if was.cipher is None else was.cipher.unseal(head)
     return was.succeeded(head, data, token, new)
@@ -133,11 +138,15 @@ def swap(was: Published, new: Next) -> Published:
 
 def check_in_time(store: Store, began: float) -> None:
     """Raise HeadwaterError if what was put since `began`, by `uptime`, may be collected before HEAD names it."""
-    if uptime() - began > LONGEST:
+    if _is_late(began):
         raise HeadwaterError(
             f"publishing to {store.where} took more than {LONGEST // 3600} hours, so files that were written first may be "
             "collected as garbage; nothing was published. Publish again"
         )
+
+
+def _is_late(began: float) -> bool:
+    return uptime() - began > LONGEST
 
 
 def place(
@@ -145,6 +154,7 @@ def place(
     expected: Token,
     head: Head,
     data: bytes,
+    began: float,
     *,
     anew: bool = False,
     sleep: Callable[[float], object] = time.sleep,
@@ -154,8 +164,10 @@ def place(
     An unclear outcome is resolved by reading. Returns the bytes of the HEAD that stands for the version now, which may
     have been signed anew, and their token: SUPERSEDED, if a later version came already. Raises Conflict if another
     publisher came first; Unclear if it could not be found out. Where the version is there already and its HEAD is written
-    `anew`, nothing but the very bytes counts as ours.
+    `anew`, nothing but the very bytes counts as ours. Before each attempt it is looked whether it is still time, as
+    `check_in_time` does: the machine may have slept meanwhile.
     """
+    check_in_time(store, began)
     for attempt in range(SWAPS):
         try:
             return data, store.swap_head(expected, data, head.time)
@@ -168,6 +180,8 @@ def place(
                 return found
             last = error
         sleep(0.05 * 2**attempt)
+        if _is_late(began):
+            break
     raise _unknown(store, head, last) from last
 
 

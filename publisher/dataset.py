@@ -22,8 +22,9 @@ from publisher.hashes import Changes, Hashes, cache_of
 from publisher.keys import Keyring, read_key
 from publisher.large import put_stream
 from publisher.publish import create
-from publisher.published import Published, read_head, uptime
+from publisher.published import Published, read_head
 from publisher.tables import PendingBytes, PendingRows
+from puller.clock import uptime
 from puller.errors import ChecksumMismatch, Conflict, Corrupt, Invalid, NotFound, Refused, Shrunk, UsageError
 from puller.forms import Form, form_of
 from puller.lookup import Finder

@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from publisher.published import read_head
 from puller.doctor import NOTE, OK, PROBLEM, Finding, examine
-from puller.errors import Conflict, FetchError, HeadwaterError, NotFound
-from puller.stores.base import Store
+from puller.errors import Conflict, FetchError, HeadwaterError, NotFound, Unavailable
+from puller.stores.base import Store, Token, Unclear
 from puller.wire.codec import CHUNKS, path_of
 from puller.wire.head import Head
 
@@ -30,7 +30,7 @@ def examine_store(store: Store, public_url: str | None = None) -> list[Finding]:
     Files that no dataset can have are written and removed; HEAD stays as it is.
     """
     try:
-        head, data, _ = read_head(store)
+        head, data, token = read_head(store)
     except HeadwaterError as error:
         return [Finding("readable", PROBLEM, str(error), "put this right first, then ask again")]
     findings = [_dataset(store, head)]
@@ -38,7 +38,7 @@ def examine_store(store: Store, public_url: str | None = None) -> list[Finding]:
         findings.append(_tried(name, lambda probe=probe: probe(store)))  # type: ignore[misc]
     if head is not None:
         time = head.time
-        findings.append(_tried("compare-and-swap", lambda: _swap(store, data, time)))
+        findings.append(_tried("compare-and-swap", lambda: _swap(store, data, token, time)))
     findings.append(_tried("conditional writes", lambda: _conditional(store)))
     if isinstance(store, Telling):
         findings += store.findings()
@@ -122,12 +122,20 @@ def _deletion(store: Store) -> Finding:
     return Finding("deletion", PROBLEM, "what was deleted is still there", "give the publisher the right to delete")
 
 
-def _swap(store: Store, data: bytes, time: int) -> Finding:
+def _swap(store: Store, data: bytes, token: Token, time: int) -> Finding:
     """A swap from a HEAD that never was must fail; where it does not, HEAD is replaced by itself."""
+    refused = Finding("compare-and-swap", OK, "HEAD is replaced only by who knows it")
     try:
         store.swap_head(hashlib.sha256(secrets.token_bytes(8)).hexdigest(), data, time)
     except Conflict:
-        return Finding("compare-and-swap", OK, "HEAD is replaced only by who knows it")
+        return refused
+    except Unclear as error:  # as buckets tell a refusal, too
+        if isinstance(error.__cause__, Unavailable):
+            raise  # no answer to the swap itself
+        if store.read_head()[1] == token:
+            return refused
+        text = "somebody published meanwhile, so it cannot be told whether HEAD is replaced only by who knows it"
+        return Finding("compare-and-swap", NOTE, text, "ask again while nobody publishes")
     text = "HEAD is replaced also by who knows another one: two publishers would undo each other's versions"
     return Finding(
         "compare-and-swap", PROBLEM, text, "use a store with conditional writes, or publish from one place only"

@@ -345,5 +345,6 @@ def _swap(was: Published, head: Head, signing: Signing | None, made: list[str] |
     was.store.flush()
     if head.epoch != was.head.epoch:
         was.store.create(archive_path(was.head.epoch, was.head.version), was.data)
-    place(was.store, was.token, head, data, anew=head.version == was.head.version and head.epoch == was.head.epoch)
+    anew = head.version == was.head.version and head.epoch == was.head.epoch
+    place(was.store, was.token, head, data, was.began, anew=anew)
     return Renewed(head, signing, made or [])

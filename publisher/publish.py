@@ -25,8 +25,9 @@ from publisher.commit import (
     swap,
 )
 from publisher.encrypt import check_encrypted, new_locks
-from publisher.published import Published, read_head, uptime
+from publisher.published import Published, read_head
 from publisher.sources.base import Remembering, Report, Source, Tracked, Unsorted
+from puller.clock import uptime
 from puller.errors import Conflict, Corrupt, NotFound, Refused, Shrunk, Unavailable, UsageError
 from puller.progress import Progress, silent
 from puller.runs import Cursor
@@ -145,6 +146,7 @@ def create(
 
     `secret` and `encrypt`: see `Options`.
     """
+    began = uptime()
     head, _, token = read_head(store)
     if head is not None:
         raise Refused(f"{store.where} holds the dataset {head.name!r} already; nothing was written")
@@ -158,7 +160,7 @@ def create(
     first, data, signing = _signed(store, first, keyring)
     store.flush()
     try:
-        place(store, token, first, data)
+        place(store, token, first, data, began)
     except Conflict as error:
         raise Refused(f"somebody else created a dataset in {store.where} just now; nothing was written") from error
     return Created(first, kept, signing)
@@ -166,10 +168,10 @@ def create(
 
 def _signed(store: Store, first: Head, keyring: Keyring | None) -> tuple[Head, bytes, Signing | None]:
     """The first HEAD, its bytes, and how it is signed; its key set is in the store then."""
-    from publisher.signing import begin, begin_unsigned
+    from publisher.signing import begin, note_unsigned
 
     if keyring is None:
-        begin_unsigned(store, first.name)
+        note_unsigned(store, first.name)
         return first, format_head(first), None
     signing = begin(store, first.name, keyring, first.time)
     first = msgspec.structs.replace(first, trust=1)
@@ -312,7 +314,7 @@ class _Publish:
         check_in_time(self.store, began)
         self.store.flush()
         head = outcome.head
-        place(self.store, token, head, data)
+        place(self.store, token, head, data, began)
         self._remember(source, head)
         return outcome
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from publisher.build import Sink
+from puller.clock import uptime
 from puller.errors import Invalid, NotFound
 from puller.runs import live, merge
 from puller.stores.base import ABSENT, Store, Token
@@ -199,11 +199,6 @@ def _covers(leaf: Leaf, keys: list[bytes]) -> bool:
     """Whether one of the keys, which ascend, lies in the leaf's range."""
     at = bisect_left(keys, leaf.lower)
     return at < len(keys) and (leaf.upper is None or keys[at] < leaf.upper)
-
-
-def uptime() -> float:
-    """Seconds since some moment, those included in which the machine slept."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:

@@ -68,8 +68,8 @@ def check_unsigned(store: Store, head: Head, keyring: Keyring) -> None:
     )
 
 
-def begin_unsigned(store: Store, name: str) -> None:
-    """Take it that a dataset which is created is not signed, whatever stood there before."""
+def note_unsigned(store: Store, name: str) -> None:
+    """Forget that a dataset was signed: it was published unsigned on purpose, whatever stood there before."""
     with contextlib.suppress(OSError):
         os.unlink(_note_of(store, name))
 

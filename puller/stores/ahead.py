@@ -162,6 +162,10 @@ class Ahead:
 
     def read_head(self) -> tuple[bytes, Token]:
         with self._changed:
+            while (
+                self._under_way
+            ):  # the store forgets now what was put over old files: no put of before may count as newer
+                self._changed.wait()
             self._error = None
             self._puts = 0
             self._unseen = set()

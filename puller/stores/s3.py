@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from puller.clock import uptime
 from puller.errors import Conflict, FetchError, NotFound, Refused, Unavailable
 from puller.fetch import again
 from puller.s3 import Place, Refusal, date_of
@@ -116,9 +117,10 @@ class S3Store:
                 raise Conflict(f"files were collected in {self.where} that are needed again")
 
     def read_head(self) -> tuple[bytes, Token]:
+        with self._lock:
+            self._old = set()
         data, answer = again(lambda: self._place.read(HEAD), ATTEMPTS)
         self._began = date_of(answer)
-        self._old = set()
         noted = max_age_of(answer.get("CacheControl") or "")
         self._noted_age = MAX_AGE if noted is None else noted
         self._noted_single = _MARK in {name.lower() for name in answer.get("Metadata") or ()}
@@ -163,9 +165,8 @@ class S3Store:
                 return gone
             old = self._written_before(set(paths), before)
             for start in range(0, len(old), MOST_REMOVED):
-                check_in_time()
                 part = old[start : start + MOST_REMOVED]
-                gone.update(set(part).difference(self._remove(part)))
+                gone.update(set(part).difference(self._remove(part, check_in_time)))
         return gone
 
     def _written_before(self, wanted: set[str], before: float) -> Sequence[str]:
@@ -180,18 +181,24 @@ class S3Store:
                 old.append(path)
         return old
 
-    def _remove(self, paths: Sequence[str]) -> set[str]:
-        """Delete files; return those that could not be.
+    def _remove(self, paths: Sequence[str], check_in_time: Callable[[], None]) -> set[str]:
+        """Delete files; return those that could not be. `check_in_time` raises where nothing may be sent any more.
 
         It is sent once: what is sent again may meet a file that was put in between, and that `flush` does not look for.
         """
+        check_in_time()
         try:
             return self._place.remove(paths)
         except Refusal as error:
             if error.status not in (400, 405, 501):
                 raise self._unwritten(error) from error
+
+        def remove_in_time(path: str) -> None:
+            check_in_time()
+            self._remove_one(path)
+
         with ThreadPoolExecutor(self.threads) as pool:  # the service deletes one at a time only
-            list(pool.map(self._remove_one, paths))
+            list(pool.map(remove_in_time, paths))
         return set()
 
     def _remove_one(self, path: str) -> None:
@@ -204,10 +211,10 @@ class S3Store:
         state, _, token = self._collection()
         if state == b"running":
             raise StoreError(f"somebody else removes files in {self.where} at this time; run this again later")
-        began = time.monotonic()
+        began = uptime()
 
         def check_in_time() -> None:
-            if time.monotonic() - began > HOLD / 2:
+            if uptime() - began > HOLD / 2:
                 raise StoreError(f"removing files in {self.where} took too long; what is left is for the next run")
 
         token = self._note(b"running", token)
@@ -218,7 +225,21 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if token == ABSENT else {"IfMatch": token}
         data = state + b" " + os.urandom(8).hex().encode() + b"\n"
         more = {} if self._single else condition
-        return self._kept(lambda: self._send(COLLECTING, data, CacheControl="no-store", **more))
+        return self._kept(lambda: self._say(data, more))
+
+    def _say(self, data: bytes, condition: dict[str, str]) -> Token:
+        """Write `.collecting`. A refusal may be due to an earlier attempt whose answer got lost: `data` is like no other."""
+        try:
+            return self._send(COLLECTING, data, CacheControl="no-store", **condition)
+        except Refusal as error:
+            if error.status not in (409, 412):
+                raise
+            found, answer = self._place.read(COLLECTING)
+            if found == data:
+                return self._tag(answer)
+            if error.status == 409:
+                raise Unavailable(str(error)) from error
+            raise
 
     def _collection(self) -> tuple[bytes, float, Token]:
         """Whether files are being removed (`running`), until when they may have been, or since when they are, and the token.

@@ -10,11 +10,13 @@ import pytest
 
 import publisher as publishing
 from publisher.doctor import examine_store
+from publisher.publish import create
 from puller.doctor import Facts, examine, judge
 from puller.errors import Unavailable
 from puller.http import Look
 from puller.stores.folder import FolderStore
 from puller.stores.headers import IMMUTABLE, cache_control
+from puller.stores.s3 import S3Store
 from tests.conftest import publisher, puller, start_cache
 from tests.hostile_host import PAGE, Reply, hostile
 
@@ -208,6 +210,24 @@ def test_stores_that_do_not_keep_their_promises(dataset):
     found = {f.name: f for f in examine_store(Denied(str(dataset)))}
     assert {name for name, f in found.items() if f.level == "problem"} == {"create-only", "deletion", "files"}
     assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
+
+
+def test_a_bucket(bucket, monkeypatch):
+    """A refused swap is told as unclear there; one that was not answered proves nothing."""
+    monkeypatch.setattr(S3Store, "probe", lambda self: None)  # it has tests of its own
+    store = S3Store(bucket.url, connections=4)
+    create(store, "data", "bytes")
+    head = bucket.client.get_object(Bucket=bucket.name, Key="HEAD")["Body"].read()
+    for fate, level in (("pass", "ok"), ("refuse", "problem"), ("unconditional", "problem")):
+        bucket.proxy.fate = lambda request, fate=fate: fate if is_swap(request) else "pass"
+        found = {f.name: f.level for f in examine_store(store)}
+        assert found.pop("compare-and-swap") == level
+        assert set(found.values()) == {"ok"}
+        assert bucket.client.get_object(Bucket=bucket.name, Key="HEAD")["Body"].read() == head
+
+
+def is_swap(request):
+    return request.method == "PUT" and request.path.endswith("/HEAD") and "if-match" in request.headers
 
 
 def test_a_folder_that_others_may_not_read(tmp_path):

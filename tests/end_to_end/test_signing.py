@@ -78,6 +78,8 @@ def test_an_unsigned_head_in_the_place_of_a_signed_one_is_not_built_upon(data, m
     assert folder(data) == before
     assert publisher("publish", "--json", data / "s", data / "d", "--unsigned").json["version"] == 2
     assert puller("pull", "-q", data / "d", data / "copy").status == 0
+    (data / "s/a").write_text("three")
+    assert publisher("publish", "--json", data / "s", data / "d").json["version"] == 3  # it was meant, once and for all
 
 
 def test_openssl_verifies_head_and_key_set(data, tmp_path):

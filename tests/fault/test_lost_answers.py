@@ -18,8 +18,9 @@ from publisher.publish import create
 from publisher.published import Published, read_head
 from puller.errors import Conflict, HeadwaterError, Refused
 from puller.stores import open_store
-from puller.stores.base import ABSENT, Unclear
+from puller.stores.base import ABSENT, StoreError, Unclear
 from puller.stores.folder import FolderStore
+from puller.stores.s3 import COLLECTING, S3Store
 from tests.conftest import ROOT
 
 FATES = ["refuse", "fail", "drop", "lose", "stall", "truncate", "corrupt"]
@@ -136,6 +137,35 @@ def test_any_one_request_of_a_batch_may_fail(bucket, fate, monkeypatch):
                 break  # the batch took fewer requests than that
     assert len(intents) >= 5
     check_history(address, intents)
+
+
+def test_what_a_collector_says_may_have_arrived_though_the_answer_got_lost(bucket):
+    """What is sent again meets its own first attempt then; where it meets another's, nothing is removed."""
+    path, said = "chunks/aa/old.zst", []
+
+    def lose(request):
+        if request.method == "PUT" and request.path.endswith(COLLECTING):
+            said.append(request)
+            return "lose" if len(said) % 2 else "pass"
+        return "pass"
+
+    store = S3Store(f"{bucket.url}/data", connections=4)
+    store.put(path, b"x")
+    bucket.proxy.fate = lose
+    assert store.collect([path], 2e10) == {path}
+    assert [request.status for request in said] == [200, 412] * 2
+
+    def overtake(request):
+        if request.method == "PUT" and request.path.endswith(COLLECTING) and len(said) < 5:
+            said.append(request)
+            bucket.client.put_object(Bucket=bucket.name, Key=f"data/{COLLECTING}", Body=b"running another\n")
+        return "pass"
+
+    store.put(path, b"x")
+    bucket.proxy.fate = overtake
+    with pytest.raises(StoreError, match="412"):
+        store.collect([path], 2e10)
+    assert store.get(path) == b"x"
 
 
 class Lossy(FolderStore):

@@ -65,6 +65,7 @@ OF_BUCKETS = (
     "forgets_the_killed",
     "removes_twice",
     "takes_old_files_for_new",
+    "does_not_count_sleep",
 )
 """Mutations of what buckets need."""
 
@@ -281,8 +282,10 @@ class _Model:
 
     def _tick(self, state: State) -> State | str:
         collector = state.collector
-        if collector is not None:
-            collector = None if collector.elapsed == SLOW else collector._replace(elapsed=collector.elapsed + 1)
+        if collector is not None and collector.elapsed < SLOW:
+            collector = collector._replace(elapsed=collector.elapsed + 1)
+        elif collector is not None and not (self.mutation == "does_not_count_sleep" and collector.step == DELETE):
+            collector = None
         return state._replace(
             head_age=_older(state.head_age, KEEP + SLOW),
             archive=tuple(map(_older, state.archive)),

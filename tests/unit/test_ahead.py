@@ -104,6 +104,33 @@ def test_an_error_is_raised_until_head_is_read_again(slow, tmp_path):
     assert not (tmp_path / "chunks/b").exists()
 
 
+def test_head_is_read_again_once_nothing_of_before_is_under_way(tmp_path):
+    """The store below forgets then what was put: a file that was still under way would be taken for put since."""
+
+    class Failing(Slow):
+        def put(self, path, data):
+            if path == "chunks/bad":
+                raise Unavailable("down")
+            super().put(path, data)
+
+        def read_head(self):
+            assert self.now == 0
+            return super().read_head()
+
+    inner = Failing(str(tmp_path))
+    (tmp_path / "HEAD").write_bytes(b"head")
+    store = Ahead(inner, 2)
+    store.put("chunks/slow", b"a")
+    until(lambda: inner.now == 1)
+    store.put("chunks/bad", b"b")
+    with pytest.raises(Unavailable):
+        store.flush()
+    threading.Timer(0.05, inner.go.set).start()
+    store.read_head()
+    store.put("chunks/slow", b"a")
+    store.flush()
+
+
 def test_diffs_are_not_got_twice_unless_they_are_damaged(slow, tmp_path):
     slow.go.set()
     store = Ahead(slow, 2)

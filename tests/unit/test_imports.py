@@ -67,7 +67,7 @@ def test_pure_modules_do_no_io(name):
 @pytest.mark.parametrize("path", modules("publisher"), ids=str)
 def test_publisher_uses_the_readers_half_only(path):
     allowed = (
-        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "console", "forms", "lookup"),
+        *("wire", "errors", "fetch", "tree", "runs", "plan", "durable", "clock", "console", "forms", "lookup"),
         *(
             "trust",
             "secret",
