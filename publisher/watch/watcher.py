@@ -198,6 +198,9 @@ class Watcher:
         self._meters.last_success.set(self._now(), **self._label)
         if outcome.changed:
             self._published(outcome)
+        elif outcome.settings_changed:
+            fields, text = self.task.describe(outcome)
+            self._log.info(text, event="settings", **self._label, **fields)
         self.job.mark("source", None)
         self.job.status = f"version {head.version}"
         self.job.succeeded(times.good_for)
