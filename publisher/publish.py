@@ -15,6 +15,7 @@ from publisher.commit import (
     INTERVAL,
     Next,
     check_in_time,
+    check_keep,
     check_name,
     check_newest,
     damaged,
@@ -192,8 +193,10 @@ def publish(
 
     `keyring` has the private key of a signed dataset (None: the user's own keys); one that is created is signed only if
     it is given. Another publisher that comes first makes this one start again, reading the source again. Raises
-    HeadwaterError; then HEAD is as it was, unless the error is Unclear (puller.stores.base).
+    HeadwaterError (UsageError for a `keep` below the grace of garbage collection); then HEAD is as it was, unless the error is
+    Unclear (puller.stores.base).
     """
+    check_keep(options.keep)
     if options.dry_run:
         store = DryStore(store)
     for _ in range(ATTEMPTS):

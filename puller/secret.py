@@ -91,7 +91,7 @@ def _find(name: str, id_: str, secret: str | None) -> Secret:
             return kept
     other = "" if variable is None else f" ({VARIABLE} holds {variable.id} of {variable.name!r})"
     raise SecretError(
-        f"the dataset {name!r} is encrypted with the secret {id_}, which is not at hand{other}; nothing was written. Give it "
+        f"the dataset {name!r} is encrypted with the secret {id_}, which is not at hand{other}; nothing was changed. Give it "
         f"with --secret FILE or in {VARIABLE}, or put its file at {path}"
     )
 

@@ -74,7 +74,10 @@ def describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any]
     }
     fields |= key_fields(outcome.signing) if outcome.created else {}
     if not outcome.changed:
-        return fields, f"{dest}: nothing new; {head.name} stays at version {head.version}{_about_settings(outcome, dry_run)}"
+        return (
+            fields,
+            f"{dest}: nothing new; {head.name} stays at version {head.version}{_about_settings(outcome, dry_run)}",
+        )
     what = f"{outcome.added:,} added, {outcome.updated:,} updated, {outcome.deleted:,} deleted"
     what += ", schema changed" if outcome.schema_changed else ""
     verb = "would publish" if dry_run else "published"

@@ -192,6 +192,11 @@ class Watcher:
             self._log.info(f"{self.task.source}: it works again", event="recovered", **self._label)
             self._told = ""
         self._schedule.succeeded()
+        if self._head is None and not outcome.changed:
+            text = (
+                f"watches {self.task.source}, publishes to {self.task.dest}: nothing new since version {head.version}"
+            )
+            self._log.info(text, event="watching", version=head.version, **self._label)
         self._seen(head)
         if full:
             self._meters.looked_at_everything(self.job.name, self._clock)
