@@ -279,6 +279,15 @@ def expiry(time: int, seconds: int | None) -> int | None:
     return None if seconds is None else min(time + seconds, MAX_TIME)
 
 
+def check_keep(keep: float | None) -> None:
+    """Raise UsageError for a time to keep superseded versions that garbage collection cannot keep to."""
+    if keep is not None and keep < GRACE:
+        raise UsageError(
+            f"caches may serve a superseded HEAD for hours, and pullers take their time: keep versions for at least "
+            f"{GRACE // 3600} hours"
+        )
+
+
 def check_name(name: str) -> None:
     """Raise UsageError for what cannot name a dataset."""
     if not is_name(name):

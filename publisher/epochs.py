@@ -76,6 +76,14 @@ def refresh(
     return _with_head(store, keyring, make, lambda head: (head, None))
 
 
+def rewrite(was: Published, head: Head, now: Now = time.time) -> Head:
+    """Write HEAD again as `head`, an opened one of the same version, with a later time; return it.
+
+    Raises NoKey or Untrusted where it cannot be signed, and Conflict.
+    """
+    return _swap(was, sealed(_later(head, now), was.cipher), was.signing).head
+
+
 def rotate(
     store: Store, keyring: Keyring, wanted: Wanted, *, secret: str | None = None, now: Now = time.time
 ) -> Renewed:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from publisher.commit import GRACE
+from publisher.commit import GRACE, check_keep
 from publisher.published import StoreFetcher, read_head
-from puller.errors import HeadwaterError, Invalid, NotFound, Refused, SecretError, UsageError
+from puller.errors import HeadwaterError, Invalid, NotFound, Refused, SecretError
 from puller.progress import Progress, silent
 from puller.secret import unlock
 from puller.stores.base import COLLECTED, MARK, TEMPORARY, Listed, Store, Token, read_mark
@@ -84,13 +84,9 @@ def collect(
     head = read_head(store)[0]
     if head is None:
         raise _absent(store)
+    check_keep(keep)
     if keep is None:
         keep = max(head.keep or KEEP, GRACE)
-    if keep < GRACE:
-        raise UsageError(
-            f"caches may serve a superseded HEAD for hours, and pullers take their time: keep versions for at least "
-            f"{GRACE // 3600} hours"
-        )
     return _Collection(store, pool, keep, keep_versions, dry_run, _graph(head, secret), progress).run()
 
 

@@ -15,6 +15,7 @@ from publisher.commit import (
     INTERVAL,
     Next,
     check_in_time,
+    check_keep,
     check_name,
     check_newest,
     damaged,
@@ -91,6 +92,8 @@ class Outcome:
     written: int = 0
     snapshot: bool = False
     schema_changed: bool = False
+    settings_changed: bool = False
+    """Whether HEAD of a version that stays was written anew, with another interval or time to keep versions."""
     report: Report = field(default_factory=Report)
     signing: Signing | None = None
     """How a dataset that was created is signed."""
@@ -192,8 +195,10 @@ def publish(
 
     `keyring` has the private key of a signed dataset (None: the user's own keys); one that is created is signed only if
     it is given. Another publisher that comes first makes this one start again, reading the source again. Raises
-    HeadwaterError; then HEAD is as it was, unless the error is Unclear (puller.stores.base).
+    HeadwaterError (UsageError for a `keep` below the grace of garbage collection); then HEAD is as it was, unless the error is
+    Unclear (puller.stores.base).
     """
+    check_keep(options.keep)
     if options.dry_run:
         store = DryStore(store)
     for _ in range(ATTEMPTS):
@@ -261,9 +266,11 @@ class _Publish:
         source = self._source(was)
         try:
             outcome = self._new_state(was, source)
-            if self.next is not None and self.options.dry_run:
+            if self.next is None:
+                self._keep_settings(was, outcome)
+            elif self.options.dry_run:
                 check_newest(was)
-            elif self.next is not None:
+            else:
                 self._validate(head, outcome, was.sign(self.next.head))
                 self.progress(COMMIT, 0, 0)
                 after = swap(was, self.next)
@@ -282,6 +289,21 @@ class _Publish:
         touched = source.recall(state_name(was.head)) if isinstance(source, Remembering) else None
         return self._changes(was, source, touched)
 
+    def _keep_settings(self, was: Published, outcome: Outcome) -> None:
+        """Write HEAD of a version that stays anew, if other settings than its own were given."""
+        head, options = was.head, self.options
+        wanted = msgspec.structs.replace(
+            head, interval=options.interval or head.interval, keep=options.keep or head.keep
+        )
+        if wanted == head:
+            return
+        from publisher.epochs import rewrite
+
+        outcome.settings_changed, outcome.head = True, wanted
+        if not options.dry_run:
+            self.progress(COMMIT, 0, 0)
+            outcome.head = rewrite(was, wanted, self.now)
+
     def _first(self, token: Token) -> Outcome:
         began = uptime()
         name = self.options.name or self.default_name
@@ -290,9 +312,7 @@ class _Publish:
         locks = new_locks(name, self.options.secret, encrypt=self.options.encrypt)
         self._encrypting(locks.cipher)
         source = self.open_source(name, [])
-        tree, checksum, records = self._snapshot_of(source)
-        if records <= (source.kind == "table") and not self.options.allow_shrink:
-            raise Shrunk(f"the source of {name!r} is empty; nothing was published. If that is meant: --allow-shrink")
+        tree, checksum, records = self._snapshot_of(source, self.options.allow_shrink)
         interval = self.options.interval or INTERVAL
         head = first_head(
             name, source.kind, tree, checksum, records, interval, int(self.now()), self.cipher, self.options.keep
@@ -338,7 +358,7 @@ class _Publish:
         """The first state of a dataset that was created empty."""
         head = was.head
         self._check_key(was)
-        tree, checksum, records = self._snapshot_of(source)
+        tree, checksum, records = self._snapshot_of(source, allow_empty=True)
         if (checksum, records) == (head.checksum, head.records):
             return Outcome(head, changed=False, report=source.report)
         self.next = restart(
@@ -390,8 +410,11 @@ class _Publish:
             self.progress("read", source.report.bytes_read, 0)
             yield keys, values
 
-    def _snapshot_of(self, source: Source) -> tuple[Tree, int, int]:
-        """Build the snapshot of a source's state; return it with its checksum and number of records."""
+    def _snapshot_of(self, source: Source, allow_empty: bool) -> tuple[Tree, int, int]:
+        """Build the snapshot of a source's state; return it with its checksum and number of records.
+
+        Raises Shrunk, before anything is put, where there are none and that is not allowed.
+        """
         for _ in range(2):
             builder = TreeBuilder(self.chunks, self.pool, costs=self.costs)
             records = 0
@@ -401,6 +424,8 @@ class _Publish:
                     records += len(keys)
             except Unsorted:
                 continue
+            if not records and not allow_empty:
+                raise _empty(source.report.skipped)
             keys, values = source.lead()
             tree = builder.finish((keys, values))
             return tree, builder.checksum, records + len(keys)
@@ -520,6 +545,14 @@ class _Publish:
                 f"the source lacks {deleted:,} of the {before:,} records that are published; nothing was published. Is it the "
                 "right source, key and table? If that is meant: --allow-shrink"
             )
+
+
+def _empty(skipped: Sequence[tuple[str, str]]) -> Shrunk:
+    """The error for a first publish of a source without records, which names what was left out of it."""
+    named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
+    more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+    left = f", as this is left out: {named}{more}" if skipped else ""
+    return Shrunk(f"the source is empty{left}; nothing was published. If that is meant: --allow-shrink")
 
 
 def state_name(head: Head) -> bytes:

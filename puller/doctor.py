@@ -220,11 +220,9 @@ def _file_lifetime(facts: Facts) -> Iterator[Finding]:
     control = _control(facts.file)
     seconds = _lifetime(control)
     if "no-store" in control or "private" in control or seconds is None or seconds < LONG:
-        kept = (
-            "not at all"
-            if "no-store" in control or "private" in control
-            else f"for {seconds or 'an unknown number of'} s"
-        )
+        kept = "for a time of their own choice" if seconds is None else f"for {seconds} s"
+        if "no-store" in control or "private" in control:
+            kept = "not at all"
         text = f"shared caches may keep immutable files {kept}: the host is asked for them again and again"
         remedy = "send chunks/ and diffs/ with Cache-Control: public, max-age=31536000, immutable, no-transform"
         yield Finding("file lifetime", PROBLEM, text, remedy)

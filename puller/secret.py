@@ -35,7 +35,7 @@ def given_secret(secret: str | None) -> Secret | None:
     if secret is None:
         return None
     if is_private(secret) and not is_secret_text(secret):
-        raise SecretError("what was given is a private key, not the secret of a dataset; nothing was written")
+        raise SecretError("what was given is a private key, not the secret of a dataset; nothing was changed")
     return _parsed(secret, "the secret") if is_secret_text(secret) else _from_file(secret)
 
 
@@ -78,7 +78,7 @@ def _find(name: str, id_: str, secret: str | None) -> Secret:
         if (given.name, given.id) != (name, id_):
             raise SecretError(
                 f"the dataset {name!r} is encrypted with the secret {id_}; the one that was given is {given.id} of "
-                f"{given.name!r}; nothing was written"
+                f"{given.name!r}; nothing was changed"
             )
         return given
     variable = variable_secret()
@@ -91,7 +91,7 @@ def _find(name: str, id_: str, secret: str | None) -> Secret:
             return kept
     other = "" if variable is None else f" ({VARIABLE} holds {variable.id} of {variable.name!r})"
     raise SecretError(
-        f"the dataset {name!r} is encrypted with the secret {id_}, which is not at hand{other}; nothing was written. Give it "
+        f"the dataset {name!r} is encrypted with the secret {id_}, which is not at hand{other}; nothing was changed. Give it "
         f"with --secret FILE or in {VARIABLE}, or put its file at {path}"
     )
 
@@ -102,7 +102,7 @@ def _from_file(path: str) -> Secret:
             text = file.read(1024)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise SecretError(f"the secret in {path} cannot be read: {reason}; nothing was written") from error
+        raise SecretError(f"the secret in {path} cannot be read: {reason}; nothing was changed") from error
     return _parsed(text, path)
 
 
@@ -112,4 +112,4 @@ def _parsed(text: str, where: str) -> Secret:
     try:
         return parse_secret(text)
     except Invalid as error:
-        raise SecretError(f"{where}: {error}; nothing was written") from error
+        raise SecretError(f"{where}: {error}; nothing was changed") from error

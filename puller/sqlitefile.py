@@ -37,3 +37,21 @@ def quote(name: str) -> str:
 def address(path: str, options: str) -> str:
     """The URI by which SQLite opens a file with options: `mode=ro`, `mode=rw` (never creates it), `immutable=1`."""
     return f"file:{quote_path(os.fsencode(os.path.abspath(path)))}?{options}"
+
+
+def wants_log(error: Exception) -> bool:
+    """Whether SQLite could not make, or take up, the log of a database in WAL mode."""
+    return "unable to open" in str(error) or "readonly database" in str(error)
+
+
+def is_closed_to_us(path: str) -> bool:
+    """Whether a database in WAL mode cannot be read as such by this user, who may not write to its folder."""
+    return not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK)
+
+
+def has_log(path: str) -> bool:
+    """Whether a log with commits lies beside a database."""
+    try:
+        return os.path.getsize(f"{path}-wal") > 0
+    except FileNotFoundError:
+        return False

@@ -91,7 +91,7 @@ def fsck_command(dest: str, secret: str | None, as_json: bool, quiet: bool, verb
     store = open_store(dest)
     with out.progress() as progress, make_pool(store.threads) as pool:
         found = check(store, pool, progress, secret=secret)
-    out.warn_each("", [f"{path}: {reason}" for path, reason in sorted(found.bad.items())])
+    out.warn_each("", [reason if path in reason else f"{path}: {reason}" for path, reason in sorted(found.bad.items())])
     read = f"{count(found.files, 'file')} ({size(found.bytes)}) of {count(found.versions, 'version')}"
     out.result(
         f"{dest}: {read} read, {count(len(found.bad), 'file')} damaged or missing",

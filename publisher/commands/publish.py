@@ -112,7 +112,7 @@ def init_command(
     "--keep",
     type=Duration(),
     metavar="TIME",
-    help="Keep superseded versions so long: 7d (unlimited, unless it was set before).",
+    help="Keep superseded versions so long: 7d, at least 24h (unlimited, unless it was set before).",
 )
 @click.option("--strict", is_flag=True, help="Refuse a SOURCE with anything that would be skipped.")
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from puller.console import rows_of, size
+from puller.console import rows_of, size, span
 
 if TYPE_CHECKING:
     from publisher.keys import Keyring, SigningKey
@@ -66,6 +66,7 @@ def describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any]
         "updated": outcome.updated,
         "deleted": outcome.deleted,
         "schema_changed": outcome.schema_changed,
+        "settings_changed": outcome.settings_changed,
         "new_snapshot": outcome.snapshot,
         "written": outcome.written,
         "skipped": [{"name": name, "reason": reason} for name, reason in outcome.report.skipped],
@@ -73,7 +74,10 @@ def describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any]
     }
     fields |= key_fields(outcome.signing) if outcome.created else {}
     if not outcome.changed:
-        return fields, f"{dest}: nothing new; {head.name} stays at version {head.version}"
+        return (
+            fields,
+            f"{dest}: nothing new; {head.name} stays at version {head.version}{_about_settings(outcome, dry_run)}",
+        )
     what = f"{outcome.added:,} added, {outcome.updated:,} updated, {outcome.deleted:,} deleted"
     what += ", schema changed" if outcome.schema_changed else ""
     verb = "would publish" if dry_run else "published"
@@ -82,6 +86,15 @@ def describe(outcome: Outcome, dest: str, dry_run: bool) -> tuple[dict[str, Any]
     start = f"{dest}: {created}\n" if outcome.created else ""
     text = f"{start}{dest}: {verb} version {head.version}: {what}; {written}"
     return fields, "\n".join([text, *(about_key(outcome.signing) if outcome.created and not dry_run else [])])
+
+
+def _about_settings(outcome: Outcome, dry_run: bool) -> str:
+    """What is said of settings that were written to HEAD without a new version."""
+    if not outcome.settings_changed:
+        return ""
+    head, verb = outcome.head, "would be" if dry_run else "were"
+    keep = "" if head.keep is None else f" and --keep {span(head.keep)}"
+    return f"; the settings {verb} changed to --interval {span(head.interval)}{keep}"
 
 
 def about_secret(head: Head, kept: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from puller.console import EXIT_CODES, common, console, count
@@ -48,8 +50,10 @@ def untrack_command(database: str, as_json: bool, quiet: bool, verbose: bool) ->
 
 def _database(path: str) -> str:
     from publisher.sources import form_of
-    from puller.errors import UsageError
+    from puller.errors import SourceError, UsageError
 
+    if not os.path.exists(path):
+        raise SourceError(f"there is no {path}; nothing was changed")
     if form_of(path) != "sqlite":
         raise UsageError(f"{path} is no SQLite database")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from publisher.commands.options import of_buckets
 from publisher.commands.publish import check_apart, default_name, publish_command
 from publisher.commands.telling import describe, keyring_or_none
 from puller.console import EXIT_CODES, Duration
-from puller.service.settings import ServiceCommand, made, service_options, settings
+from puller.service.settings import ServiceCommand, check_distinct, made, service_options, settings
 
 if TYPE_CHECKING:
     from publisher.sources.base import Source
@@ -88,7 +89,9 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
 
     service = Service("publisher watch", settings(shared))
     meters = Meters(service.registry)
-    watchers = [Watcher(task, service, meters) for task in made(jobs, task_of)]
+    tasks = made(jobs, task_of)
+    check_distinct(jobs, lambda job: _place(job["dest"]), "dest")
+    watchers = [Watcher(task, service, meters) for task in tasks]
     status = service.main([watcher.job for watcher in watchers])
     for watcher in watchers:
         if watcher.error is not None:
@@ -99,8 +102,16 @@ def watch_command(jobs: list[dict[str, Any]], **shared: Any) -> None:
 watch_command.params += [param for param in publish_command.params if param.name not in _OTHERWISE]
 
 
+def _place(dest: str) -> str:
+    """Where a destination is, however it is spelt."""
+    if dest.startswith("s3://"):
+        return "/".join(["s3:", *filter(None, dest.removeprefix("s3://").split("/"))])
+    return os.path.realpath(dest.removeprefix("file://"))
+
+
 def task_of(job: dict[str, Any]) -> Task:
     """The task that a job's options describe. Raises UsageError."""
+    from publisher.commit import check_keep
     from publisher.publish import Options
     from publisher.watch.schedule import Times
     from publisher.watch.watcher import Task
@@ -117,6 +128,7 @@ def task_of(job: dict[str, Any]) -> Task:
         raise UsageError(f"{masked(source)} can only be asked: say how often, with --every TIME")
     if job["every"] is not None and job["poll"] is not None:
         raise UsageError("--every and --poll exclude each other")
+    check_keep(job["keep"])
     check_apart(source, dest)
     options = Options(
         name=job["name"],

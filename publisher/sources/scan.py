@@ -139,7 +139,7 @@ class Scan:
         prefix = folder + b"/" if folder else b""
         for entry in found:
             key = prefix + entry.name
-            if key == files.RESERVED or (key not in known and not self._fits(key)):
+            if key not in known and not self._fits(key):
                 continue
             try:
                 status = entry.stat(follow_symlinks=False)

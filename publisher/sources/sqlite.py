@@ -19,7 +19,7 @@ from publisher.sources.sorting import Duplicate, Rows, Sorter
 from publisher.sources.statcache import StatCache, look, racy_since
 from publisher.sources.tracking import Standing
 from puller.errors import Invalid, SourceError
-from puller.sqlitefile import address
+from puller.sqlitefile import address, wants_log
 from puller.wire import rows as wire
 from puller.wire.codec import MAX_KEY, encode
 from puller.wire.keys import decode_key, encode_keys
@@ -329,7 +329,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
         try:
             _begin(db)
         except sqlite3.OperationalError as error:
-            if not fresh or os.path.exists(f"{path}-journal") or not _wants_log(error):
+            if not fresh or os.path.exists(f"{path}-journal") or not wants_log(error):
                 raise
             frozen = True
             db = stack.enter_context(contextlib.closing(_connect(path, "mode=ro&immutable=1")))
@@ -337,11 +337,6 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
         yield db
         if frozen and (look(os.stat(path)) != before or os.path.exists(f"{path}-wal")):
             raise SourceError(f"{path} was changed while it was read; nothing was published. Try again")
-
-
-def _wants_log(error: sqlite3.OperationalError) -> bool:
-    """Whether SQLite could not make the log of a database in WAL mode."""
-    return "unable to open" in str(error) or "readonly database" in str(error)
 
 
 def _connect(path: str, options: str) -> sqlite3.Connection:

@@ -192,12 +192,20 @@ class Watcher:
             self._log.info(f"{self.task.source}: it works again", event="recovered", **self._label)
             self._told = ""
         self._schedule.succeeded()
+        if self._head is None and not outcome.changed:
+            text = (
+                f"watches {self.task.source}, publishes to {self.task.dest}: nothing new since version {head.version}"
+            )
+            self._log.info(text, event="watching", version=head.version, **self._label)
         self._seen(head)
         if full:
             self._meters.looked_at_everything(self.job.name, self._clock)
         self._meters.last_success.set(self._now(), **self._label)
         if outcome.changed:
             self._published(outcome)
+        elif outcome.settings_changed:
+            fields, text = self.task.describe(outcome)
+            self._log.info(text, event="settings", **self._label, **fields)
         self.job.mark("source", None)
         self.job.status = f"version {head.version}"
         self.job.succeeded(times.good_for)

@@ -169,5 +169,12 @@ class WebHook:
                 return error.code
         except (HTTPException, OSError, ValueError) as error:
             raise HookFailed(
-                f"the web hook {shown(self._url)} cannot be reached ({error}); it will be told again"
+                f"the web hook {shown(self._url)} cannot be reached ({_reason(error)}); it will be told again"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why somebody cannot be reached, in the system's words where it has some."""
+    cause = getattr(error, "reason", error)
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return text[:1].lower() + text[1:]

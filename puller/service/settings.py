@@ -142,6 +142,15 @@ def made(jobs: Sequence[dict[str, Any]], make: Callable[[dict[str, Any]], Made])
     return found
 
 
+def check_distinct(jobs: Sequence[dict[str, Any]], place: Callable[[dict[str, Any]], str], what: str) -> None:
+    """Raise UsageError, which names both, where two jobs of the command under way have the same `place`; `what` that is."""
+    seen: dict[str, str] = {}
+    for job, origin in zip(jobs, click.get_current_context().meta[_ORIGINS], strict=True):
+        before = seen.setdefault(place(job), origin)
+        if before is not origin:
+            raise UsageError(f"{before} and {origin} have the same {what}; give each its own")
+
+
 @contextmanager
 def _said_of(origin: str) -> Iterator[None]:
     """Let an error say what it is about: a file, and a job in it."""

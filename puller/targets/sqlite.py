@@ -12,6 +12,7 @@ import msgspec
 
 from puller.errors import LocalEdits, NotOurs, TargetError
 from puller.parts import WHOLE
+from puller.sqlitefile import address, has_log, is_closed_to_us, wants_log
 from puller.targets.base import Check, Opening, State, check_all, check_held
 from puller.targets.reading import Connections
 from puller.targets.sqliteforms import BOOKKEEPING, Form
@@ -47,6 +48,8 @@ class SQLiteTarget:
         self.where = path
         self.partial = f"{path}.headwater-partial"
         self._db: sqlite3.Connection | None = None
+        self._frozen: os.stat_result | None = None
+        """What the file looked like when it was opened as one that nobody changes."""
         self._connections = Connections(path, is_ours)
 
     def state(self) -> State | None:
@@ -100,7 +103,7 @@ class SQLiteTarget:
         self._connections = Connections(self.where, is_ours)
         if self._db is not None:
             self._db.close()
-            self._db = None
+            self._db = self._frozen = None
 
     @contextmanager
     def reading(self) -> Iterator[_Reading]:
@@ -148,7 +151,10 @@ class SQLiteTarget:
 
     def check(self) -> Check:
         with self.errors():
-            return check_all(self.records(), self.missing())
+            check = check_all(self.records(), self.missing())
+            if self._frozen is not None and (has_log(self.where) or _changed(self._frozen, os.stat(self.where))):
+                raise TargetError(f"{self.where} was changed while it was read; nothing was changed here. Try again")
+            return check
 
     def _check_edits(self, state: State) -> None:
         """Raise LocalEdits if replacing everything would lose something."""
@@ -170,15 +176,34 @@ class SQLiteTarget:
             if os.path.exists(self.where) and not self._is_database():
                 raise NotOurs(f"{self.where} is a file, but no SQLite database; nothing was written")
             os.makedirs(os.path.dirname(os.path.abspath(self.where)), exist_ok=True)
-            self._db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
+            self._db = self._connect()
             self._db.execute("PRAGMA cache_size=-65536")
         return self._db
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection; where a file in WAL mode without a log can only be read as it is, one that reads it so."""
+        db = sqlite3.connect(self.where, isolation_level=None, timeout=10.0)
+        try:
+            db.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            db.close()
+            if not (wants_log(error) and is_closed_to_us(self.where)) or has_log(self.where):
+                raise
+            self._frozen = os.stat(self.where)
+            return sqlite3.connect(address(self.where, "mode=ro&immutable=1"), uri=True, isolation_level=None)
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def _is_database(self) -> bool:
         """Whether the file is a database, or empty. It must not be opened but by SQLite (`puller.sqlitefile`)."""
         db = sqlite3.connect(self.where, timeout=10.0)
         try:
             db.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            if not wants_log(error):
+                raise
         except sqlite3.DatabaseError as error:
             if "not a database" not in str(error):
                 raise
@@ -213,6 +238,11 @@ class SQLiteTarget:
                     "there was kept. Mend it, or run `puller pull --overwrite`",
                     [self.where],
                 ) from error
+            if wants_log(error) and os.path.exists(self.where) and is_closed_to_us(self.where):
+                raise TargetError(
+                    f"{self.where} is in WAL mode, and its folder is not writable for you, so SQLite cannot read it; what was "
+                    "there was kept. Its owner can set it back (PRAGMA journal_mode=DELETE), or let you write to the folder"
+                ) from error
             damaged = "malformed" in str(error) or "not a database" in str(error)
             advice = ". The file is damaged: delete it, and pull again" if damaged else ""
             raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept{advice}") from error
@@ -220,6 +250,10 @@ class SQLiteTarget:
             raise TargetError(f"{self.where} cannot be used: {error}; what was there was kept") from error
         except OSError as error:
             raise TargetError(f"{self.where} cannot be used: {error.strerror}; what was there was kept") from error
+
+
+def _changed(before: os.stat_result, after: os.stat_result) -> bool:
+    return (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns)
 
 
 class _Reading:

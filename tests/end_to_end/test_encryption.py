@@ -220,14 +220,14 @@ def test_secrets_that_do_not_fit(tmp_path, away):
         given = None if name is None else str(tmp_path / name)
         with Replica(str(dest), str(tmp_path / "c.db"), secret=given) as replica:
             for attempt in (replica.pull, lambda given=given: library.open(str(dest), secret=given)):
-                with pytest.raises(SecretError, match=f"{message}.*nothing was written"):
+                with pytest.raises(SecretError, match=f"{message}.*nothing was changed"):
                     attempt()
     file.write_text(rows(21))
     for done in (
         puller("pull", dest, tmp_path / "c.db", "--secret", tmp_path / "made-up", check=2),
         publisher("publish", file, dest, "--key", "k", "--secret", tmp_path / "made-up", check=2),
     ):
-        assert "nothing was written" in done.err
+        assert "nothing was changed" in done.err
     assert not list(tmp_path.glob("c.db*"))
     assert files(dest) == before
     mine = (tmp_path / "mine").read_text()

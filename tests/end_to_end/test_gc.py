@@ -301,6 +301,7 @@ def test_signed_and_encrypted_datasets_need_no_keys_here(dataset, tmp_path, monk
 def test_a_bucket(bucket, monkeypatch):
     """Files go in batches; who publishes meanwhile what was just removed puts it again."""
     monkeypatch.setattr("publisher.gc.GRACE", 0)
+    monkeypatch.setattr("publisher.commit.GRACE", 0)
     dest = f"{bucket.url}/data"
     states = [rows(n, 3000) | {b"big": random.Random(n).randbytes(1_500_000)} for n in range(3)]
     for state in states:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import errno
+import io
+import multiprocessing
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import tracemalloc
+from contextlib import closing, redirect_stderr, redirect_stdout
 
 import pytest
 
 import puller
 from publisher import open as dataset
 from puller import Change, File, HeadwaterError, Replica
+from puller.cli import entry
 from puller.errors import Invalid, LocalEdits, Moved, TargetError, UsageError
 from puller.events import Watch
 from puller.targets.base import Opening
@@ -380,3 +385,61 @@ def test_another_process_leaves_the_log_that_a_replica_reads_from(tmp_path, form
             puller_command("pull", dest, copy, *(["--as", form] if form else []))
             assert replica[b"%d" % n] == b"y"
     puller_command("verify", copy, *(["--as", form] if form else []))
+
+
+def as_nobody(*arguments):
+    """The status of `puller` and what it says, where it is run by a user who may write nothing here."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def run() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        there.send(said(*arguments))
+
+    process = context.Process(target=run)
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    finally:
+        process.join()
+
+
+def said(*arguments):
+    """The status of `puller`, run in this process, and what it says."""
+    text = io.StringIO()
+    with redirect_stdout(text), redirect_stderr(text), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["puller", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            entry()
+    return ended.value.code or 0, text.getvalue()
+
+
+def test_a_copy_in_wal_mode_is_looked_at_by_those_who_may_not_write(tmp_path):
+    with tempfile.TemporaryDirectory() as base:  # tmp_path is for its owner only
+        os.chmod(base, 0o755)
+        publish_records(tmp_path / "data", "bytes", state(1), 1000)
+        path = os.path.join(base, "c.db")
+        with Replica(str(tmp_path / "data"), path) as replica:
+            replica.pull()
+            assert len(replica)
+        os.chmod(path, 0o644)
+        os.chmod(base, 0o555)
+        try:
+            with closing(sqlite3.connect(path)) as db:
+                assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            for command in ("status", "verify"):  # what is imported late is there afterwards for whoever cannot read it
+                assert said(command, path)[0] == as_nobody(command, path)[0] == 0
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:
+                os.chmod(base, 0o755)
+                db.execute("CREATE TABLE mine(x)")
+                for file in (f"{path}-shm", f"{path}-wal"):
+                    os.chmod(file, 0o600)
+                os.chmod(base, 0o555)
+                for command in ("status", "verify"):
+                    assert "is in WAL mode, and its folder is not writable for you" in as_nobody(command, path)[1]
+        finally:
+            os.chmod(base, 0o755)
