@@ -82,12 +82,11 @@ def connect(address: str) -> psycopg.Connection[Any]:
     logging.getLogger("psycopg").addHandler(_quiet)
     try:
         given = conninfo_to_dict(address)
-        if urlsplit(address).netloc.count("@") > 1:
-            raise ValueError
+        _check(address, given)
     except (psycopg.Error, ValueError):
         raise UsageError(
-            f"{masked(address)} is no address that PostgreSQL's libpq understands; special characters in a user's name or a "
-            "password are written as %XX"
+            f"{masked(address)} is no address that PostgreSQL's libpq understands; in a user's name or a password, /, @, : and "
+            "other special characters are percent-encoded: %2F, %40, %3A"
         ) from None
     try:
         db = psycopg.connect(
@@ -110,6 +109,15 @@ def connect(address: str) -> psycopg.Connection[Any]:
         db.close()
         raise Unavailable(f"{masked(address)} cannot be used: {_plain(address, error)}") from None
     return db
+
+
+def _check(address: str, given: dict[str, Any]) -> None:
+    """Raise ValueError where libpq would take part of a password for a host, a port or a database."""
+    parts = urlsplit(address)
+    if parts.netloc.count("@") > 1 or "@" in parts.path:
+        raise ValueError
+    if not all(0 < int(port) < 1 << 16 for port in str(given.get("port") or "").split(",") if port):
+        raise ValueError
 
 
 def _plain(address: str, error: Exception) -> str:
