@@ -18,7 +18,10 @@ from puller.postgresql import connect
         ("postgresql://app@x:Zk3@host/db", "postgresql://app@x@host/db"),
         ("postgresql://app:Zk3@h1:1,h2:2/db?host=/run", "postgresql://app@h1:1,h2:2/db?host=/run"),
         ("postgresql://app@host:5432/db?application_name=me", "postgresql://app@host:5432/db?application_name=me"),
-        ("postgresql://host:5432/db?application_name=a@b", "postgresql://host@b"),  # more than need be, rather than less
+        (
+            "postgresql://host:5432/db?application_name=a@b",
+            "postgresql://host@b",
+        ),  # more than need be, rather than less
         ("postgresql://app@host/db?password=a:b@c&x=1", "postgresql://app@host/db?password=…&x=1"),
         ("https://h:443?q=a@b", "https://h:443?q=a@b"),
         ("https://h:443/a@b", "https://h:443/a@b"),
