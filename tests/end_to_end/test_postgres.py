@@ -393,7 +393,7 @@ def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path
     for body in ("NEW.name = upper(NEW.name);", "IF NEW.id = 7 THEN RETURN NULL; END IF;"):
         trigger(body)
         for options in ({}, {"overwrite": True}):
-            with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+            with pytest.raises(TargetError, match="triggers change what is written to table 'rows'"):
                 pull_to(tmp_path / "d", copy.url, **options)
     trigger("")
     assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
@@ -401,10 +401,42 @@ def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path
     database.run("ALTER TABLE other ALTER id TYPE text")  # which takes all of the state
     publish_to(tmp_path / "d", database)
     trigger("NEW.name = upper(NEW.name);")
-    with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+    with pytest.raises(TargetError, match="triggers change what is written to table 'rows'"):
         pull_to(tmp_path / "d", copy.url)
     copy.run("ALTER TABLE rows DISABLE TRIGGER t")
     assert pull_to(tmp_path / "d", copy.url).plan.way == "bootstrap"
+    assert inserts(copy) == inserts(database)
+
+
+def test_rows_that_triggers_keep_or_write_into_other_tables_are_seen(database, new_database, tmp_path):
+    for name in ("a", "b"):
+        database.run(
+            f"CREATE TABLE {name} (id integer PRIMARY KEY, v text)",
+            f"INSERT INTO {name} SELECT n, 'old' FROM generate_series(1, 5) n",
+        )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+    held = inserts(copy)
+    database.run("DELETE FROM a WHERE id = 1", "UPDATE b SET v = 'new' WHERE id = 2", "DELETE FROM b WHERE id = 3")
+    publish_to(tmp_path / "d", database)
+
+    def refused(table, kind, body, more=""):
+        copy.run(
+            f"CREATE FUNCTION {copy.schema}.f() RETURNS trigger LANGUAGE plpgsql SET search_path = {copy.schema} AS "
+            f"'BEGIN {body} END'",
+            f"CREATE {kind} ON {table} {more} FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        with pytest.raises(TargetError, match=r"triggers change what is written to table '[ab]', or keep rows"):
+            pull_to(tmp_path / "d", copy.url)
+        assert inserts(copy) == held
+        copy.run("DROP FUNCTION f CASCADE")
+
+    refused("a", "TRIGGER t BEFORE DELETE", "RETURN NULL;")
+    refused("b", "TRIGGER t AFTER UPDATE", "INSERT INTO a VALUES (1, ''back''); RETURN NULL;")
+    late = "DEFERRABLE INITIALLY DEFERRED"
+    refused("a", "CONSTRAINT TRIGGER t AFTER DELETE", "UPDATE b SET v = ''mine'' WHERE id = 2; RETURN NULL;", late)
+    assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
     assert inserts(copy) == inserts(database)
 
 
