@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any
 
 from puller.errors import NotOurs
@@ -94,6 +96,7 @@ class _Copy:
     """A COPY under way. A thread of its own hands rows to the server, which takes some in while the next are made."""
 
     def __init__(self, db: psycopg.Connection[Any], statement: str) -> None:
+        self._db = db
         self._context = db.cursor().copy(statement)
         self._copy = self._context.__enter__()
         self._thread = ThreadPoolExecutor(1)
@@ -113,8 +116,14 @@ class _Copy:
         self._context.__exit__(None, None, None)
 
     def abandon(self) -> None:
-        """Have the server forget them."""
+        """Close the connection, so that the server forgets them, also where it takes nothing more or cannot be reached.
+
+        The socket goes first, which ends a write under way: libpq must not be closed while a thread is in it.
+        """
+        with suppress(Exception), socket(fileno=os.dup(self._db.pgconn.socket)) as cut:
+            cut.shutdown(SHUT_RDWR)
         self._thread.shutdown(cancel_futures=True)
+        self._db.close()
         with suppress(Exception):
             self._context.__exit__(GeneratorExit, GeneratorExit(), None)
 
@@ -178,7 +187,7 @@ class Load:
         self._at = self._copy = None
 
     def abandon(self) -> None:
-        """End a COPY under way; what it brought is rolled back."""
+        """End a COPY under way, and the connection with it; what it brought is rolled back."""
         if self._copy is not None:
             self._copy.abandon()
 

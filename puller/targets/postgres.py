@@ -186,8 +186,8 @@ class PostgresTarget:
                 finally:
                     writer.end()
             finally:
-                if db.info.transaction_status != 0:
-                    db.close() if db.broken else db.execute("ROLLBACK")
+                if not db.closed and db.info.transaction_status != 0:
+                    db.execute("ROLLBACK")
 
     def records(self) -> Iterator[Run]:
         with self.snapshot() as db, self.errors():
