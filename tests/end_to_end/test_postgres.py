@@ -663,7 +663,7 @@ def test_a_step_ends_at_once_though_the_connection_swallows_all(new_database):
         target.close()
 
     with stalling(copy) as (address, stalled):
-        thread = threading.Thread(target=step, args=(address, stalled))
+        thread = threading.Thread(target=step, args=(address, stalled), daemon=True)
         thread.start()
         assert written.wait(30)
         thread.join(20)  # for ever, while a write that is under way is waited for
