@@ -315,6 +315,10 @@ class Reader:
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
 
+    def fetched(self, area: str, leaves: Iterator[Leaf], budget: int = BUDGET) -> Generator[tuple[Leaf, bytes]]:
+        """The stored bytes of leaves, in order, fetched ahead."""
+        return ahead(self.pool, leaves, lambda leaf: self.stored(area, leaf.ref), lambda leaf: leaf.ref.stored, budget)
+
     def staged(
         self, area: str, leaves: Iterator[Leaf], decode: Callable[[Leaf, bytes], T], budget: int = BUDGET
     ) -> Iterator[tuple[Leaf, T]]:
@@ -324,9 +328,7 @@ class Reader:
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        fetched = ahead(
-            self.pool, leaves, lambda leaf: self.stored(area, leaf.ref), lambda leaf: leaf.ref.stored, budget
-        )
+        fetched = self.fetched(area, leaves, budget)
         with contextlib.closing(fetched), ThreadPoolExecutor(DECODERS) as decoders:
             for (leaf, _), result in ahead(
                 decoders, fetched, lambda item: decode(*item), lambda item: item[0].ref.raw, budget, eager=True
