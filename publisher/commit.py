@@ -77,7 +77,8 @@ def follow(
                 "published. Publish the whole state to a new folder"
             )
         snapshot = (diff.b, tree)
-    new = [diff, *widen(diff, snapshot[1].bytes, [*was.log.diffs, *was.head.diffs], was.reader, diffs, pool)]
+    wide = widen(diff, snapshot[1].bytes, [*was.log.diffs, *was.head.diffs], was.reader, diffs, pool)
+    new = [diff] if wide is None else [diff, wide]
 
     def put(part: Log) -> Ref:
         return diffs.put(nodes.encode_log(part), of_log(part))

@@ -44,18 +44,18 @@ def due(version: int) -> tuple[int, int] | None:
 
 def widen(
     last: Diff, most: int, known: Sequence[Diff], reader: Reader, sink: Sink, pool: ThreadPoolExecutor
-) -> list[Diff]:
+) -> Diff | None:
     """The diff that is due at the version of `last`, made from narrower ones among it and those that are `known`.
 
-    It is left out where these do not lead over its width any more, or where they cost more than `most`, the bytes of the
-    snapshot.
+    None where none is due, where these do not lead over its width any more, or where they cost more than `most`, the bytes
+    of the snapshot.
     """
     ends = due(last.b)
     if ends is None:
-        return []
+        return None
     way = route(*ends, [diff for diff in [*known, last] if diff.b - diff.a < ends[1] - ends[0]])
     if way is None or len(way) < 2 or sum(diff.tree.bytes for diff in way) > most:
-        return []
+        return None
     builder = TreeBuilder(sink, pool)
     for keys, values in reader.merged([(DIFFS, diff.tree) for diff in way]):
         builder.add(keys, values)
@@ -63,7 +63,7 @@ def widen(
     # What a reader has to fetch for large values is known for single versions only; merged, it is no more.
     files, size = (sum(hints) for hints in zip(*((d.tree.files, d.tree.bytes) for d in way), strict=True))
     tree = msgspec.structs.replace(tree, files=min(tree.files, files), bytes=min(tree.bytes, size))
-    return [Diff(*ends, tree)]
+    return Diff(*ends, tree)
 
 
 def choose_listed(diffs: Sequence[Diff]) -> list[Diff]:

@@ -12,7 +12,7 @@ import msgspec
 
 from puller.errors import ChecksumMismatch, HeadwaterError, Invalid, LocalEdits
 from puller.partcopy import AtSnapshot, Extent
-from puller.parts import WHOLE, check_tables, cut_all, ranges_of, without
+from puller.parts import WHOLE, cut_all, ranges_of, without
 from puller.plan import Plan, Way
 from puller.progress import Progress
 from puller.ranges import Ranges
@@ -23,7 +23,7 @@ from puller.wire.checksum import Hash, plain_hashes, record_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
 from puller.wire.nodes import PatchedLarge, Run, Value, has_large
-from puller.wire.rows import SCHEMA_KEY, decode_schema
+from puller.wire.rows import SCHEMA_KEY
 
 BATCH = 4096
 MOST_NAMED = 10_000
@@ -174,7 +174,9 @@ class Step:
         if state.position == (self.head.epoch, self.head.version) and state.parts == self.extent.parts:
             runs = self._noted(runs)
         elif edited and self.head.kind != "files":  # a folder names each path itself
-            self.notes.append(f"{self.target.where} was changed here since it was pulled: --overwrite writes over that")
+            note = f"{self.target.where} was changed here since it was pulled: --overwrite writes over that"
+            if note not in self.notes:  # by an attempt before this one
+                self.notes.append(note)
         return held, runs
 
     def _changes(self, at: AtSnapshot | None = None) -> Iterator[Run]:
@@ -250,7 +252,7 @@ class Step:
 
         Whether it is the snapshot that was compared with: what is known of chunks that are cut is its then, and no other's.
         """
-        self._check_tables()
+        self.extent.check_tables(self.reader, self.head, self._schema)
         found = held.records, held.ranges.checksum
         if self.extent.within is None:
             if found != (self.head.records, self.head.checksum):
@@ -264,14 +266,11 @@ class Step:
             raise self._mismatch()
         return True
 
-    def _check_tables(self) -> None:
-        """Refuse parts of tables that there are not, where a user has just named them."""
-        if self.head.kind != "table" or not self.extent.is_new:
-            return
+    def _schema(self) -> Value:
+        """The schema of the tables that the step gives; None where there is none."""
         if self.schema is None and self.state is not None:
-            self.schema = next((values[0] for keys, values in self.target.records() if keys[0] == SCHEMA_KEY), None)
-        schema = [] if self.schema is None else decode_schema(self.reader.whole(SCHEMA_KEY, self.schema))
-        check_tables(self.head.name, self.extent.parts, schema, kept="; nothing was changed")
+            return next((values[0] for keys, values in self.target.records() if keys[0] == SCHEMA_KEY), None)
+        return self.schema
 
     def _mismatch(self) -> HeadwaterError:
         way = self.chosen.way

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from random import random
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -20,7 +20,7 @@ from puller.durable import sync_folder
 from puller.errors import FetchError, NotFound, TargetError, Unavailable, UsageError
 from puller.fetch import open_fetcher
 from puller.mirrors import Health
-from puller.parts import WHOLE
+from puller.parts import WHOLE, Parts
 from puller.transitions import Again, Event, Host, Memory, Position, Transition, Trusting, Values
 from puller.trust import parse_given
 
@@ -82,6 +82,15 @@ class StateFile:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+class _Commits(NamedTuple):
+    """Commits that were told one after the other, at which schema and parts were the same."""
+
+    first: Position
+    last: Position
+    schema: bytes
+    parts: Parts
 
 
 class Feed:
@@ -153,14 +162,18 @@ class Feed:
         self._host = Host(url, self._fetcher, Trusting(given, secret, allow_expired), values, time.time, warn)
         self._memory = Memory() if self._file is None else self._file.load()
         self._health.load(self._memory.rests)
-        self._told = self._memory.position
+        self._told: Position | None = None
         """The position up to which all was told."""
-        self._schema = self._memory.schema
+        self._schema = b""
         """The schema of a table at that position, where it is known."""
         self._next_schema = b""
-        self._parts = self._memory.parts
+        self._parts = WHOLE
         """The parts that were told of up to that position."""
         self._next_parts = WHOLE
+        self._unacknowledged: list[_Commits] = []
+        """What was told since the position that was acknowledged last, and that; as many as schema and parts changed."""
+        if self._memory.position is not None:
+            self._note_told(self._memory.position, self._memory.schema, self._memory.parts)
         self._over = False
         """All was told that HEAD led to, and nothing is to be waited for."""
         self._pace = 30.0
@@ -197,10 +210,22 @@ class Feed:
                 raise UsageError("only what was committed can be acknowledged")
             position = told if position is None else (position[0], position[1])
             if self._memory.position is None or position > self._memory.position:
-                known = (self._schema, self._parts) if position == told else (b"", self._memory.parts)
-                self._remember(
-                    msgspec.structs.replace(self._memory, position=position, schema=known[0], parts=known[1])
-                )
+                left = [n for n, commits in enumerate(self._unacknowledged) if commits.first <= position]
+                if not left:
+                    raise UsageError("only what was committed can be acknowledged")
+                at = self._unacknowledged[left[-1]]
+                schema = at.schema if position <= at.last else b""  # between two commits, it is not known
+                self._remember(msgspec.structs.replace(self._memory, position=position, schema=schema, parts=at.parts))
+                del self._unacknowledged[: left[-1]]
+
+    def _note_told(self, position: Position, schema: bytes, parts: Parts) -> None:
+        """All was told up to a position, at which these are the schema and the parts."""
+        self._told, self._schema, self._parts = position, schema, parts
+        known = self._unacknowledged
+        if known and (known[-1].schema, known[-1].parts) == (schema, parts):
+            known[-1] = known[-1]._replace(last=position)
+        else:
+            known.append(_Commits(position, position, schema, parts))
 
     def _remember(self, memory: Memory) -> None:
         if memory != self._memory:
@@ -226,7 +251,7 @@ class Feed:
         event = self._events.popleft()
         if event.type == "commit":
             with self._remembering:
-                self._told = event.position
+                self._note_told(event.position, self._next_schema, self._next_parts)
         return event
 
     def _step(self) -> float | None:
@@ -280,7 +305,8 @@ class Feed:
         head = self._look()
         if head is None:
             return None
-        self._transition = self._host.transition(self._told, self._schema)
+        self._transition = self._host.transition(self._told if self._parts == WHOLE else None, self._schema)
+        self._next_parts = WHOLE
         return self._transition.batches()
 
     def _look(self) -> Position | None:
@@ -297,7 +323,8 @@ class Feed:
         if self._told is None and self._since:
             if self._since > head.version:
                 raise UsageError(f"there is no version {self._since} yet; the newest is {head.version}")
-            self._told = head.epoch, self._since
+            with self._remembering:
+                self._note_told((head.epoch, self._since), b"", WHOLE)
         behind = self._told is not None and self._told[0] == head.epoch and self._told[1] >= head.version
         return None if behind else (head.epoch, head.version)
 
@@ -309,8 +336,8 @@ class Feed:
     def _end(self) -> None:
         """The transition was taken to its end."""
         self._over = not self._follow
-        self._schema = self._next_schema if self._transition is None else self._transition.schema
-        self._parts = self._next_parts
+        if self._transition is not None:
+            self._next_schema = self._transition.schema
         self._drop()
 
     def _drop(self) -> None:
@@ -353,7 +380,7 @@ class Feed:
 
     def _locked_step(self) -> float | None:
         with self._stepping:
-            return self._step()
+            return 0.0 if self._events else self._step()
 
     async def _asleep(self, seconds: float) -> None:
         loop, closed = asyncio.get_running_loop(), asyncio.Event()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from puller.parts import WHOLE, Parts, parse, ranges_of
+from puller.parts import WHOLE, Parts, check_tables, parse, ranges_of
 from puller.plan import Plan, Way
 from puller.ranges import Bounds
 from puller.runs import Cursor, overlay, spans
@@ -17,7 +17,8 @@ from puller.tree import Reader
 from puller.wire.checksum import MODULUS, Hash, record_hashes, run_sum, sum_hashes
 from puller.wire.codec import CHUNKS, DIFFS
 from puller.wire.head import Head
-from puller.wire.nodes import Diff, Run
+from puller.wire.nodes import Diff, Run, Value
+from puller.wire.rows import SCHEMA_KEY, decode_schema
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Extent:
             return cls(parts, within, {}, is_new=asked is not None)
         cuts = {bytes.fromhex(name): (n, int(checksum, 16)) for name, (n, checksum) in state.cuts.items()}
         return cls(parts, within, cuts, is_new=False)
+
+    def check_tables(self, reader: Reader, head: Head, schema: Callable[[], Value]) -> None:
+        """Raise UsageError where a user has just named parts of tables that a schema, as its record's value, does not have."""
+        if head.kind != "table" or not self.is_new or not self.parts:
+            return
+        value = schema()
+        tables = [] if value is None else decode_schema(reader.whole(SCHEMA_KEY, value))
+        check_tables(head.name, self.parts, tables, kept="; nothing was changed")
 
     def may_prove(self, state: State | None, head: Head) -> bool:
         """Whether diffs lead a copy of parts over the version of a snapshot that it was not compared with."""

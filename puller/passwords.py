@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 
-_PASSWORDS = re.compile(r"(?i)(\w://[^/@\s:]*):[^/\s]*@|(\b(?:ssl)?password=)[^&\s]+")
+_PARAMETERS = re.compile(r"(?i)(\b(?:ssl)?password=)[^&\s]+")
+_PASSWORDS = re.compile(
+    r"""(?ix)
+    ( \b postgres(?:ql)?:// [^:\s]* ) : \S* @  # a raw "/" in a password ends the authority for libpq, not for who reads on
+    | ( \w:// [^/?#\s:\[]* ) : (?: [^/?#\s]* @ | (?! \d* (?: [/?#\s] | $ ) ) \S* @ )  # no port, so a password as well
+    """
+)
 
 
 def masked(text: str) -> str:
-    """A text, or an address, as it may be shown and kept."""
+    """A text, or an address, as it may be shown and kept. Where it is not clear how far a password goes, more is left out."""
     if "@" not in text and "=" not in text:
         return text
-    return _PASSWORDS.sub(lambda found: f"{found[1]}@" if found[1] else f"{found[2]}…", text)
+    return _PASSWORDS.sub(lambda found: f"{found[1] or found[2]}@", _PARAMETERS.sub(r"\1…", text))

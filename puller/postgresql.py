@@ -45,6 +45,16 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": "0",
 }
 """What values look like as text, whatever the server's, the database's or the user's settings are; and no limit in time."""
+_CONNECTION: dict[str, Any] = {
+    "connect_timeout": 10,
+    "application_name": "headwater",
+    "keepalives_idle": 60,
+    "keepalives_interval": 30,
+    "keepalives_count": 8,
+    "tcp_user_timeout": 300_000,
+}
+"""What an address may say otherwise. A server that is silent for five minutes counts as gone; one that only takes no rows
+meanwhile, because it waits for a lock or a disk, is cut off then, too, so it is not less."""
 _STEP, _BLOCK, _LARGE = 64, 64 << 10, 1 << 20
 _quiet = logging.NullHandler()
 """psycopg would print what it comes across while an error of its own, which is told, goes on its way."""
@@ -82,19 +92,17 @@ def connect(address: str) -> psycopg.Connection[Any]:
     logging.getLogger("psycopg").addHandler(_quiet)
     try:
         given = conninfo_to_dict(address)
-        if urlsplit(address).netloc.count("@") > 1:
-            raise ValueError
+        _check(address, given)
     except (psycopg.Error, ValueError):
         raise UsageError(
-            f"{masked(address)} is no address that PostgreSQL's libpq understands; special characters in a user's name or a "
-            "password are written as %XX"
+            f"{masked(address)} is no address that PostgreSQL's libpq understands; in a user's name or a password, /, @, : and "
+            "other special characters are percent-encoded: %2F, %40, %3A"
         ) from None
     try:
         db = psycopg.connect(
             address,
             autocommit=True,
-            connect_timeout=given.get("connect_timeout") or 10,
-            application_name=given.get("application_name") or "headwater",
+            **(_CONNECTION | {name: value for name, value in given.items() if name in _CONNECTION and value}),
         )
     except psycopg.Error as error:
         raise Unavailable(f"{masked(address)} cannot be reached: {_plain(address, error)}") from None
@@ -110,6 +118,15 @@ def connect(address: str) -> psycopg.Connection[Any]:
         db.close()
         raise Unavailable(f"{masked(address)} cannot be used: {_plain(address, error)}") from None
     return db
+
+
+def _check(address: str, given: dict[str, Any]) -> None:
+    """Raise ValueError where libpq would take part of a password for a host, a port or a database."""
+    parts = urlsplit(address)
+    if parts.netloc.count("@") > 1 or "@" in parts.path:
+        raise ValueError
+    if not all(0 < int(port) < 1 << 16 for port in str(given.get("port") or "").split(",") if port):
+        raise ValueError
 
 
 def _plain(address: str, error: Exception) -> str:

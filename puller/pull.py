@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ from puller.lookup import Finder
 from puller.mirrors import Health
 from puller.partcopy import Extent
 from puller.partial import Partial
-from puller.parts import check_tables, named, parse
+from puller.parts import named, parse
 from puller.plan import Plan, Reason, Way, route
 from puller.progress import Progress, silent
 from puller.targets.base import Changes, State, Target
@@ -44,8 +45,8 @@ from puller.tree import Reader
 from puller.trust import Pins, Staleness, staleness
 from puller.ways import CHANGES, Ways, read_diffs
 from puller.wire.head import Head
-from puller.wire.nodes import Diff
-from puller.wire.rows import SCHEMA_KEY, decode_schema
+from puller.wire.nodes import Diff, Value
+from puller.wire.rows import SCHEMA_KEY
 
 MOST_ATTEMPTS = 8
 """Beginnings of a pull, all in all: others moved the target or HEAD, or files were missing."""
@@ -356,7 +357,7 @@ class _Pull:
             return self._unchanged(Reason.CURRENT)
         chosen = self.ways.choose(head, state, extent, closed, costs_all=options.dry_run)
         if options.dry_run and not (options.adopt or options.overwrite):
-            self._check_tables(head, extent)
+            extent.check_tables(self.reader, head, partial(self._schema, head))
             return self._outcome(chosen, head, extent, Changes(), None)
         step = Step(
             reader=self.reader,
@@ -377,15 +378,11 @@ class _Pull:
         changes, after = step.take(lambda: self._draft(head, tag))
         return self._outcome(chosen, head, extent, changes, after)
 
-    def _check_tables(self, head: Head, extent: Extent) -> None:
-        """Refuse parts of tables that there are not, as a step would. Raises UsageError."""
-        if head.kind != "table" or not extent.is_new or not extent.parts:
-            return
+    def _schema(self, head: Head) -> Value:
+        """The schema of a HEAD's tables; None where there is none."""
         start = head.epoch, head.snapshot_version
         chain = route(head.snapshot_version, head.version, read_diffs(self.reader, head, start)) or []
-        value = Finder().find(_Version(head, self.reader, chain), [SCHEMA_KEY]).get(SCHEMA_KEY)
-        schema = [] if value is None else decode_schema(self.reader.whole(SCHEMA_KEY, value))
-        check_tables(head.name, extent.parts, schema, kept="; nothing was changed")
+        return Finder().find(_Version(head, self.reader, chain), [SCHEMA_KEY]).get(SCHEMA_KEY)
 
     def _closed_for_parts(self, head: Head, newest: Head, extent: Extent) -> dict[Way, Reason]:
         """The ways that are closed because of the parts that are or were held. Raises Untrusted."""

@@ -56,8 +56,9 @@ class ReplicaFeed(Feed):
         self._replica = replica
         self._allow_expired = allow_expired
         if self._told is None and not anew:
-            self._told, held = self._held()
-            self._parts = WHOLE if held is None else held.parts
+            position, held = self._held()
+            if position is not None and held is not None:
+                self._note_told(position, b"", held.parts)
 
     def _held(self) -> tuple[Position | None, State | None]:
         """The position that the replica holds, and what it remembers."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from puller.console import count, size
 from puller.errors import FetchError, HeadwaterError, NotOurs, TargetError, Unavailable, UsageError
@@ -22,7 +21,7 @@ from puller.follow.hooks import Event, Hook, HookFailed
 from puller.follow.meters import Meters
 from puller.follow.noted import Changes, Noted
 from puller.follow.poller import Poller
-from puller.follow.record import Lock, Record
+from puller.follow.record import Record
 from puller.follow.schedule import LONGEST, Schedule, good_for
 from puller.passwords import masked
 from puller.plan import Way
@@ -32,11 +31,8 @@ from puller.service.job import Job
 from puller.service.log import about
 from puller.service.process import Service
 from puller.targets import open_target
-from puller.targets.base import State, Target
+from puller.targets.base import FollowerLock, State, Target
 from puller.trust import staleness
-
-if TYPE_CHECKING:
-    from puller.targets.pgtables import FollowerLock
 
 INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
@@ -96,7 +92,7 @@ class Following:
         self._schedule = Schedule(random_)
         self._noted = Noted(lambda: service.busy.add(self.job.name), names=bool(follow.hooks))
         self._hooks = list(map(_Told, follow.hooks))
-        self._lock: Lock | FollowerLock | None = None
+        self._lock: FollowerLock | None = None
         self._place: str | None = None
         self._record = Record()
         self._saved = False

@@ -7,16 +7,13 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from puller.errors import TargetError
 from puller.service.process import write_atomically
-from puller.targets.base import State, Target
-
-if TYPE_CHECKING:
-    from puller.targets.pgtables import FollowerLock
+from puller.targets.base import FollowedTarget, FollowerLock, State, Target
 
 Position = tuple[int, int]
 
@@ -96,14 +93,12 @@ class Lock:
         os.close(self._file)
 
 
-def lock_of(target: Target) -> Lock | FollowerLock | None:
+def lock_of(target: Target) -> FollowerLock | None:
     """Lock a target against other followers. Raises TargetError where there is one. None: it needs no lock."""
     place = place_of(target)
     if place is not None:
         return Lock(place, target.where)
-    take = getattr(target, "lock_following", None)
-    lock: FollowerLock | None = None if take is None else take()
-    return lock
+    return target.lock_following() if isinstance(target, FollowedTarget) else None
 
 
 def is_followed(path: str) -> bool:

@@ -263,6 +263,27 @@ class Target(Protocol):
         ...
 
 
+class FollowerLock(Protocol):
+    """Keeps other followers of a target away."""
+
+    def is_there(self) -> bool:
+        """Whether it still keeps them away."""
+        ...
+
+    def close(self) -> None:
+        """Let go."""
+        ...
+
+
+@runtime_checkable
+class FollowedTarget(Target, Protocol):
+    """A target with nothing beside it that could be locked (`partial` is None), so that it has a lock of its own."""
+
+    def lock_following(self) -> FollowerLock:
+        """Keep other followers away, also after the target was closed. Raises TargetError where there is one."""
+        ...
+
+
 class Reading(Protocol):
     """One state of a target, held still while it is read."""
 

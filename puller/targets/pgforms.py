@@ -132,6 +132,10 @@ class Form:
         """DELETE of the rows with staged keys."""
         return f"DELETE FROM {self.at} AS t USING {staged} AS s WHERE " + self._same("s", self.key)
 
+    def left(self, staged: str) -> str:
+        """SELECT of a row with a staged key, none of which is to be there."""
+        return f"SELECT true FROM {self.at} AS t JOIN {staged} AS s ON {self._same('s', self.key)} LIMIT 1"
+
     def find(self, keys: Sequence[bytes]) -> str | None:
         """SELECT of the rows with some keys, in any order; None: PostgreSQL can have none of them."""
         heads = [head for head in self.heads(keys) if self._fits(head)]

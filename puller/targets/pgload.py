@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any
 
 from puller.errors import NotOurs
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.pgforms import Form
-from puller.targets.pgtables import OID, changed_by_triggers, has_triggers, is_there, lock_out_readers, pages
+from puller.targets.pgtables import OID, changed_by_triggers, have_triggers, is_there, lock_out_readers, pages
 from puller.wire.checksum import MODULUS, run_sum
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ _AHEAD = 4 << 20
 _ROWS = 4096
 """Rows that are made into text at a time: they stay in a core's cache."""
 
+_ALL_AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
+"""Has triggers that wait for the end of the transaction run now, so that what they do is seen."""
+
 Missing = Callable[[Any, dict[str, Form]], list[str]]
 
 
@@ -35,12 +40,14 @@ class Stage:
     """The changes of a table, in temporary tables until the step is complete."""
 
     def __init__(self, db: psycopg.Connection[Any], form: Form, number: int) -> None:
+        self.name = form.table.name
         self._db = db
         self._form = form
         self._rows, self._gone = f"pg_temp._headwater_rows_{number}", f"pg_temp._headwater_gone_{number}"
         for name in (self._rows, self._gone):
             db.execute(form.create(name).replace("CREATE TABLE", "CREATE TEMPORARY TABLE", 1) + " ON COMMIT DROP")
         self._counts = [0, 0]
+        """Rows of each."""
 
     def add(self, keys: list[bytes], values: list[bytes | None]) -> None:
         """Take changes; None deletes."""
@@ -67,14 +74,29 @@ class Stage:
             self._db.execute(self._form.remove(self._gone))
         if self._counts[0]:
             self._db.execute(self._form.upsert(self._rows))
-            if has_triggers(self._db, self._form.table.name) and one_text(self._db, self._form.changed(self._rows)):
-                raise changed_by_triggers(self._form)
+
+    def check(self) -> None:
+        """Raise TargetError where the table does not hold what was staged, or still holds what was to go."""
+        wrong = [(self._rows, self._form.changed), (self._gone, self._form.left)]
+        if any(count and one_text(self._db, query(at)) for (at, query), count in zip(wrong, self._counts, strict=True)):
+            raise changed_by_triggers(self._form)
+
+
+def apply_all(db: psycopg.Connection[Any], stages: Sequence[Stage]) -> None:
+    """Change tables. Raises TargetError where their triggers, each of which may write to any of them, changed that."""
+    for stage in stages:
+        stage.apply()
+    if have_triggers(db, [stage.name for stage in stages]):
+        db.execute(_ALL_AT_ONCE)
+        for stage in stages:
+            stage.check()
 
 
 class _Copy:
     """A COPY under way. A thread of its own hands rows to the server, which takes some in while the next are made."""
 
     def __init__(self, db: psycopg.Connection[Any], statement: str) -> None:
+        self._db = db
         self._context = db.cursor().copy(statement)
         self._copy = self._context.__enter__()
         self._thread = ThreadPoolExecutor(1)
@@ -94,8 +116,14 @@ class _Copy:
         self._context.__exit__(None, None, None)
 
     def abandon(self) -> None:
-        """Have the server forget them."""
+        """Close the connection, so that the server forgets them, also where it takes nothing more or cannot be reached.
+
+        The socket goes first, which ends a write under way: libpq must not be closed while a thread is in it.
+        """
+        with suppress(Exception), socket(fileno=os.dup(self._db.pgconn.socket)) as cut:
+            cut.shutdown(SHUT_RDWR)
         self._thread.shutdown(cancel_futures=True)
+        self._db.close()
         with suppress(Exception):
             self._context.__exit__(GeneratorExit, GeneratorExit(), None)
 
@@ -116,9 +144,9 @@ class Load:
         self._db = db
         self._made = made
         self._places: dict[str, str] = {}
-        self._in_place: set[str] = set()
-        self._sums: dict[str, int] = {}
-        """Checksums of the rows that tables with triggers are given."""
+        self._staying: dict[str, int] = {}
+        """Tables that are filled anew in place, and checksums of what they are given, where one of them has triggers."""
+        self._has_triggers = False
         self._at: Form | None = None
         self._copy: _Copy | None = None
 
@@ -130,9 +158,8 @@ class Load:
         if same and not self._missing(self._db, {name: form}):
             self._db.execute(f"DELETE FROM {form.at}")
             self._places[name] = form.at
-            self._in_place.add(name)
-            if has_triggers(self._db, name):
-                self._sums[name] = 0
+            self._staying[name] = 0
+            self._has_triggers = self._has_triggers or have_triggers(self._db, [name])
             return
         if there and old is None:
             raise NotOurs(f"{self._where} has a table {name} of its own; nothing was written")
@@ -146,10 +173,10 @@ class Load:
         if self._copy is None or self._at is not form:
             self._end()
             name = form.table.name
-            statement = form.copy(self._places[name], numbers, freeze=name not in self._in_place)
+            statement = form.copy(self._places[name], numbers, freeze=name not in self._staying)
             self._at, self._copy = form, _Copy(self._db, statement)
-        if form.table.name in self._sums:
-            self._sums[form.table.name] += run_sum(keys, values)
+        if self._has_triggers and form.table.name in self._staying:
+            self._staying[form.table.name] += run_sum(keys, values)
         for n in range(0, len(keys), _ROWS):
             columns = form.full_columns(keys[n : n + _ROWS], values[n : n + _ROWS])
             self._copy.write(form.write(columns, numbers))
@@ -160,7 +187,7 @@ class Load:
         self._at = self._copy = None
 
     def abandon(self) -> None:
-        """End a COPY under way; what it brought is rolled back."""
+        """End a COPY under way, and the connection with it; what it brought is rolled back."""
         if self._copy is not None:
             self._copy.abandon()
 
@@ -168,18 +195,20 @@ class Load:
         """Make keys and indexes, and let new tables take the places of old ones."""
         self._end()
         db = self._db
-        for name, checksum in self._sums.items():
+        if self._has_triggers:
+            db.execute(_ALL_AT_ONCE)
+        for name, checksum in self._staying.items() if self._has_triggers else ():
             if sum(run_sum(*run) for run in pages(db, forms[name])) % MODULUS != checksum % MODULUS:
                 raise changed_by_triggers(forms[name])
         for name, form in forms.items():
-            if name not in self._in_place:
+            if name not in self._staying:
                 db.execute(form.add_key(self._places[name]))
         gone = {
             name: form.at
             for name, form in self._made.items()
             if self._places.get(name) != form.at and is_there(db, name)
         }
-        stale = {name: index_changes(self._made[name], forms[name]) for name in self._in_place}
+        stale = {name: index_changes(self._made[name], forms[name]) for name in self._staying}
         lock_out_readers(db, [*gone.values(), *(forms[name].at for name, (old, _) in stale.items() if old)])
         self._swap(gone, forms)
         change_indexes(db, forms, stale)

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -126,17 +126,17 @@ def is_there(db: psycopg.Connection[Any], name: str) -> bool:
     return one_text(db, f"SELECT {OID}", (name,)) is not None
 
 
-def has_triggers(db: psycopg.Connection[Any], name: str) -> bool:
-    """Whether somebody gave a table triggers, which may change what is written to it."""
+def have_triggers(db: psycopg.Connection[Any], names: Iterable[str]) -> bool:
+    """Whether somebody gave one of some tables triggers, which may change what is written to any."""
     query = f"SELECT true FROM pg_trigger WHERE tgrelid = {OID} AND NOT tgisinternal AND tgenabled <> 'D' LIMIT 1"
-    return one_text(db, query, (name,)) is not None
+    return any(one_text(db, query, (name,)) is not None for name in names)
 
 
 def changed_by_triggers(form: Form) -> TargetError:
     """What to raise where they did."""
     return TargetError(
-        f"triggers of table {form.table.name!r} change the rows that are written to it; what was there was kept. Let them "
-        "leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
+        f"triggers change what is written to table {form.table.name!r}, or keep rows that are deleted; what was there was "
+        "kept. Let them leave these rows as they are, or disable them: ALTER TABLE … DISABLE TRIGGER"
     )
 
 

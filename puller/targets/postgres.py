@@ -23,7 +23,7 @@ from puller.passwords import masked
 from puller.postgresql import BOOKKEEPING, one_text, quote
 from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
 from puller.targets.pgforms import Form, forms_of, parts_of
-from puller.targets.pgload import Load, Stage, change_indexes, extends, index_changes
+from puller.targets.pgload import Load, Stage, apply_all, change_indexes, extends, index_changes
 from puller.targets.pgtables import (
     OID,
     FollowerLock,
@@ -186,8 +186,8 @@ class PostgresTarget:
                 finally:
                     writer.end()
             finally:
-                if db.info.transaction_status != 0:
-                    db.close() if db.broken else db.execute("ROLLBACK")
+                if not db.closed and db.info.transaction_status != 0:
+                    db.execute("ROLLBACK")
 
     def records(self) -> Iterator[Run]:
         with self.snapshot() as db, self.errors():
@@ -435,6 +435,5 @@ class _Writer:
                 db.execute(form.add_key(form.at))
             elif name in longer:
                 db.execute(form.add_columns(len(kept[name].columns)))
-        for stage in self._staged.values():
-            stage.apply()
+        apply_all(db, list(self._staged.values()))
         change_indexes(db, forms, stale)

@@ -88,6 +88,29 @@ def test_of_a_copy_of_parts_these_are_told_whoever_pulled_it_and_all_of_them_whe
     assert feed() == []
 
 
+def test_an_earlier_commit_is_remembered_with_the_parts_that_were_told_at_it(data, tmp_path):
+    copy, state = str(tmp_path / "copy.db"), str(tmp_path / "state")
+    with Replica(str(data), copy, parts=["a"]) as replica, replica.feed(state, follow=False) as feed:
+        assert [event.type for event in feed] == ["reset", "change", "commit"]
+        publish(data, {b"a": b"2", b"b": b"1", b"c": b"3"}, 4)
+        assert [next(feed).type, next(feed).type] == ["change", "commit"]
+        feed.ack((1, 3))
+        assert feed.position == (1, 3)
+    with Replica(str(data), copy, parts=[]) as replica:
+        replica.pull()
+        with replica.feed(state, follow=False) as feed:  # c was there before, and no diff since names it
+            expected = [None, b"a", b"b", b"c", None]
+            assert [event.key for event in feed] == expected
+            publish(data, {b"a": b"5", b"b": b"1", b"c": b"3"}, 5)
+            assert next(feed).key == b"a"
+            feed.ack()  # the commit after it was made, and not taken yet
+        with replica.feed(state, follow=False) as feed:
+            assert (feed.position, [event.key for event in feed]) == ((1, 4), [b"a", None])
+    with Feed(str(data), follow=False) as feed, pytest.raises(UsageError, match="only what was committed"):
+        assert [event.type for event in feed][-1] == "commit"
+        feed.ack((1, 2))
+
+
 def test_all_is_told_anew_where_no_diffs_lead_on(data, tmp_path):
     state = str(tmp_path / "state")
     with Feed(str(data), state=state, follow=False) as feed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 
 import pytest
@@ -30,7 +33,7 @@ from puller.errors import (
 )
 from puller.fetch import open_fetcher
 from puller.passwords import masked
-from puller.postgresql import TextRows
+from puller.postgresql import TextRows, connect
 from puller.pull import Options, pull
 from puller.replica import Replica
 from puller.stores import open_store
@@ -393,7 +396,7 @@ def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path
     for body in ("NEW.name = upper(NEW.name);", "IF NEW.id = 7 THEN RETURN NULL; END IF;"):
         trigger(body)
         for options in ({}, {"overwrite": True}):
-            with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+            with pytest.raises(TargetError, match="triggers change what is written to table 'rows'"):
                 pull_to(tmp_path / "d", copy.url, **options)
     trigger("")
     assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
@@ -401,10 +404,42 @@ def test_triggers_do_not_change_what_is_written(database, new_database, tmp_path
     database.run("ALTER TABLE other ALTER id TYPE text")  # which takes all of the state
     publish_to(tmp_path / "d", database)
     trigger("NEW.name = upper(NEW.name);")
-    with pytest.raises(TargetError, match="triggers of table 'rows' change the rows"):
+    with pytest.raises(TargetError, match="triggers change what is written to table 'rows'"):
         pull_to(tmp_path / "d", copy.url)
     copy.run("ALTER TABLE rows DISABLE TRIGGER t")
     assert pull_to(tmp_path / "d", copy.url).plan.way == "bootstrap"
+    assert inserts(copy) == inserts(database)
+
+
+def test_rows_that_triggers_keep_or_write_into_other_tables_are_seen(database, new_database, tmp_path):
+    for name in ("a", "b"):
+        database.run(
+            f"CREATE TABLE {name} (id integer PRIMARY KEY, v text)",
+            f"INSERT INTO {name} SELECT n, 'old' FROM generate_series(1, 5) n",
+        )
+    publish_to(tmp_path / "d", database)
+    copy = new_database()
+    pull_to(tmp_path / "d", copy.url)
+    held = inserts(copy)
+    database.run("DELETE FROM a WHERE id = 1", "UPDATE b SET v = 'new' WHERE id = 2", "DELETE FROM b WHERE id = 3")
+    publish_to(tmp_path / "d", database)
+
+    def refused(table, kind, body, more=""):
+        copy.run(
+            f"CREATE FUNCTION {copy.schema}.f() RETURNS trigger LANGUAGE plpgsql SET search_path = {copy.schema} AS "
+            f"'BEGIN {body} END'",
+            f"CREATE {kind} ON {table} {more} FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        with pytest.raises(TargetError, match=r"triggers change what is written to table '[ab]', or keep rows"):
+            pull_to(tmp_path / "d", copy.url)
+        assert inserts(copy) == held
+        copy.run("DROP FUNCTION f CASCADE")
+
+    refused("a", "TRIGGER t BEFORE DELETE", "RETURN NULL;")
+    refused("b", "TRIGGER t AFTER UPDATE", "INSERT INTO a VALUES (1, ''back''); RETURN NULL;")
+    late = "DEFERRABLE INITIALLY DEFERRED"
+    refused("a", "CONSTRAINT TRIGGER t AFTER DELETE", "UPDATE b SET v = ''mine'' WHERE id = 2; RETURN NULL;", late)
+    assert pull_to(tmp_path / "d", copy.url).after == (1, 2)
     assert inserts(copy) == inserts(database)
 
 
@@ -572,6 +607,76 @@ def test_a_connection_that_breaks_while_rows_are_written(database, new_database)
                 )
     target.close()
     assert copy.rows("SELECT to_regclass('t'), to_regclass('_headwater')") == [(None, None)]
+
+
+@contextmanager
+def stalling(database):
+    """The database's address by TCP, and an event that is set to have nothing pass on any more."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stalled, ends = threading.Event(), [listener]
+
+    def pump(source, sink):
+        with suppress(OSError):
+            while not stalled.is_set() and (data := source.recv(65536)):
+                sink.sendall(data)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                here, there = listener.accept()[0], socket.socket(socket.AF_UNIX)
+                there.connect(f"{database.host}/.s.PGSQL.5432")
+                ends.extend([here, there])
+                for ways in ((here, there), (there, here)):
+                    threading.Thread(target=pump, args=ways, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    port = listener.getsockname()[1]
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres?options=-csearch_path%3D{database.schema}", stalled
+    finally:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def test_a_step_ends_at_once_though_the_connection_swallows_all(new_database):
+    copy = new_database()
+    table = Table("t", [Column("k", "int64"), Column("v", "text")], [0])
+    opening = Opening("table", replace=True, time=1, large=lambda key, value: iter(()))
+    written, ended = threading.Event(), []
+
+    def step(address, stalled):
+        target = open_target(address, "table")
+        try:
+            with target.writer(opening) as writer:
+                writer.put([b""], [encode_schema([table])], [None])
+                writer.put([encode_key("t", [1])], encode_rows([["x"]], 1), [None])
+                stalled.set()
+                rows = encode_rows([[random.randbytes(100_000).hex()]], 1) * 17
+                writer.put([encode_key("t", [n]) for n in range(2, 19)], rows, [None] * 17)  # some that may wait
+                written.set()
+                raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            ended.append(error)
+        target.close()
+
+    with stalling(copy) as (address, stalled):
+        thread = threading.Thread(target=step, args=(address, stalled), daemon=True)
+        thread.start()
+        assert written.wait(30)
+        thread.join(20)  # for ever, while a write that is under way is waited for
+        assert ended
+    assert copy.rows("SELECT to_regclass('t'), to_regclass('_headwater')") == [(None, None)]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", 300_000), ("&tcp_user_timeout=7000", 7000)])
+def test_a_server_that_is_gone_is_noticed_by_its_silence(new_database, given, expected):
+    with stalling(new_database()) as (address, _), closing(connect(address + given)) as db:
+        with closing(socket.socket(fileno=os.dup(db.pgconn.socket))) as end:
+            found = [end.getsockopt(socket.IPPROTO_TCP, at) for at in (socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE)]
+        assert found == [expected, 60]
 
 
 @pytest.mark.slow

@@ -12,6 +12,10 @@ import msgspec
 import pytest
 
 from publisher import open as dataset
+from puller.apply import Step
+from puller.errors import Moved
+from puller.plan import Way
+from puller.replica import Replica
 from puller.wire.head import format_head, parse_head
 from tests.conftest import lines, publisher, puller, tree
 
@@ -479,6 +483,27 @@ def test_that_edits_are_overwritten_on_the_way_to_another_version_is_told(small,
         copy.write_text(copy.read_text().replace("x", "y", 1))
     assert "was changed here since it was pulled" in puller("pull", "--overwrite", small / "d", copy).err
     assert puller("verify", copy).status == 0
+
+
+def test_that_edits_are_overwritten_is_told_once_however_often_it_is_tried(small, tmp_path, monkeypatch):
+    copy = tmp_path / "c.db"
+    shutil.copy(small / "c.db", copy)
+    puller("pull", "--version", "1", small / "d", copy)
+    with sqlite3.connect(copy) as db:
+        db.execute("UPDATE d SET t = 'mine' WHERE k = 'k03'")
+    tried, check = [], Step._check_sums
+
+    def moved_at_first(step, *arguments):
+        tried.append(step.chosen.way)
+        if len(tried) == 1:
+            raise Moved("another puller was here")
+        return check(step, *arguments)
+
+    monkeypatch.setattr(Step, "_check_sums", moved_at_first)
+    with Replica(str(small / "d"), str(copy)) as replica:
+        outcome = replica.pull(overwrite=True)
+    assert (tried, [note for note in outcome.notes if "was changed here" in note]) == ([Way.RESYNC] * 2, outcome.notes)
+    assert len(outcome.notes) == 1
 
 
 def test_damaged_checksums_of_ranges_are_none(small, tmp_path):

@@ -102,14 +102,14 @@ def test_targets_and_sources_do_not_know_each_other():
     [
         (
             "import puller.cli",
-            "urllib3 msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow psycopg",
+            "msgspec zstandard xxhash sqlite3 rich publisher cryptography boto3 watchdog pyarrow psycopg",
         ),
-        ("import publisher.cli", "urllib3 zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog psycopg"),
-        ("import puller.pull", "urllib3 sqlite3 rich publisher cryptography boto3 watchdog psycopg"),
-        ("import puller.s3, puller.fetch", "urllib3 boto3 botocore"),
-        ("import puller; puller.Replica", "urllib3 sqlite3 rich click publisher cryptography boto3 watchdog psycopg"),
+        ("import publisher.cli", "zstandard xxhash sqlite3 rich pyfastcdc cryptography boto3 watchdog psycopg"),
+        ("import puller.pull", "sqlite3 rich publisher cryptography boto3 watchdog psycopg"),
+        ("import puller.s3, puller.fetch", "boto3 botocore"),
+        ("import puller; puller.Replica", "sqlite3 rich click publisher cryptography boto3 watchdog psycopg"),
         ("import puller.targets.parquet, puller.targets.delimited, publisher.sources.parquet", "pyarrow sqlite3"),
-        ("import publisher.publish, publisher.dataset", "urllib3 cryptography boto3 watchdog pyarrow psycopg"),
+        ("import publisher.publish, publisher.dataset", "cryptography boto3 watchdog pyarrow psycopg"),
     ],
 )
 def test_heavy_modules_load_late(statement, absent):
