@@ -303,11 +303,25 @@ def test_a_local_edit_is_kept_and_told(tmp_path, source):
         assert tree(tmp_path / "copy") == tree(source)
 
 
+def test_metrics_count_rows_as_users_do(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"k": 1}\n{"k": 2}\n')
+    publisher("publish", tmp_path / "rows.jsonl", tmp_path / "d", "--key", "k")
+    with following(tmp_path / "d", tmp_path / "copy.jsonl") as one:
+        one.poll()
+        assert metric(one, "headwater_records") == 2
+
+
 def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
     """Told, with the exit code of a pull; what is only missing yet is waited for."""
     rows, dest = tmp_path / "rows.jsonl", tmp_path / "rows"
     rows.write_text('{"k": 1}\n')
     publisher("publish", rows, dest, "--key", "k")
+    with sqlite3.connect(tmp_path / "two.db") as db:
+        db.executescript(
+            "CREATE TABLE a (k INTEGER PRIMARY KEY); CREATE TABLE b (k INTEGER PRIMARY KEY); INSERT INTO a VALUES (1)"
+        )
+    db.close()
+    publisher("publish", tmp_path / "two.db", tmp_path / "two")
     (tmp_path / "others").mkdir()
     (tmp_path / "others/file").write_text("theirs")
     for status, told, *arguments in [
@@ -315,6 +329,7 @@ def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
         (2, "cannot tell what to make", dest, tmp_path / "c.txt"),
         (2, "cannot be kept in a folder", "--as", "folder", dest, tmp_path / "c"),
         (2, "has no table 'x'", "--table", "x", dest, tmp_path / "c.db"),
+        (2, "holds one table, not 2", tmp_path / "two", tmp_path / "c.csv"),
         (2, "not the folder of a dataset", rows, tmp_path / "c"),
         (3, "`puller pull --adopt --dry-run ", tmp_path / "d", tmp_path / "others"),
     ]:
@@ -331,7 +346,7 @@ def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
     config.write_text(config.read_text().replace("c.db", "c.txt").replace("atomic = true", ""))
     assert "cannot tell what to make" in puller("follow", "--config", config, check=2).err
     assert tree(tmp_path / "others") == {"file": ("f", b"theirs")}
-    assert not (tmp_path / "c.db").exists()
+    assert not [*tmp_path.glob("c.*")]
 
 
 def test_what_was_followed_before_is_not_given_up(tmp_path, source):
