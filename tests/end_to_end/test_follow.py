@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from puller.console import moment
 from puller.errors import TargetError
 from puller.follow.following import Follow, Following
 from puller.follow.hooks import Command, WebHook
@@ -30,6 +31,7 @@ from puller.follow.record import read
 from puller.pull import Options
 from puller.service.process import Service
 from puller.service.settings import Settings
+from puller.wire.head import parse_head
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
 from tests.hostile_host import Reply, files, head, hostile
@@ -272,19 +274,29 @@ def test_a_host_that_asks_to_be_left_alone_is_also_by_the_next_process(tmp_path,
                     assert host.paths() == ["HEAD"]
 
 
-def test_staleness_turns_the_job_red_and_the_data_stay(tmp_path, source):
-    clock = Clock()
+def test_staleness_turns_the_job_red_and_is_logged_once_and_the_data_stay(tmp_path, source, monkeypatch):
+    clock, logged = Clock(), []
     options = Options(max_staleness=7200)
     with following(tmp_path / "d", tmp_path / "copy", clock=clock, options=options) as one:
+        monkeypatch.setattr(one._log, "warning", lambda text, **_: logged.append(text))
         one.poll()
         assert one.job.problems() == []
+        since = moment(parse_head((tmp_path / "d/HEAD").read_bytes()).time + 7200)
         clock.time += 7300
-        one.poll()
-        assert one.job.problems() == ["what is held is stale: stale"]
+        for _ in range(2):
+            one.poll()
+        stale = f"what is held is stale since {since}: the newest HEAD that the host gave is older than --max-staleness"
+        assert one.job.problems() == [stale]
+        assert logged == [f"{tmp_path}/copy: {stale}"]
+        monkeypatch.setattr(one._log, "info", lambda text, **_: logged.append(text))
         change(source, a="2")
         clock.time = time.time()
-        one.poll()
+        for _ in range(2):
+            one.poll()
         assert one.job.problems() == []
+        assert [text for text in logged if "no longer stale" in text] == [
+            f"{tmp_path}/copy: what is held is no longer stale"
+        ]
 
 
 def test_a_local_edit_is_kept_and_told(tmp_path, source):
