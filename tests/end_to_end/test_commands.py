@@ -107,6 +107,14 @@ def test_exit_codes_of_puller(data, arguments, status):
         (["status", "{x}"], 1, "no dataset"),
         (["log", "{x}"], 1, "no dataset"),
         (["serve", "{x}"], 1, "no dataset"),
+        (["publish", "{d}", "{x}.jsonl"], 2, "is a file, not the folder of a dataset; are the arguments swapped?"),
+        (["serve", "{x}.jsonl"], 2, "is a file, not the folder"),
+        (["doctor", "{x}.jsonl"], 2, "is a file, not the folder"),
+        *(
+            (words, 5, "dam: HEAD is damaged (HEAD is cut off, or no signed note); nothing was published. Put it back")
+            for words in (["publish", "{s}", "{dam}"], ["status", "{dam}"])
+        ),
+        (["publish", "{s}", "{git}"], 5, "git: HEAD is damaged, or another program's"),
         (["publish", "{s}", "{full}"], 3, "not empty"),
     ],
 )
@@ -114,7 +122,17 @@ def test_exit_codes_of_publisher(data, arguments, status, says):
     (data / "x.jsonl").write_text('{"k":1}\n')
     (data / "full").mkdir()
     (data / "full/thesis.tex").write_text("mine")
-    places = {"s": data / "s", "d": data / "d", "x": data / "x", "full": data / "full"}
+    for name, head in (("dam", (data / "d/HEAD").read_bytes()[:40]), ("git", b"ref: refs/heads/main\n")):
+        (data / name).mkdir()
+        (data / name / "HEAD").write_bytes(head)
+    places = {
+        "dam": data / "dam",
+        "git": data / "git",
+        "s": data / "s",
+        "d": data / "d",
+        "x": data / "x",
+        "full": data / "full",
+    }
     before = tree(data)
     done = publisher(*(a.format(**places) for a in arguments), check=status)
     assert says in done.err

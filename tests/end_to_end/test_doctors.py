@@ -210,6 +210,11 @@ def test_stores_that_do_not_keep_their_promises(dataset):
     assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
 
 
+def test_an_address_that_serves_nothing_is_told_once(dataset):
+    found = examine_store(FolderStore(str(dataset)), "http://127.0.0.1:9/x")
+    assert [f.name for f in found if f.level == "problem"] == ["reachable"]
+
+
 def test_a_folder_that_others_may_not_read(tmp_path):
     with publishing.open(str(tmp_path / "data"), kind="bytes"):
         pass
