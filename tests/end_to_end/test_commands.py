@@ -345,6 +345,35 @@ def test_interruption_is_clean(tmp_path):
     assert tree(tmp_path / "c") == tree(tmp_path / "s")
 
 
+INTERRUPTED = """
+import os, runpy, signal, sys
+command, importing = sys.argv[1:]
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == importing:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["status", "nowhere"]
+runpy.run_module(command + ".cli", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "importing", "status"),
+    [
+        ("puller", "click", -signal.SIGINT),
+        ("publisher", "click", -signal.SIGINT),
+        ("puller", "puller.targets", 130),
+        ("publisher", "publisher.published", 130),
+    ],
+)
+def test_an_interrupted_start_is_quiet(name, importing, status):
+    arguments = [sys.executable, "-c", INTERRUPTED, name, importing]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.strip() == ("" if status < 0 else "interrupted; what was there was kept")
+
+
 def test_an_interrupted_pull_keeps_the_old_state(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/a").write_text("old")
