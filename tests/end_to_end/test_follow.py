@@ -361,6 +361,24 @@ def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
     assert not [*tmp_path.glob("c.*")]
 
 
+def test_two_jobs_are_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("t1")
+    config = tmp_path / "follow.toml"
+
+    def told(*targets: str) -> str:
+        config.write_text("".join(f'[[follow]]\nurl = "{tmp_path}/none"\ntarget = "{target}"\n' for target in targets))
+        return puller("follow", "--config", config, check=2).err
+
+    for other in ("t1", "./t1", "t1/", f"{tmp_path}/t1", "link"):
+        assert "two jobs have the same target: " in told("t1", "t10", other)
+    for other in ("t1/a", "link/a.db"):
+        assert "two jobs have targets of which one is in the other: " in told(other, "t10", "t1")
+    two = "postgresql://u:secret@127.0.0.1:1/d", "postgresql://u:secret@127.0.0.1:1/d"
+    assert "secret" not in told(*two)
+    assert {*tmp_path.iterdir()} == {tmp_path / "link", config}
+
+
 def test_what_was_followed_before_is_not_given_up(tmp_path, source):
     """The host's dataset may become what it was."""
     with following(tmp_path / "d", tmp_path / "copy") as one:
