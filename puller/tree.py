@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from puller.errors import Corrupt, FetchError, Invalid, Missing, NotFound, Stale, Withheld
@@ -46,6 +47,9 @@ BUDGET = 32 * 1024 * 1024
 MOST = 64
 """Files that a stream may have under way at once: more than there are connections, so that none has to wait for work."""
 
+DECODERS = 2
+"""Threads that decode a stream's files: more would only wait for each other."""
+
 NEAR = 4
 """How many times the width of a diff from the ends of a way such a diff is looked for."""
 FINEST = 64
@@ -63,7 +67,7 @@ def ahead(
     budget: int = BUDGET,
     *,
     eager: bool = False,
-) -> Iterator[tuple[S, T]]:
+) -> Generator[tuple[S, T]]:
     """Run `work` over `items` in the pool, in order, as many at once as the budget allows (at least one).
 
     `eager`: what is done is given at once, before further items are asked for, which may take long to come.
@@ -311,10 +315,6 @@ class Reader:
             raise Corrupt("a leaf holds another number of records than its index says")
         return run
 
-    def fetched(self, area: str, leaves: Iterator[Leaf], budget: int = BUDGET) -> Iterator[tuple[Leaf, bytes]]:
-        """The stored bytes of leaves, in order, fetched ahead."""
-        return ahead(self.pool, leaves, lambda leaf: self.stored(area, leaf.ref), lambda leaf: leaf.ref.stored, budget)
-
     def staged(
         self, area: str, leaves: Iterator[Leaf], decode: Callable[[Leaf, bytes], T], budget: int = BUDGET
     ) -> Iterator[tuple[Leaf, T]]:
@@ -322,15 +322,16 @@ class Reader:
 
         Fetching goes on while they are decoded and used: it waits for the network, and only stored bytes lie waiting.
         """
-        found = ahead(
-            self.pool,
-            self.fetched(area, leaves, budget),
-            lambda item: decode(*item),
-            lambda item: item[0].ref.raw,
-            budget,
-            eager=True,
+        from concurrent.futures import ThreadPoolExecutor
+
+        fetched = ahead(
+            self.pool, leaves, lambda leaf: self.stored(area, leaf.ref), lambda leaf: leaf.ref.stored, budget
         )
-        return ((leaf, result) for (leaf, _), result in found)
+        with contextlib.closing(fetched), ThreadPoolExecutor(DECODERS) as decoders:
+            for (leaf, _), result in ahead(
+                decoders, fetched, lambda item: decode(*item), lambda item: item[0].ref.raw, budget, eager=True
+            ):
+                yield leaf, result
 
     def runs(
         self, area: str, tree: Tree, budget: int = BUDGET, within: Sequence[Bounds] | None = None
