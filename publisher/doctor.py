@@ -44,7 +44,9 @@ def examine_store(store: Store, public_url: str | None = None) -> list[Finding]:
         findings += store.findings()
     if public_url is not None:
         found, public = examine(public_url)
-        findings += [*found, _same(head, public, public_url)]
+        findings += found
+        if public is not None:  # else it was said why not
+            findings.append(_same(head, public, public_url))
     return findings
 
 
@@ -146,9 +148,9 @@ def _unused() -> str:
     return f"heads/0-{secrets.randbelow(10**15) + 10**14}"
 
 
-def _same(head: Head | None, public: Head | None, url: str) -> Finding:
+def _same(head: Head | None, public: Head, url: str) -> Finding:
     """What the public address serves against what the store holds."""
-    if head is None or public is None or (public.name, public.epoch) != (head.name, head.epoch):
+    if head is None or (public.name, public.epoch) != (head.name, head.epoch):
         text = f"{url} serves another dataset than the store holds"
         return Finding("public address", PROBLEM, text, "let it serve the folder or bucket that is published to")
     if public.order < head.order:

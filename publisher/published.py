@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from publisher.build import Sink
 from puller.clock import uptime
-from puller.errors import Invalid, NotFound
+from puller.errors import Invalid, NotFound, Unsupported
 from puller.runs import live, merge
 from puller.stores.base import ABSENT, Store, Token
 from puller.tree import Leaf, Reader, ahead
@@ -204,13 +204,22 @@ def _covers(leaf: Leaf, keys: list[bytes]) -> bool:
 def read_head(store: Store) -> tuple[Head | None, bytes, Token]:
     """The store's HEAD, still sealed if it is, and its bytes, or None where there is provably none.
 
-    Raises Invalid if it is no HEAD.
+    Raises Invalid if it is no HEAD, Unsupported if it is of a newer release.
     """
     try:
         data, token = store.read_head()
     except NotFound:
         return None, b"", ABSENT
-    return parse_head(data), data, token
+    try:
+        return parse_head(data), data, token
+    except Unsupported:
+        raise
+    except Invalid as error:
+        what = "damaged" if data.startswith(b"headwater") else "damaged, or another program's"
+        raise Invalid(
+            f"{store.where}: HEAD is {what} ({error}); nothing was published. Put it back from a mirror or a backup "
+            "(superseded ones are below heads/)"
+        ) from error
 
 
 def versions(store: Store, limit: int) -> Iterator[Head]:

@@ -158,6 +158,8 @@ def run(main: click.Command, name: str) -> None:
     as_json = "--json" in sys.argv[1:]
     gc.set_threshold(100_000, 50, 100)  # records come by the million and make no cycles
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as error:
         status = error.exit_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from puller.durable import sync_folder
-from puller.errors import FetchError, NotFound, TargetError, Unavailable, UsageError
+from puller.errors import FetchError, NotFound, NotOurs, TargetError, Unavailable, UsageError
 from puller.fetch import open_fetcher
 from puller.mirrors import Health
 from puller.parts import WHOLE, Parts
@@ -29,6 +30,9 @@ LONGEST = 600.0
 JITTER = 0.1
 """Polls come earlier or later by up to this part of the interval."""
 
+_OURS = re.compile(rb'\{\s*"format":\s*([0-9]{1,9}),\s*"dataset":')
+"""How a state file begins, also one that was cut off or damaged further on."""
+
 
 def _silent(_text: str) -> None:
     pass
@@ -38,9 +42,10 @@ class StateFile:
     """Keeps what a consumer is remembered by in a file, replaced at once and durably. One process has it at a time."""
 
     def __init__(self, path: str) -> None:
-        """Raises TargetError where it is in use, or cannot be read."""
+        """Raises NotOurs for what we did not write, TargetError where it is in use, or cannot be read."""
         self._path = os.path.abspath(path)
         self._lock = -1
+        self.load()  # what is not ours gets no lock beside it
         try:
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,16 +56,32 @@ class StateFile:
             raise TargetError(f"{path} cannot be used: {error.strerror}; nothing was told") from error
 
     def load(self) -> Memory:
-        """What was stored last. Raises TargetError where it is damaged."""
+        """What was stored last. Raises NotOurs for what we did not write, TargetError where it is damaged."""
         try:
             with open(self._path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Memory)
+                data = file.read()
         except FileNotFoundError:
             return Memory()
-        except (OSError, msgspec.MsgspecError) as error:
+        except IsADirectoryError as error:
+            raise self._not_ours() from error
+        except OSError as error:
+            raise TargetError(f"{self._path} cannot be read: {error.strerror}; nothing was told") from error
+        found = _OURS.match(data)
+        if found is None:
+            raise self._not_ours()
+        if int(found[1]) != Memory().format:
             raise TargetError(
-                f"{self._path} cannot be read: {error}; nothing was told. Delete it, and all records are told anew"
+                f"{self._path} was written by a newer release of headwater; nothing was told. Upgrade, or name another file"
+            )
+        try:
+            return msgspec.json.decode(data, type=Memory)
+        except msgspec.MsgspecError as error:
+            raise TargetError(
+                f"{self._path} is damaged ({error}); nothing was told. Delete it, and all records are told anew"
             ) from error
+
+    def _not_ours(self) -> NotOurs:
+        return NotOurs(f"{self._path} is no state file of `puller changes`; nothing was told. Name another file")
 
     def store(self, memory: Memory) -> None:
         """Store it. Raises TargetError, and what was stored stays."""
@@ -149,7 +170,7 @@ class Feed:
         warn: Callable[[str], object] = _silent,
         jitter: Callable[[], float] = random,
     ) -> None:
-        """`trust`, `secret`, `mirrors` and `allow_expired` are as for `Replica`. Raises UsageError, TargetError."""
+        """`trust`, `secret`, `mirrors` and `allow_expired` are as for `Replica`. Raises UsageError, NotOurs, TargetError."""
         given = parse_given([trust] if isinstance(trust, str) else trust)
         self._since = since
         self._follow = follow

@@ -42,7 +42,7 @@ from puller.plan import Plan, Reason, Way, route
 from puller.progress import Progress, silent
 from puller.targets.base import Changes, State, Target
 from puller.tree import Reader
-from puller.trust import Pins, Staleness, staleness
+from puller.trust import Pins, Staleness, stale_since, staleness
 from puller.ways import CHANGES, Ways, read_diffs
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Value
@@ -96,6 +96,8 @@ class Outcome:
     """Whether this was the first contact, or the first with a signed HEAD: `pins` are new."""
     stale: Staleness | None = None
     """Why what is held may be old, though nothing is wrong with it."""
+    stale_since: int = 0
+    """Since when, where it is, in Unix seconds."""
     parts: list[str] = field(default_factory=list)
     """The parts that are held, as a user names them; none: the whole dataset."""
 
@@ -434,13 +436,16 @@ class _Pull:
             notes=self.notes,
             pins=state.pins,
             met=self.judge.met,
-            stale=self._stale(state.seen[2], state.expires, state.behind, state.interval),
+            **self._stale(state.seen[2], state.expires, state.behind, state.interval),
             parts=named(state.kind, state.parts),
         )
 
-    def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> Staleness | None:
+    def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> dict[str, Any]:
         most = self.options.max_staleness
-        return staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
+        stale = staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
+        if stale is None:
+            return {}
+        return {"stale": stale, "stale_since": stale_since(stale, time, expires=expires, behind=behind, most=most)}
 
     def _outcome(self, chosen: Plan, head: Head, extent: Extent, changes: Changes, after: State | None) -> Outcome:
         state, accepted = self.copy.state, self.judge.accepted
@@ -458,6 +463,6 @@ class _Pull:
             notes=self.notes,
             pins=accepted["pins"],
             met=self.judge.met,
-            stale=self._stale(accepted["seen"][2], accepted["expires"], None, head.interval),
+            **self._stale(accepted["seen"][2], accepted["expires"], None, head.interval),
             parts=named(head.kind, extent.parts),
         )

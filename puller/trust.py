@@ -300,6 +300,18 @@ class Staleness(StrEnum):
     STALE = "stale"
     OLDER_HEAD = "older-head"
 
+    @property
+    def because(self) -> str:
+        """What it means, for people."""
+        return _BECAUSE[self]
+
+
+_BECAUSE = {
+    Staleness.EXPIRED: "the newest HEAD that the host gave is expired; newer ones may be held back",
+    Staleness.STALE: "the newest HEAD that the host gave is older than --max-staleness",
+    Staleness.OLDER_HEAD: "the host has served an older HEAD than one seen before for too long",
+}
+
 
 def staleness(
     now: int, time: int, *, expires: int | None, behind: int | None, interval: int, most: int | None
@@ -314,6 +326,15 @@ def staleness(
     if expires is not None and now > expires:
         return Staleness.EXPIRED
     return Staleness.STALE if most is not None and now - time > most else None
+
+
+def stale_since(stale: Staleness, time: int, *, expires: int | None, behind: int | None, most: int | None) -> int:
+    """Since when it is so, in Unix seconds; the arguments are those of `staleness`."""
+    if stale is Staleness.OLDER_HEAD:
+        return time if behind is None else behind
+    if stale is Staleness.EXPIRED:
+        return time if expires is None else expires
+    return time + (most or 0)
 
 
 def identity(head: Head) -> str:

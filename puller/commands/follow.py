@@ -75,14 +75,11 @@ def follow_command(jobs: list[dict[str, Any]], **shared: Any) -> int:
       puller follow --listen :9101 --max-staleness 2h --log-format json URL prices.db
       puller follow --config /etc/headwater/follow.toml
     """
-    from puller.errors import UsageError
     from puller.follow.following import Following
     from puller.follow.meters import Meters
     from puller.service.process import Service
 
-    targets = [job["target"] for job in jobs]
-    if len({*targets}) < len(targets):
-        raise UsageError("two jobs have the same target")
+    _check_apart([job["target"] for job in jobs])
     service = Service("puller follow", settings(shared))
     meters = Meters(service.registry)
     followings: list[Following] = []
@@ -97,6 +94,24 @@ def follow_command(jobs: list[dict[str, Any]], **shared: Any) -> int:
     finally:
         for following in followings:
             following.close()
+
+
+def _check_apart(targets: list[str]) -> None:
+    """Raise UsageError where two jobs would write to one place, however it is spelt."""
+    import os
+    from itertools import pairwise
+
+    from puller.errors import UsageError
+    from puller.passwords import masked
+    from puller.postgresql import is_address
+
+    def place(target: str) -> list[str]:
+        return [target] if is_address(target) else os.path.realpath(target).rstrip("/").split("/")
+
+    for (upper, one), (lower, other) in pairwise(sorted((place(target), target) for target in targets)):
+        if lower[: len(upper)] == upper:
+            same = "the same target" if lower == upper else "targets of which one is in the other"
+            raise UsageError(f"two jobs have {same}: {masked(one)} and {masked(other)}")
 
 
 def _follow(job: dict[str, Any], warn: Callable[[str], None]) -> Follow:

@@ -43,6 +43,7 @@ def status_command(
     following = told(opened, state, time.time())
     opened.close()
     parts = named(state.kind, state.parts)
+    stale, since = how_stale(state, max_staleness)
     fields = {
         "target": masked(target),
         "dataset": state.dataset,
@@ -58,7 +59,7 @@ def status_command(
         "publish_id": state.publish_id,
         "seen": dict(zip(("epoch", "version", "time"), state.seen, strict=True)),
         "expires": state.expires,
-        "stale": (stale := how_stale(state, max_staleness)),
+        "stale": stale,
         "encrypted": bool(state.encryption),
         "secret_id": state.encryption or None,
         "following": following,
@@ -75,7 +76,7 @@ def status_command(
     text += "" if following is None else f"\n  following  {_following(following)}"
     out.result(text, **fields)
     if stale is not None:
-        out.warn(about_staleness(stale, target))
+        out.warn(about_staleness(stale, since, target))
         return STALE
     return 0
 

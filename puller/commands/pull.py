@@ -178,7 +178,7 @@ def pull_command(
     )
     out.result(text, **fields)
     if outcome.stale is not None:
-        out.warn(about_staleness(outcome.stale, target))
+        out.warn(about_staleness(outcome.stale, outcome.stale_since, target))
         return STALE
     return UNCHANGED if exit_code and outcome.plan.way == "nothing" else 0
 
@@ -328,7 +328,8 @@ def verify_command(
         check = opened.check()
     finally:
         opened.close()
-    same, stale = check.equals(state), None if max_staleness is None else how_stale(state, max_staleness)
+    same = check.equals(state)
+    stale, since = (None, 0) if max_staleness is None else how_stale(state, max_staleness)
     out.warn_each("differs: ", check.differing)
     out.warn_each("missing: ", check.missing)
     noun = noun_of(state.kind)
@@ -369,7 +370,7 @@ def verify_command(
         stale=stale,
     )
     if stale is not None:
-        out.warn(about_staleness(stale, target))
+        out.warn(about_staleness(stale, since, target))
     return 0 if (same or repaired) and stale is None else DIFFERS
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from puller.console import moment
+
 if TYPE_CHECKING:
     from puller.mirror import Outcome as Mirrored
     from puller.pull import Outcome
@@ -18,14 +20,9 @@ UNCHANGED = 10
 DIFFERS = STALE = 6
 
 
-def about_staleness(stale: Staleness, target: str) -> str:
-    """The warning about a copy that is stale."""
-    why = {
-        "expired": "the newest HEAD that the host gave is expired; newer ones may be held back",
-        "stale": "the newest HEAD that the host gave is older than --max-staleness",
-        "older-head": "the host has served an older HEAD than one seen before for too long",
-    }
-    return f"{target} is stale ({stale}): {why[stale]}. Ask whoever serves or publishes the dataset"
+def about_staleness(stale: Staleness, since: int, target: str) -> str:
+    """The warning about a copy that is stale; `since` is in Unix seconds."""
+    return f"{target} is stale since {moment(since)}: {stale.because}. Ask whoever serves or publishes the dataset"
 
 
 def trusted_fields(pins: Pins) -> dict[str, Any]:
@@ -60,14 +57,15 @@ def nothing_there(outcome: Outcome) -> list[str]:
     return [f"  no record has {which} ({', '.join(outcome.parts)}); the copy is empty"] if outcome.holds_none else []
 
 
-def how_stale(state: State, most: int | None) -> Staleness | None:
-    """Why what is held is stale now; None if it is not. `most`: of --max-staleness, in seconds."""
+def how_stale(state: State, most: int | None) -> tuple[Staleness | None, int]:
+    """Why what is held is stale now, and since when; None if it is not. `most`: of --max-staleness, in seconds."""
     import time
 
-    from puller.trust import staleness
+    from puller.trust import stale_since, staleness
 
-    now = int(time.time())
-    return staleness(now, state.seen[2], expires=state.expires, behind=state.behind, interval=state.interval, most=most)
+    now, head, expires, behind = int(time.time()), state.seen[2], state.expires, state.behind
+    stale = staleness(now, head, expires=expires, behind=behind, interval=state.interval, most=most)
+    return stale, 0 if stale is None else stale_since(stale, head, expires=expires, behind=behind, most=most)
 
 
 def held(path: str, form: str | None) -> tuple[Any, Any]:

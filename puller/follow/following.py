@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from puller.console import count, size
+from puller.console import count, moment, size
 from puller.errors import FetchError, HeadwaterError, NotOurs, TargetError, Unavailable, UsageError
 from puller.fetch import shown, where
 from puller.follow import record as records
@@ -32,7 +32,7 @@ from puller.service.log import about
 from puller.service.process import Service
 from puller.targets import open_target
 from puller.targets.base import FollowerLock, State, Target
-from puller.trust import staleness
+from puller.trust import Staleness, stale_since, staleness
 
 INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
@@ -95,6 +95,8 @@ class Following:
         self._lock: FollowerLock | None = None
         self._place: str | None = None
         self._record = Record()
+        self._stale: Staleness | None = None
+        """What the log told last."""
         self._saved = False
         """Whether the record that is stored is this process's."""
         self._poller = Poller(
@@ -309,7 +311,17 @@ class Following:
             interval=state.interval,
             most=most,
         )
-        self.job.mark("stale", None if stale is None else f"what is held is stale: {stale}")
+        if stale is None:
+            self.job.mark("stale", None)
+            if self._stale is not None:
+                self._log.info(f"{self.follow.name}: what is held is no longer stale", target=self.follow.name)
+        else:
+            since = stale_since(stale, state.seen[2], expires=state.expires, behind=state.behind, most=most)
+            text = f"what is held is stale since {moment(since)}: {stale.because}"
+            self.job.mark("stale", text)
+            if stale is not self._stale:
+                self._log.warning(f"{self.follow.name}: {text}", target=self.follow.name, stale=stale)
+        self._stale = stale
 
     def _is_due(self, told: _Told) -> bool:
         """Whether a hook does not know yet what is held."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from puller.console import rows_of
 from puller.follow.poller import Poller
 from puller.follow.record import lag_seconds, lag_versions
 from puller.plan import Plan
@@ -25,7 +26,7 @@ class Meters:
         self._of_state = {
             gauge("headwater_epoch", "The epoch of the version that is held.", _TARGET): lambda s: s.epoch,
             gauge("headwater_version", "The version that is held.", _TARGET): lambda s: s.version,
-            gauge("headwater_records", "Records that are held.", _TARGET): lambda s: s.records,
+            gauge("headwater_records", "Records that are held.", _TARGET): lambda s: rows_of(s.records, s.kind),
             gauge("headwater_version_timestamp_seconds", "When the version that is held was published.", _TARGET): (
                 lambda s: s.time
             ),

@@ -132,11 +132,13 @@ class Job:
 
     def problems(self) -> list[str]:
         """Why it is red; nothing if it is well."""
-        found = list(self._marks.values())
-        last = "" if self.failure is None else f": {self.failure.reason}"
-        if not self.ready:
-            found.insert(0, f"has not succeeded yet{last}")
-        elif self._clock() > self._good_until:
+        marks = list(self._marks.values())
+        if self.ready and self._clock() <= self._good_until:
+            return marks
+        since = "yet"
+        if self.ready:
             since = "lately" if self.last_success is None else f"for {self._now() - self.last_success:.0f} s"
-            found.insert(0, f"has not succeeded {since}{last}")
-        return found
+        if self.failure is None:
+            return [f"has not succeeded {since}", *marks]
+        reason = self.failure.reason
+        return [f"has not succeeded {since}: {reason}", *(mark for mark in marks if mark != reason)]

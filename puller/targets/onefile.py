@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from puller.durable import sync_folder
-from puller.errors import Invalid, LocalEdits, NotOurs, TargetError
+from puller.errors import Invalid, LocalEdits, NotOurs, TargetError, UsageError
 from puller.parts import Parts, tables_in
 from puller.runs import Cursor, live, overlay
 from puller.targets.base import Changes, Check, Opening, State, check_all, check_held, count, whole
@@ -193,10 +193,10 @@ class OneFileTarget(ABC):
             raise TargetError(f"{self.where} cannot be read: {error.strerror}") from error
 
     def table(self, schema: bytes, parts: Parts) -> Table:
-        """The one table of a schema that is held. Raises TargetError if there are more, or none."""
+        """The one table of a schema that is held. Raises UsageError if there are more, TargetError if there is none yet."""
         tables = tables_in(wire.decode_schema(schema), parts)
         if len(tables) != 1:
-            raise TargetError(
+            raise (UsageError if tables else TargetError)(
                 f"{self.where}: {self.what} holds one table, not {len(tables)}; choose one with --table, or pull into SQLite"
             )
         return tables[0]

@@ -196,7 +196,7 @@ def test_a_store_knows_whether_it_can_be_used(store):
 
 def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
-    store = open_store(str(tmp_path / "file"))
+    store = open_store(str(tmp_path / "file/folder"))
     with pytest.raises(HeadwaterError):
         store.put(NAME, b"x")
     with pytest.raises(Unavailable):

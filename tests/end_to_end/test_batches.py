@@ -140,7 +140,7 @@ def test_what_is_no_dataset_of_ours_is_refused(tmp_path, dest):
     (foreign / "HEAD").write_text("ref: refs/heads/main\n")
     with pytest.raises(Invalid, match="not the HEAD"):
         publisher.open(str(foreign), kind="bytes")
-    with pytest.raises(HeadwaterError, match="Not a directory"):
+    with pytest.raises(HeadwaterError, match="is a file, not the folder"):
         publisher.open(str(foreign / "letter.txt"), kind="bytes")
     with pytest.raises(UsageError, match="local folder"):
         publisher.open("ftp://host/x", kind="bytes")

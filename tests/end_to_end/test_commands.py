@@ -107,6 +107,14 @@ def test_exit_codes_of_puller(data, arguments, status):
         (["status", "{x}"], 1, "no dataset"),
         (["log", "{x}"], 1, "no dataset"),
         (["serve", "{x}"], 1, "no dataset"),
+        (["publish", "{d}", "{x}.jsonl"], 2, "is a file, not the folder of a dataset; are the arguments swapped?"),
+        (["serve", "{x}.jsonl"], 2, "is a file, not the folder"),
+        (["doctor", "{x}.jsonl"], 2, "is a file, not the folder"),
+        *(
+            (words, 5, "dam: HEAD is damaged (HEAD is cut off, or no signed note); nothing was published. Put it back")
+            for words in (["publish", "{s}", "{dam}"], ["status", "{dam}"])
+        ),
+        (["publish", "{s}", "{git}"], 5, "git: HEAD is damaged, or another program's"),
         (["publish", "{s}", "{full}"], 3, "not empty"),
     ],
 )
@@ -114,7 +122,17 @@ def test_exit_codes_of_publisher(data, arguments, status, says):
     (data / "x.jsonl").write_text('{"k":1}\n')
     (data / "full").mkdir()
     (data / "full/thesis.tex").write_text("mine")
-    places = {"s": data / "s", "d": data / "d", "x": data / "x", "full": data / "full"}
+    for name, head in (("dam", (data / "d/HEAD").read_bytes()[:40]), ("git", b"ref: refs/heads/main\n")):
+        (data / name).mkdir()
+        (data / name / "HEAD").write_bytes(head)
+    places = {
+        "dam": data / "dam",
+        "git": data / "git",
+        "s": data / "s",
+        "d": data / "d",
+        "x": data / "x",
+        "full": data / "full",
+    }
     before = tree(data)
     done = publisher(*(a.format(**places) for a in arguments), check=status)
     assert says in done.err
@@ -325,6 +343,35 @@ def test_interruption_is_clean(tmp_path):
     publisher("publish", tmp_path / "s", tmp_path / "d")
     puller("pull", tmp_path / "d", tmp_path / "c")
     assert tree(tmp_path / "c") == tree(tmp_path / "s")
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+command, importing = sys.argv[1:]
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == importing:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["status", "nowhere"]
+runpy.run_module(command + ".cli", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "importing", "status"),
+    [
+        ("puller", "click", -signal.SIGINT),
+        ("publisher", "click", -signal.SIGINT),
+        ("puller", "puller.targets", 130),
+        ("publisher", "publisher.published", 130),
+    ],
+)
+def test_an_interrupted_start_is_quiet(name, importing, status):
+    arguments = [sys.executable, "-c", INTERRUPTED, name, importing]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.strip() == ("" if status < 0 else "interrupted; what was there was kept")
 
 
 def test_an_interrupted_pull_keeps_the_old_state(tmp_path):

@@ -230,6 +230,11 @@ def is_swap(request):
     return request.method == "PUT" and request.path.endswith("/HEAD") and "if-match" in request.headers
 
 
+def test_an_address_that_serves_nothing_is_told_once(dataset):
+    found = examine_store(FolderStore(str(dataset)), "http://127.0.0.1:9/x")
+    assert [f.name for f in found if f.level == "problem"] == ["reachable"]
+
+
 def test_a_folder_that_others_may_not_read(tmp_path):
     with publishing.open(str(tmp_path / "data"), kind="bytes"):
         pass

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from puller import UNKNOWN, Feed, Omitted, Replica
-from puller.errors import NotFound, TargetError, Untrusted, UsageError
+from puller.errors import NotFound, NotOurs, TargetError, Untrusted, UsageError
 from puller.wire.head import format_head, parse_head
 from tests.conftest import publisher
 from tests.conftest import puller as puller_command
@@ -146,9 +146,39 @@ def test_only_what_was_committed_can_be_acknowledged(data, tmp_path):
             feed.ack((1, 4))
         with pytest.raises(TargetError, match="another process"):
             Feed(str(data), state=state)
-    (tmp_path / "state").write_text("{")
-    with pytest.raises(TargetError, match="told anew"):
-        Feed(str(data), state=state)
+
+
+def test_what_is_no_state_file_is_left_alone(data, tmp_path):
+    other = tmp_path / "cfg.json"
+    for content in (b"[]", b"", b"{", b"\xff", b'{"format": 1, "name": "mine"}', b'{"mine": 1}'):
+        other.write_bytes(content)
+        with pytest.raises(
+            NotOurs, match=r"cfg.json is no state file of `puller changes`; nothing was told. Name another"
+        ):
+            Feed(str(data), state=str(other), follow=False)
+        assert not (tmp_path / "cfg.json.lock").exists()
+    with pytest.raises(NotOurs, match="is no state file"):
+        Feed(str(data), state=str(tmp_path), follow=False)
+    assert puller_command("changes", "--state", other, data, check=3).out == ""
+    assert other.read_bytes() == b'{"mine": 1}'
+
+
+def test_only_a_damaged_state_file_may_be_deleted(data, tmp_path):
+    state = tmp_path / "state"
+    with Feed(str(data), state=str(state), follow=False) as feed:
+        list(feed)
+        feed.ack()
+    whole = state.read_bytes()
+    for damaged, says in (
+        (whole[:-20], r"is damaged \(.*\); nothing was told. Delete it, and all records are told anew"),
+        (whole.replace(b'"format": 1', b'"format": 2'), "newer release of headwater; nothing was told. Upgrade"),
+    ):
+        state.write_bytes(damaged)
+        with pytest.raises(TargetError, match=says):
+            Feed(str(data), state=str(state), follow=False)
+    state.write_bytes(whole)
+    with Feed(str(data), state=str(state), follow=False) as feed:
+        assert list(feed) == []
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from puller.console import moment
 from puller.errors import TargetError
 from puller.follow.following import Follow, Following
 from puller.follow.hooks import Command, WebHook
@@ -30,6 +31,7 @@ from puller.follow.record import read
 from puller.pull import Options
 from puller.service.process import Service
 from puller.service.settings import Settings
+from puller.wire.head import parse_head
 from tests.buckets import free_port
 from tests.conftest import publisher, puller, tree
 from tests.hostile_host import Reply, files, head, hostile
@@ -272,19 +274,29 @@ def test_a_host_that_asks_to_be_left_alone_is_also_by_the_next_process(tmp_path,
                     assert host.paths() == ["HEAD"]
 
 
-def test_staleness_turns_the_job_red_and_the_data_stay(tmp_path, source):
-    clock = Clock()
+def test_staleness_turns_the_job_red_and_is_logged_once_and_the_data_stay(tmp_path, source, monkeypatch):
+    clock, logged = Clock(), []
     options = Options(max_staleness=7200)
     with following(tmp_path / "d", tmp_path / "copy", clock=clock, options=options) as one:
+        monkeypatch.setattr(one._log, "warning", lambda text, **_: logged.append(text))
         one.poll()
         assert one.job.problems() == []
+        since = moment(parse_head((tmp_path / "d/HEAD").read_bytes()).time + 7200)
         clock.time += 7300
-        one.poll()
-        assert one.job.problems() == ["what is held is stale: stale"]
+        for _ in range(2):
+            one.poll()
+        stale = f"what is held is stale since {since}: the newest HEAD that the host gave is older than --max-staleness"
+        assert one.job.problems() == [stale]
+        assert logged == [f"{tmp_path}/copy: {stale}"]
+        monkeypatch.setattr(one._log, "info", lambda text, **_: logged.append(text))
         change(source, a="2")
         clock.time = time.time()
-        one.poll()
+        for _ in range(2):
+            one.poll()
         assert one.job.problems() == []
+        assert [text for text in logged if "no longer stale" in text] == [
+            f"{tmp_path}/copy: what is held is no longer stale"
+        ]
 
 
 def test_a_local_edit_is_kept_and_told(tmp_path, source):
@@ -303,11 +315,25 @@ def test_a_local_edit_is_kept_and_told(tmp_path, source):
         assert tree(tmp_path / "copy") == tree(source)
 
 
+def test_metrics_count_rows_as_users_do(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"k": 1}\n{"k": 2}\n')
+    publisher("publish", tmp_path / "rows.jsonl", tmp_path / "d", "--key", "k")
+    with following(tmp_path / "d", tmp_path / "copy.jsonl") as one:
+        one.poll()
+        assert metric(one, "headwater_records") == 2
+
+
 def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
     """Told, with the exit code of a pull; what is only missing yet is waited for."""
     rows, dest = tmp_path / "rows.jsonl", tmp_path / "rows"
     rows.write_text('{"k": 1}\n')
     publisher("publish", rows, dest, "--key", "k")
+    with sqlite3.connect(tmp_path / "two.db") as db:
+        db.executescript(
+            "CREATE TABLE a (k INTEGER PRIMARY KEY); CREATE TABLE b (k INTEGER PRIMARY KEY); INSERT INTO a VALUES (1)"
+        )
+    db.close()
+    publisher("publish", tmp_path / "two.db", tmp_path / "two")
     (tmp_path / "others").mkdir()
     (tmp_path / "others/file").write_text("theirs")
     for status, told, *arguments in [
@@ -315,6 +341,7 @@ def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
         (2, "cannot tell what to make", dest, tmp_path / "c.txt"),
         (2, "cannot be kept in a folder", "--as", "folder", dest, tmp_path / "c"),
         (2, "has no table 'x'", "--table", "x", dest, tmp_path / "c.db"),
+        (2, "holds one table, not 2", tmp_path / "two", tmp_path / "c.csv"),
         (2, "not the folder of a dataset", rows, tmp_path / "c"),
         (3, "`puller pull --adopt --dry-run ", tmp_path / "d", tmp_path / "others"),
     ]:
@@ -331,7 +358,25 @@ def test_what_waiting_does_not_change_ends_it_at_once(tmp_path, source):
     config.write_text(config.read_text().replace("c.db", "c.txt").replace("atomic = true", ""))
     assert "cannot tell what to make" in puller("follow", "--config", config, check=2).err
     assert tree(tmp_path / "others") == {"file": ("f", b"theirs")}
-    assert not (tmp_path / "c.db").exists()
+    assert not [*tmp_path.glob("c.*")]
+
+
+def test_two_jobs_are_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("t1")
+    config = tmp_path / "follow.toml"
+
+    def told(*targets: str) -> str:
+        config.write_text("".join(f'[[follow]]\nurl = "{tmp_path}/none"\ntarget = "{target}"\n' for target in targets))
+        return puller("follow", "--config", config, check=2).err
+
+    for other in ("t1", "./t1", "t1/", f"{tmp_path}/t1", "link"):
+        assert "two jobs have the same target: " in told("t1", "t10", other)
+    for other in ("t1/a", "link/a.db"):
+        assert "two jobs have targets of which one is in the other: " in told(other, "t10", "t1")
+    two = "postgresql://u:secret@127.0.0.1:1/d", "postgresql://u:secret@127.0.0.1:1/d"
+    assert "secret" not in told(*two)
+    assert {*tmp_path.iterdir()} == {tmp_path / "link", config}
 
 
 def test_what_was_followed_before_is_not_given_up(tmp_path, source):

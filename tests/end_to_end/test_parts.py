@@ -248,7 +248,7 @@ def test_a_table_as_json_lines(tmp_path):
     source, dest, copy = tmp_path / "s.db", tmp_path / "d", tmp_path / "c.jsonl"
     shop(source)
     publisher("publish", "--unsigned", source, dest)
-    assert "choose one with --table" in puller("pull", dest, copy, check=1).err
+    assert "choose one with --table" in puller("pull", dest, copy, check=2).err
     puller("pull", "--table", "prices", dest, copy)
     assert [row["value"] for row in lines(copy)] == [value for _, _, value in rows(source, "prices")]
     puller("pull", "--table", "stock", dest, copy)

@@ -88,6 +88,9 @@ def test_a_job_is_red_until_it_succeeds_and_when_that_is_too_long_ago():
     assert job.failed("no host") == 1
     assert job.failed("no host") == 2
     assert job.problems() == ["has not succeeded yet: no host"]
+    job.mark("refused", "no host")
+    assert job.problems() == ["has not succeeded yet: no host"]
+    job.mark("refused", None)
     job.succeeded(30)
     assert job.ready
     assert job.problems() == []
