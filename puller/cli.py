@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until `run` begins: an import that is interrupted would be a traceback
-
 import click
 
 from puller.commands.changes import changes_command

@@ -354,7 +354,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
 sys.argv[1:] = ["status", "nowhere"]
-runpy.run_module(command + ".cli", run_name="__main__")
+runpy.run_module(command, run_name="__main__")
 """
 
 
