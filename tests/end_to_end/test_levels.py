@@ -87,7 +87,7 @@ def test_every_version_reaches_head_by_a_short_way(history, published):
         assert apply(states[version], merge([reader.diff(d) for d in way])) == states[VERSIONS]
 
 
-@pytest.mark.parametrize(("name", "median"), [("mixed", 1.2), ("inserts", 1.1)])
+@pytest.mark.parametrize(("name", "median"), [("mixed", 1.2), pytest.param("inserts", 1.1, marks=pytest.mark.slow)])
 def test_pullers_far_behind_fetch_little_more_than_one_absolute_diff_would_be(name, median):
     """Bars for random distances from random HEADs; `tests.benchmarks.behind` measures them over thousands of versions."""
     r = random.Random(2)

@@ -151,6 +151,7 @@ def test_a_slow_puller_of_a_live_dataset(tmp_path):
     check(*live(tmp_path, 6, 20_000_000), 6)
 
 
+@pytest.mark.slow
 def test_a_slow_puller_beside_garbage_collection(tmp_path):
     """It takes longer than versions are kept: what it began with is collected while it fetches."""
     check(*live(tmp_path, 6, 20_000_000, hours=3), 6, collected=True)
