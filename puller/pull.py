@@ -42,7 +42,7 @@ from puller.plan import Plan, Reason, Way, route
 from puller.progress import Progress, silent
 from puller.targets.base import Changes, State, Target
 from puller.tree import Reader
-from puller.trust import Pins, Staleness, stale_since, staleness
+from puller.trust import Pins, Staleness, staleness
 from puller.ways import CHANGES, Ways, read_diffs
 from puller.wire.head import Head
 from puller.wire.nodes import Diff, Value
@@ -436,19 +436,16 @@ class _Pull:
             notes=self.notes,
             pins=state.pins,
             met=self.judge.met,
-            **self._stale(state.seen[2], state.expires, state.behind, state.interval),
+            **_stale(state.staleness(int(self.now()), self.options.max_staleness)),
             parts=named(state.kind, state.parts),
         )
 
-    def _stale(self, time: int, expires: int | None, behind: int | None, interval: int) -> dict[str, Any]:
-        most = self.options.max_staleness
-        stale = staleness(int(self.now()), time, expires=expires, behind=behind, interval=interval, most=most)
-        if stale is None:
-            return {}
-        return {"stale": stale, "stale_since": stale_since(stale, time, expires=expires, behind=behind, most=most)}
-
     def _outcome(self, chosen: Plan, head: Head, extent: Extent, changes: Changes, after: State | None) -> Outcome:
         state, accepted = self.copy.state, self.judge.accepted
+        expires, most = accepted["expires"], self.options.max_staleness
+        stale = staleness(
+            int(self.now()), accepted["seen"][2], expires=expires, behind=None, interval=head.interval, most=most
+        )
         return Outcome(
             plan=chosen,
             dataset=head.name,
@@ -463,6 +460,11 @@ class _Pull:
             notes=self.notes,
             pins=accepted["pins"],
             met=self.judge.met,
-            **self._stale(accepted["seen"][2], accepted["expires"], None, head.interval),
+            **_stale(stale),
             parts=named(head.kind, extent.parts),
         )
+
+
+def _stale(found: tuple[Staleness, int] | None) -> dict[str, Any]:
+    """What an outcome says of that."""
+    return {} if found is None else {"stale": found[0], "stale_since": found[1]}

@@ -315,26 +315,17 @@ _BECAUSE = {
 
 def staleness(
     now: int, time: int, *, expires: int | None, behind: int | None, interval: int, most: int | None
-) -> Staleness | None:
-    """Whether the newest HEAD that was seen is too old, all in Unix seconds.
+) -> tuple[Staleness, int] | None:
+    """Why the newest HEAD that was seen is too old, and since when; None if it is not. All in Unix seconds.
 
     `time` is its own, `behind` is since when the host serves older ones, `most` how old it may be. The local clock is
     trusted for nothing but this.
     """
     if behind is not None and now - behind > max(LONGEST_LAG, 10 * interval):
-        return Staleness.OLDER_HEAD
+        return Staleness.OLDER_HEAD, behind
     if expires is not None and now > expires:
-        return Staleness.EXPIRED
-    return Staleness.STALE if most is not None and now - time > most else None
-
-
-def stale_since(stale: Staleness, time: int, *, expires: int | None, behind: int | None, most: int | None) -> int:
-    """Since when it is so, in Unix seconds; the arguments are those of `staleness`."""
-    if stale is Staleness.OLDER_HEAD:
-        return time if behind is None else behind
-    if stale is Staleness.EXPIRED:
-        return time if expires is None else expires
-    return time + (most or 0)
+        return Staleness.EXPIRED, expires
+    return (Staleness.STALE, time + most) if most is not None and now - time > most else None
 
 
 def identity(head: Head) -> str:

@@ -61,11 +61,7 @@ def how_stale(state: State, most: int | None) -> tuple[Staleness | None, int]:
     """Why what is held is stale now, and since when; None if it is not. `most`: of --max-staleness, in seconds."""
     import time
 
-    from puller.trust import stale_since, staleness
-
-    now, head, expires, behind = int(time.time()), state.seen[2], state.expires, state.behind
-    stale = staleness(now, head, expires=expires, behind=behind, interval=state.interval, most=most)
-    return stale, 0 if stale is None else stale_since(stale, head, expires=expires, behind=behind, most=most)
+    return state.staleness(int(time.time()), most) or (None, 0)
 
 
 def held(path: str, form: str | None) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ from puller.service.log import about
 from puller.service.process import Service
 from puller.targets import open_target
 from puller.targets.base import FollowerLock, State, Target
-from puller.trust import Staleness, stale_since, staleness
+from puller.trust import Staleness
 
 INTERVAL = 30
 """Seconds between polls before HEAD suggests something."""
@@ -302,26 +302,19 @@ class Following:
         state = self._poller.state
         if state is None:
             return
-        most = self.follow.options.max_staleness
-        stale = staleness(
-            int(self._now()),
-            state.seen[2],
-            expires=state.expires,
-            behind=state.behind,
-            interval=state.interval,
-            most=most,
-        )
-        if stale is None:
+        found = state.staleness(int(self._now()), self.follow.options.max_staleness)
+        if found is None:
             self.job.mark("stale", None)
             if self._stale is not None:
                 self._log.info(f"{self.follow.name}: what is held is no longer stale", target=self.follow.name)
+            self._stale = None
         else:
-            since = stale_since(stale, state.seen[2], expires=state.expires, behind=state.behind, most=most)
+            stale, since = found
             text = f"what is held is stale since {moment(since)}: {stale.because}"
             self.job.mark("stale", text)
             if stale is not self._stale:
                 self._log.warning(f"{self.follow.name}: {text}", target=self.follow.name, stale=stale)
-        self._stale = stale
+            self._stale = stale
 
     def _is_due(self, told: _Told) -> bool:
         """Whether a hook does not know yet what is held."""

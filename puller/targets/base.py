@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from puller.errors import Invalid, LocalEdits, Moved
-from puller.trust import Pins
+from puller.trust import Pins, Staleness, staleness
 from puller.wire.checksum import MODULUS, Hash, run_sum
 from puller.wire.nodes import Held, Large, Old, Run, Value, has_large
 from puller.wire.rows import MAX_ROW, MAX_SCHEMA
@@ -64,6 +64,10 @@ class State(msgspec.Struct, frozen=True):
     rests: dict[str, tuple[int, int]] = {}
     """Addresses that are to be left alone, and until when (`puller.mirrors.Health`)."""
     format: int = STATE_FORMAT
+
+    def staleness(self, now: int, most: int | None) -> tuple[Staleness, int] | None:
+        """Why what is held is stale `now`, and since when, as `puller.trust.staleness`; `most` is of --max-staleness."""
+        return staleness(now, self.seen[2], expires=self.expires, behind=self.behind, interval=self.interval, most=most)
 
     @property
     def position(self) -> tuple[int, int]:
