@@ -243,9 +243,8 @@ class TextRows:
         text = b"[[" + block + b"]]"
         convert = dict(self._convert)
         decode = self._decode
-        if (
-            self._floats and _NEGATIVE_ZERO.search(text) and b'"-0"' in text
-        ):  # which is read as an integer, without its sign
+        # "-0" is read as an integer, without its sign.
+        if self._floats and _NEGATIVE_ZERO.search(text) and b'"-0"' in text:
             decode = self._decode_exact
             convert |= dict.fromkeys(self._floats, float)
         try:

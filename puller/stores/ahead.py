@@ -162,9 +162,8 @@ class Ahead:
 
     def read_head(self) -> tuple[bytes, Token]:
         with self._changed:
-            while (
-                self._under_way
-            ):  # the store forgets now what was put over old files: no put of before may count as newer
+            # The store forgets now what was put over old files: no put of before may count as newer.
+            while self._under_way:
                 self._changed.wait()
             self._error = None
             self._puts = 0
