@@ -340,7 +340,7 @@ class Replica(_Ranges):
                 self._puller = None
 
     def _pull(self, on_change: Callable[[Change], object] | None, options: Options) -> Outcome:
-        with self._pulled(options, watched=on_change is not None) as (outcome, watch):
+        with ExitStack() as opened, self._pulled(options, opened, watched=on_change is not None) as (outcome, watch):
             if watch is not None and on_change is not None:
                 try:
                     for change in watch.changes(outcome.after):
@@ -351,8 +351,8 @@ class Replica(_Ranges):
             return outcome
 
     @contextmanager
-    def _pulled(self, options: Options, *, watched: bool) -> Iterator[tuple[Outcome, Watch | None]]:
-        """Pull; what it changed can be told until the end, where that was watched."""
+    def _pulled(self, options: Options, opened: ExitStack, *, watched: bool) -> Iterator[tuple[Outcome, Watch | None]]:
+        """Pull; what it changed can be told until the end, where that was watched. `opened` closes the target."""
         with ExitStack() as stack:
             self._health.notes.clear()
             fetcher = open_fetcher(self.url, self.mirrors, self._health)
@@ -363,7 +363,7 @@ class Replica(_Ranges):
                 outcome = pull(
                     self.url,
                     fetcher,
-                    lambda head: self._target(stack, head),
+                    lambda head: self._target(opened, head),
                     options,
                     watch=watch,
                     health=self._health,
@@ -374,14 +374,17 @@ class Replica(_Ranges):
 
     @contextmanager
     def pulled(self, *, watched: bool, allow_expired: bool = False) -> Iterator[tuple[Outcome, Watch | None]]:
-        """For `puller.replicafeed`: pull, while other pulls of this replica wait; they go on while changes are told."""
+        """For `puller.replicafeed`: pull, while other pulls of this replica wait; they go on while changes are told.
+
+        So do those of other processes: the target is let go, though a folder's changes can no more be told once it moved.
+        """
         with ExitStack() as stack:
-            with self._pulling:
+            with self._pulling, ExitStack() as opened:
                 self._for_reading()
                 options = Options(
                     trust=self._trust, secret=self._secret, allow_expired=allow_expired, parts=self._parts
                 )
-                found = stack.enter_context(self._pulled(options, watched=watched))
+                found = stack.enter_context(self._pulled(options, opened, watched=watched))
             yield found
 
     def feed(

@@ -319,6 +319,29 @@ def test_a_replica_tells_old_values_until_somebody_else_pulls_it(data, tmp_path)
         assert [(event.since, event.position) for event in feed] == [((1, 4), (1, 6))] * 2
 
 
+def test_a_folder_is_free_for_other_pulls_while_its_changes_are_told(tmp_path):
+    source, dest, copy = tmp_path / "s", tmp_path / "d", tmp_path / "copy"
+    source.mkdir()
+
+    def change(text):
+        (source / "a").write_text(text)
+        (source / "b").write_text(text)
+        publisher("publish", source, dest, "--unsigned")
+
+    change("1")
+    with Replica(str(dest), str(copy)) as replica, replica.feed(follow=False) as feed:
+        assert [event.type for event in feed] == ["reset", "change", "change", "commit"]
+        change("2")
+        assert next(feed).key == "a"
+        change("3")
+        with Replica(str(dest), str(copy)) as other:
+            assert other.pull().after == (1, 3)
+        rest = [*feed, *feed]  # what was under way, then what the other pull brought
+        assert rest[-1].position == (1, 3)
+        mirror = {event.key: event.new.content for event in rest if event.type == "change"}
+        assert mirror == {"a": b"3", "b": b"3"}
+
+
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "puller.cli", "changes", *map(str, arguments)],
